@@ -1,0 +1,19 @@
+"""What the experiment is made of: personas, variants and profiles, YAML files checked by pydantic."""
+
+from steer_pipeline.catalogue.loading import (
+    CatalogueError,
+    load_personas,
+    load_profile,
+    load_variants,
+)
+from steer_pipeline.catalogue.models import Persona, Profile, VariantSpec
+
+__all__ = [
+    "CatalogueError",
+    "Persona",
+    "Profile",
+    "VariantSpec",
+    "load_personas",
+    "load_profile",
+    "load_variants",
+]

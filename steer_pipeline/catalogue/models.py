@@ -1,0 +1,255 @@
+"""The catalogue's schema. Every field is documented here and nowhere else.
+
+Doses come in three units and always say which: `alpha` (absolute length added to the residual
+stream), `fraction` (of the mean residual norm at the site) and `recommended` (a multiple of the dose
+that `dose_curve` recommends for the persona).
+"""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+NAME = r"^[a-z0-9][a-z0-9_]*$"
+Name = Annotated[str, Field(pattern=NAME)]
+
+
+class Strict(BaseModel):
+    """Frozen, and an unknown field is an error: a typo in YAML must not pass silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --------------------------------------------------------------------------------------- personas
+
+
+class Pole(Strict):
+    """One end of a persona: how it is asked for and how it is recognised."""
+
+    name: Name = Field(description="What a reader calls this pole, e.g. `paranoid` or `trusting`.")
+    instructions: list[str] = Field(
+        min_length=1, description="System turns that ask for this pole, in different words."
+    )
+    lexicon: list[str] = Field(
+        default_factory=list,
+        description="Marker words and phrases; matched case-insensitively at word boundaries.",
+    )
+
+
+class ImportedVector(Strict):
+    """Where a persona's vector comes from when it is imported and not computed."""
+
+    format: Literal["janus", "gguf", "persona_vectors", "chatspace"]
+    path: str = Field(description="File in that format; relative paths start at the project root.")
+    block: int | None = Field(default=None, description="Block index, where the format does not say.")
+    made_with: Literal["torch", "mlx"] = Field(
+        default="torch", description="Back end that built it: Janus MLX files mislabel their layer."
+    )
+
+
+class Persona(Strict):
+    """One direction of study: an axis with two poles, a trait, or a role."""
+
+    name: Name
+    kind: Literal["axis", "trait", "role"]
+    summary: str = Field(description="One line for the UI.")
+    positive: Pole
+    negative: Pole
+    questions: list[str] = Field(default_factory=list, description="Persona-specific questions.")
+    judge_rubric: str = Field(
+        default="", description="Judge prompt with `{question}` and `{answer}`; trait 0-100, role 0-3."
+    )
+    vector: ImportedVector | Literal["computed"] = Field(
+        default="computed", description="`computed`, or where to import the vector from."
+    )
+
+    @field_validator("judge_rubric")
+    @classmethod
+    def _rubric_has_fields(cls, value: str) -> str:
+        if value and not {"{question}", "{answer}"} <= set(re.findall(r"\{\w+\}", value)):
+            raise ValueError("must contain {question} and {answer}")
+        return value
+
+
+# --------------------------------------------------------------------------------------- variants
+
+
+class Dose(Strict):
+    """Exactly one of three units."""
+
+    recommended: float | None = Field(
+        default=None, description="Multiple of the recommended dose; negative steers to the other pole."
+    )
+    fraction: float | None = Field(default=None, description="Fraction of the mean residual norm at the site.")
+    alpha: float | None = Field(default=None, description="Absolute length of the added vector.")
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        given = [name for name in ("recommended", "fraction", "alpha") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of recommended, fraction, alpha; got {given or 'none'}")
+        return self
+
+
+class VariantTerm(Strict):
+    """A vector at a site with a dose. `random` is a seeded random direction of the same norm and site."""
+
+    persona: Name
+    dose: Dose
+    block: int | float | None = Field(
+        default=None,
+        description="Block index (negative counts from the end, a float is a fraction of depth); "
+        "default: the block that dose_curve recommends.",
+    )
+    direction: Literal["persona", "random"] = "persona"
+
+
+class VariantSpec(Strict):
+    """One way of rewriting every row."""
+
+    name: Name
+    role: Literal["base", "steered", "control"]
+    summary: str
+    terms: list[VariantTerm] = Field(default_factory=list)
+    scope: Literal["all", "generated"] = Field(
+        default="all", description="Steer every position, or only generated tokens."
+    )
+    stream: str | None = Field(
+        default=None,
+        description="Name of the random stream; variants that share one draw the same numbers. "
+        "Default: the variant's own name.",
+    )
+    prompted_by: Name | None = Field(
+        default=None, description="Prompt-only arm: this persona's positive instruction as system turn."
+    )
+    targets: dict[Name, Literal["up", "down"]] = Field(
+        default_factory=dict, description="Persona -> direction in which its trait score must move."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.role == "base" and (self.terms or self.prompted_by):
+            raise ValueError("the base variant is not steered and not prompted")
+        if self.role == "steered" and not self.terms:
+            raise ValueError("a steered variant needs at least one term")
+        return self
+
+
+# --------------------------------------------------------------------------------------- profiles
+
+
+class ModelSpec(Strict):
+    """Which language model, and how it is loaded."""
+
+    path: str = Field(description="Hub id or directory; a relative directory starts at the project root.")
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    backend: Literal["torch", "mlx"] = "torch"
+    adapter: str | None = Field(default=None, description="PEFT adapter directory on top.")
+    chat_template: bool = Field(default=True, description="False: raw prompts, as Janus had them.")
+    batch_tokens: int = Field(default=16384, ge=1, description="Token budget of one generation batch.")
+
+
+class NewsSource(Strict):
+    """Where news comes from."""
+
+    kind: Literal["sample", "files", "directory", "hub"] = "sample"
+    path: str | None = Field(default=None, description="JSONL/Parquet path or glob, directory, or hub id.")
+    split: str = "train"
+    limit: int | None = Field(default=None, ge=1, description="First N parseable rows.")
+    min_chars: int = Field(default=0, ge=0, description="Rows with shorter text are quarantined.")
+
+
+class CorpusSpec(Strict):
+    source: NewsSource = NewsSource()
+    max_tokens: int = Field(default=380, ge=8, description="Cap of truncated_news, in model tokens.")
+    language: str = Field(default="en", description="Language of the sentence segmenter.")
+    near_duplicate_threshold: float = Field(default=0.8, gt=0, le=1, description="Jaccard of word shingles.")
+
+
+class SamplingSpec(Strict):
+    """Decoding settings; identical for base, variants and controls."""
+
+    temperature: float = Field(default=0.6, ge=0, description="0 is greedy.")
+    top_k: int = Field(default=0, ge=0, description="0: off.")
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, lt=1)
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    no_repeat_ngram: int = Field(default=0, ge=0, description="0: off.")
+    penalty_scope: Literal["generated", "prompt_and_generated"] = "generated"
+    max_new_tokens: int = Field(default=96, ge=1)
+    seed: int = 20
+
+
+class ContrastSpec(Strict):
+    contexts: Literal["news", "general"] = Field(
+        default="general", description="`news`: rewrite prompts over corpus rows; `general`: our own contexts."
+    )
+    n_contexts: int = Field(default=256, ge=8)
+    max_new_tokens: int = Field(default=64, ge=1)
+    temperature: float = Field(default=0.7, ge=0)
+    seed: int = 11
+
+
+class VectorSpec(Strict):
+    method: Literal["mean_difference", "pca"] = "mean_difference"
+    readout: Literal["response_tokens", "last_prompt_token"] = "response_tokens"
+    held_out_fraction: float = Field(default=0.25, gt=0, lt=1)
+    seed: int = 12
+
+
+class DoseSpec(Strict):
+    """The sweep of dose_curve: blocks x dose fractions, on held-out rows."""
+
+    blocks: list[int | float] = Field(
+        default=[0.4, 0.5, 0.6], description="Block indices, or fractions of depth."
+    )
+    fractions: list[float] = Field(default=[-0.4, -0.2, 0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 1.2])
+    n_rows: int = Field(default=24, ge=4)
+    max_kl_nats: float = Field(default=4.0, gt=0, description="Coherent: mean KL to base per token below this.")
+    max_suspect_rate: float = Field(default=0.05, ge=0, le=1)
+    min_facts_kept: float = Field(default=0.0, ge=0, le=1)
+    seed: int = 13
+
+
+class RewriteSpec(Strict):
+    system: str | None = Field(default=None, description="Neutral system turn; none: no system turn.")
+    prompt: str = Field(default="Rewrite: {text}", description="User turn (or raw prompt); has {text}.")
+    pilot_rows: int = Field(default=50, ge=1)
+    full_rows: int = Field(default=1000, ge=1)
+    sampling: SamplingSpec = SamplingSpec()
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_text(cls, value: str) -> str:
+        if "{text}" not in value:
+            raise ValueError("must contain {text}")
+        return value
+
+
+class GateSpec(Strict):
+    """Thresholds of the release gates."""
+
+    max_suspect_rate: float = Field(default=0.01, ge=0, le=1)
+    alpha: float = Field(default=0.05, gt=0, lt=1, description="Level of the paired test against base_resample.")
+    min_kept_fraction: float = Field(default=0.5, ge=0, le=1)
+
+
+class Profile(Strict):
+    """One model, one corpus, one set of sizes and doses: what `STEER_PROFILE` names."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+    summary: str
+    model: ModelSpec
+    corpus: CorpusSpec = CorpusSpec()
+    contrast: ContrastSpec = ContrastSpec()
+    vector: VectorSpec = VectorSpec()
+    dose: DoseSpec = DoseSpec()
+    rewrites: RewriteSpec = RewriteSpec()
+    gates: GateSpec = GateSpec()
+    variants: dict[Name, list[VariantTerm]] = Field(
+        default_factory=dict, description="Terms that replace those of variants.yaml for this profile."
+    )

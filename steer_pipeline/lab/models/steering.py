@@ -1,0 +1,61 @@
+"""What is added to the residual stream, where and how much: plain values, no torch.
+
+A site is the output of one decoder block. Blocks count from 0; `hidden_states[k + 1]` of transformers is
+the output of block k, except that the last entry is taken after the final norm, which is why collection
+uses hooks and not that tuple.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Site:
+    """The output of decoder block `block`, 0-based from the embedding."""
+
+    block: int
+    kind: str = "output"
+
+
+def resolve_site(reference: int | float, n_blocks: int) -> Site:
+    """A canonical site from an index (negative counts from the end) or a fraction of depth in [0, 1).
+
+    Raises:
+        ValueError: the reference is outside the model.
+    """
+    index = int(reference * n_blocks) if isinstance(reference, float) else reference
+    block = index + n_blocks if index < 0 else index
+    if not 0 <= block < n_blocks or (isinstance(reference, float) and not 0 <= reference < 1):
+        raise ValueError(f"block {reference!r} is outside a model of {n_blocks} blocks")
+    return Site(block)
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringTerm:
+    """`alpha * unit` is added at `site`.
+
+    Attributes:
+        name: persona, or `random:<persona>`; for messages and provenance.
+        unit: fp32 [hidden], Euclidean norm 1.
+        alpha: dose as a length in the residual stream; negative steers to the other pole.
+        dose_fraction: alpha over the mean residual norm at the site, where known.
+        version: content hash of the vector artefact.
+    """
+
+    name: str
+    unit: np.ndarray
+    site: Site
+    alpha: float
+    dose_fraction: float | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringPlan:
+    """The terms of one variant; they add up. No terms: the model as it is."""
+
+    variant: str
+    terms: tuple[SteeringTerm, ...] = ()
+    scope: str = "all"  # "all" positions, or "generated" only
+    stream: str | None = None  # name of the random stream; None: the variant's name
