@@ -1,0 +1,122 @@
+"""Whole tables of the corpus stage, written batch by batch.
+
+In: a corpus spec or the rows of `cc_news`, and an empty folder. Out: lazy frames over Parquet parts in that
+folder, and counts. Memory is bounded by one batch and the duplicate index; the folder must outlive the frames.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from steer_pipeline.catalogue.models import CorpusSpec
+from steer_pipeline.lab.corpus.duplicates import DuplicateFinder
+from steer_pipeline.lab.corpus.sources import QUARANTINE_SCHEMA, ROW_SCHEMA, read_news
+from steer_pipeline.lab.corpus.truncation import TRUNCATED_SCHEMA, truncate_news
+
+MARKED_SCHEMA = pl.Schema({**ROW_SCHEMA, "duplicate_of": pl.String})
+NEWS_SCHEMA = pl.Schema({**MARKED_SCHEMA, "near_duplicate_of": pl.String})
+DROPPED_SCHEMA = pl.Schema({"row_id": pl.String, "source_index": pl.Int64, "reason": pl.String})
+BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class NewsSnapshot:
+    """A source as read: `rows` (`NEWS_SCHEMA`), `quarantine`, and how many of each kind.
+
+    Attributes:
+        reasons: quarantined lines by reason, without its details.
+    """
+
+    rows: pl.LazyFrame
+    quarantine: pl.LazyFrame
+    n_rows: int
+    n_quarantined: int
+    n_duplicates: int
+    n_near_duplicates: int
+    reasons: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """The originals cut to the cap (`TRUNCATED_SCHEMA`) and those left out (`DROPPED_SCHEMA`)."""
+
+    rows: pl.LazyFrame
+    dropped: pl.LazyFrame
+    n_rows: int
+    n_dropped: int
+    n_cut: int
+
+
+def originals(news: pl.LazyFrame) -> pl.LazyFrame:
+    """The rows of `cc_news` that repeat no earlier row, not even nearly."""
+    return news.filter(pl.col("duplicate_of").is_null() & pl.col("near_duplicate_of").is_null())
+
+
+def snapshot_news(spec: CorpusSpec, home: Path, folder: Path) -> NewsSnapshot:
+    """Reads `spec.source` into Parquet parts under `folder` and marks duplicates.
+
+    Raises:
+        SourceError: the source cannot be read (see `read_news`).
+    """
+    finder = DuplicateFinder(spec.near_duplicate_threshold)
+    rows, quarantine = (
+        _Parts(folder / "rows", MARKED_SCHEMA),
+        _Parts(folder / "quarantine", QUARANTINE_SCHEMA),
+    )
+    reasons: Counter[str] = Counter()
+    n_duplicates = 0
+    for batch in read_news(spec.source, home):
+        marked = finder.add(batch.rows)
+        rows.add(marked)
+        quarantine.add(batch.quarantine)
+        n_duplicates += marked.height - marked["duplicate_of"].null_count()
+        reasons.update(reason.partition(":")[0] for reason in batch.quarantine["reason"])
+    near = finder.near_duplicates()
+    return NewsSnapshot(
+        rows.scan().join(near.lazy(), on="source_index", how="left", maintain_order="left"),
+        quarantine.scan(),
+        rows.height,
+        quarantine.height,
+        n_duplicates,
+        near.height,
+        dict(reasons.most_common()),
+    )
+
+
+def snapshot_truncated(news: pl.LazyFrame, tokenizer: Any, spec: CorpusSpec, folder: Path) -> Truncation:
+    """Truncates the originals of `cc_news` into Parquet parts under `folder`, in order.
+
+    A row without a whole sentence within the cap is left out, with the reason in `dropped`.
+    """
+    rows, dropped = _Parts(folder / "rows", TRUNCATED_SCHEMA), _Parts(folder / "dropped", DROPPED_SCHEMA)
+    n_cut = 0
+    batches = originals(news).collect_batches(chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming")
+    for batch in batches:
+        cut = truncate_news(batch, tokenizer, spec.max_tokens, spec.language)
+        kept = cut.filter("ends_on_sentence")
+        n_cut += int(kept["was_cut"].sum())
+        rows.add(kept)
+        reason = pl.lit(f"no whole sentence within {spec.max_tokens} tokens").alias("reason")
+        dropped.add(cut.filter(~pl.col("ends_on_sentence")).select("row_id", "source_index", reason))
+    return Truncation(rows.scan(), dropped.scan(), rows.height, dropped.height, n_cut)
+
+
+class _Parts:
+    """A table in numbered Parquet files, written in order."""
+
+    def __init__(self, folder: Path, schema: pl.Schema) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.schema = folder, schema
+        self.height = self.count = 0
+
+    def add(self, rows: pl.DataFrame) -> None:
+        if rows.height:
+            rows.write_parquet(self.folder / f"{self.count:08d}.parquet")
+            self.height += rows.height
+            self.count += 1
+
+    def scan(self) -> pl.LazyFrame:
+        return pl.scan_parquet(self.folder / "*.parquet") if self.count else pl.LazyFrame(schema=self.schema)
