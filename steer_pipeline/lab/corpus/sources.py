@@ -213,7 +213,7 @@ def _json_lines(path: Path, name: str) -> Iterator[_Line]:
                         pass
                     yield _Line(name, number, None, f"long line: over {MAX_LINE_BYTES} bytes", excerpt)
                 elif raw.strip():
-                    yield _parse(raw, name, number)
+                    yield _parse(raw.rstrip(b"\r\n"), name, number)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise SourceError(f"{path}: damaged after line {number}: {error}; download the file again") from error
 

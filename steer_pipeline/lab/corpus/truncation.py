@@ -37,7 +37,8 @@ TRUNCATED_SCHEMA = pl.Schema(
 
 _TERMINATORS = ".!?…‼⁇⁈⁉。．！？｡।॥؟۔።፧։՞။"
 _UNSPACED = "。．！？｡"  # after these the next sentence may follow without white space
-_CLOSERS = "\"'”’»›)]}」』）"
+_QUOTES = "\"'”’»›"
+_CLOSERS = _QUOTES + ")]}」』）"
 _PAIRS = {"(": ")", "[": "]", "“": "”", "«": "»", "「": "」", "『": "』", "（": "）"}
 _MARKS = re.compile(f'["{re.escape("".join([*_PAIRS, *_PAIRS.values()]))}]')
 _END = re.compile(f"[{re.escape(_TERMINATORS)}][{re.escape(_CLOSERS)}]*\\Z")
@@ -58,17 +59,25 @@ _UNSURE = re.compile(
     r"Colo|Conn|Del|Fla|Ga|Ill|Ind|Kan|Ky|La|Md|Mass|Mich|Minn|Miss|Mo|Mont|Neb|Nev|Okla|Ore|Pa|Tenn|Tex|Va|Vt|"
     r"Wash|Wis|Wyo|[Nn]os?|al|etc|est|[Dd]ept)\.\Z"
 )
-_STARTER = re.compile(
-    r"(?:A|About|According|Additionally|After|All|Also|Although|Among|An|And|Another|Any|Are|As|At|"
-    r"Because|Before|Both|But|By|Can|Despite|Did|Do|Does|During|Each|Earlier|Either|Even|Every|Few|"
-    r"Finally|First|For|Former|From|Further|He|Her|Here|Hers|His|How|However|I|If|In|Instead|Is|It|"
-    r"Its|Just|Last|Late|Later|Like|Many|Maybe|Meanwhile|More|Moreover|Most|Much|My|Neither|"
-    r"Nevertheless|No|Nobody|None|Nor|Not|Nothing|Now|Of|Officials|On|Once|One|Only|Or|Other|Others|"
-    r"Our|Over|People|Perhaps|Police|Previously|Recent|Recently|Several|She|Since|So|Some|Still|Such|"
-    r"Than|That|The|Their|Then|There|These|They|Things|This|Those|Though|Three|Through|Thus|To|Two|"
-    r"Under|Unlike|Until|Up|Was|We|Were|What|When|Where|Whether|Which|While|Who|Why|Will|With|Within|"
-    r"Without|Would|Yet|You|Your)\Z"
+_STARTERS = (
+    "A|About|According|Additionally|After|All|Also|Although|Among|An|And|Another|Any|Are|As|At|"
+    "Because|Before|Both|But|By|Can|Despite|Did|Do|Does|During|Each|Earlier|Either|Even|Every|Few|"
+    "Finally|First|For|Former|From|Further|He|Her|Here|Hers|His|How|However|I|If|In|Instead|Is|It|"
+    "Its|Just|Last|Late|Later|Like|Many|Maybe|Meanwhile|More|Moreover|Most|Much|My|Neither|"
+    "Nevertheless|No|Nobody|None|Nor|Not|Nothing|Now|Of|Officials|On|Once|One|Only|Or|Other|Others|"
+    "Our|Over|People|Perhaps|Police|Previously|Recent|Recently|Several|She|Since|So|Some|Still|Such|"
+    "Than|That|The|Their|Then|There|These|They|Things|This|Those|Though|Three|Through|Thus|To|Two|"
+    "Under|Unlike|Until|Up|Was|We|Were|What|When|Where|Whether|Which|While|Who|Why|Will|With|Within|"
+    "Without|Would|Yet|You|Your"
 )
+_STARTER = re.compile(f"(?:{_STARTERS})\\Z")
+# In other languages, whose lists in pysbd have gaps ("Sr.", "Mme."), a short capitalised word is in doubt.
+_SHORT_CAPITALISED = re.compile(r"(?<![\w.])(?=[^\W\d_]+\.\Z)[^\W\da-z_]\w{0,3}\.\Z")
+# '"Stop!" Smith said.' goes on after the quotation; '"Why?" He left.' does not.
+_ASKED = re.compile(f"[!?][{re.escape(_QUOTES)}]+\\Z")
+# An end beyond doubt: splitting here first keeps the pieces that pysbd sees short, as its time grows faster.
+_SURE_END = re.compile(f"(?<=[a-z]{{5}}[.!?])(?= (?:{_STARTERS})\\b)")
+_QUOTATION_END = re.compile(f'[{re.escape(_TERMINATORS)}][{re.escape(_CLOSERS)}]+(?=\\s+["“‘«(\\[])')
 _PARAGRAPH = re.compile(r"[^\s][^\n]*")
 _INNER_END = re.compile(f"[{re.escape(_TERMINATORS)}][{re.escape(_CLOSERS)}]*(?=\\s)|[{_UNSPACED}]")
 _CLOSING = re.compile(f"[{re.escape(_CLOSERS)}]*")
@@ -97,11 +106,7 @@ def truncate_news(rows: pl.DataFrame, tokenizer: Any, max_tokens: int, language:
     texts = [text.strip() for text in rows["text"]]
     full = _encode(tokenizer, texts)
     n_full = [len(ids) for ids in full]
-    # Characters that the first max_tokens tokens cover: about right, and where the search starts.
-    reach = [
-        len(text) if len(ids) <= max_tokens else len(tokenizer.decode(ids[:max_tokens]))
-        for text, ids in zip(texts, full, strict=True)
-    ]
+    reach = [_reach(tokenizer, text, ids, max_tokens) for text, ids in zip(texts, full, strict=True)]
     ends = [
         sentence_ends(text, language, near + CONTEXT_CHARS) for text, near in zip(texts, reach, strict=True)
     ]
@@ -124,6 +129,14 @@ def truncate_news(rows: pl.DataFrame, tokenizer: Any, max_tokens: int, language:
         pl.Series("was_cut", [end < len(t) for t, end in zip(texts, cuts, strict=True)], dtype=pl.Boolean),
         pl.Series("ends_on_sentence", [n > 0 for n in n_sentences], dtype=pl.Boolean),
     ).select(TRUNCATED_SCHEMA.names())
+
+
+def _reach(tokenizer: Any, text: str, ids: list[int], max_tokens: int) -> int:
+    """Characters that the first `max_tokens` tokens cover; all of them where decoding does not give the text."""
+    if len(ids) <= max_tokens:
+        return len(text)
+    start = tokenizer.decode(ids[:max_tokens], clean_up_tokenization_spaces=False)
+    return len(start) if text.startswith(start[:-4]) else len(text)  # its last character may be torn
 
 
 def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -198,7 +211,6 @@ def sentence_ends(text: str, language: str = "en", limit: int | None = None) -> 
     Raises:
         ValueError: pysbd does not know the language.
     """
-    segmenter = _segmenter(language)
     seen = _WRAP.sub(" ", text.translate(_RESERVED))  # as long as text, like everything made from it
     stop = len(text) if limit is None else min(limit, len(text))
     ends: list[int] = []
@@ -209,9 +221,8 @@ def sentence_ends(text: str, language: str = "en", limit: int | None = None) -> 
         paragraph = match.group().rstrip()
         enclosed, paragraph = _enclosed(paragraph)
         part = paragraph[: stop - start]
-        for end in sorted(_proposals(segmenter, part, whole=len(part) == len(paragraph))):
-            inside = any(opened < end <= closed for opened, closed in enclosed)
-            if not inside and _is_end(text, start + end, language):
+        for end in sorted(_proposals(part, enclosed, len(part) == len(paragraph), language)):
+            if not _inside(end, enclosed) and _is_end(text, start + end, language):
                 ends.append(start + end)
     return ends
 
@@ -263,15 +274,29 @@ def _opens(paragraph: str, at: int) -> bool:
     return (before.isspace() or before in "([{-—–“‘'") and bool(after) and not after.isspace()
 
 
-def _proposals(segmenter: pysbd.Segmenter, part: str, whole: bool) -> set[int]:
-    """Where pysbd ends sentences, moved behind closing marks; the end of a `whole` paragraph always counts."""
-    found = {len(part)} if whole else set()
-    if _INNER_END.search(part):
-        for span in segmenter.segment(part):
-            if span.end < len(part):
-                end = len(part[: span.end].rstrip())
-                found.add(end + len(_CLOSING.match(part, end).group()))  # type: ignore[union-attr]
+def _proposals(part: str, enclosed: list[tuple[int, int]], whole: bool, language: str) -> set[int]:
+    """Where sentences may end: pysbd's ends, behind closing marks, and the end of a `whole` paragraph."""
+    segmenter = _segmenter(language)
+    ends = {len(part)} if whole else set()
+    for pattern in (_QUOTATION_END, _SURE_END) if language == "en" else (_QUOTATION_END,):
+        ends |= {m.end() for m in pattern.finditer(part) if not _inside(m.end(), enclosed)}
+    found = set(ends)
+    start = 0
+    for stop in sorted(ends | {len(part)}):
+        piece = part[start:stop]
+        at = 0
+        # Not through char_span: that compiles a pattern for each sentence, which doubles the time.
+        for sentence in segmenter.processor(piece).process() if _INNER_END.search(piece) else ():
+            place = piece.find(sentence.strip(), at)
+            if place >= 0:
+                at = place + len(sentence.strip())
+                found.add(start + at + len(_CLOSING.match(piece, at).group()))  # type: ignore[union-attr]
+        start = stop
     return found
+
+
+def _inside(end: int, enclosed: list[tuple[int, int]]) -> bool:
+    return any(opened < end <= closed for opened, closed in enclosed)
 
 
 def _is_end(text: str, end: int, language: str) -> bool:
@@ -285,9 +310,11 @@ def _is_end(text: str, end: int, language: str) -> bool:
     word = _NEXT_WORD.match(text, end).group(1)  # type: ignore[union-attr]
     if word[:1].islower():
         return False
-    if language == "en":
-        if _TITLE.search(tail):
-            return False
-        if _UNSURE.search(tail) and following and not _BLANK_LINE.match(text, end):
-            return bool(_STARTER.match(word))
+    open_ended = following and not _BLANK_LINE.match(text, end)
+    if language != "en":
+        return not (open_ended and _SHORT_CAPITALISED.search(tail))
+    if _TITLE.search(tail):
+        return False
+    if open_ended and (_UNSURE.search(tail) or _ASKED.search(tail)):
+        return bool(_STARTER.match(word))
     return True
