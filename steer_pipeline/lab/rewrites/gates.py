@@ -1,0 +1,250 @@
+"""What must hold of a rewrite pack before it may be released: six gates, each a pure function.
+
+In: the pack as a frame, the rows that it must cover, base and its resample. Out: a `Verdict` with a
+sentence that names rows and fields, and the numbers behind it. A pack that is broken in one respect is
+still judged in the others; a gate that cannot be judged has failed. Knows nothing of stores or runs.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+from pydantic import ValidationError
+
+from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, RewriteRow
+from steer_pipeline.lab.quality import OUR_RULES, multiset_jaccard
+from steer_pipeline.lab.stats import paired_difference, sign_flip_test
+
+ROW_COUNT = "row_count_is_right"
+SCHEMA = "schema_is_valid"
+UNIQUE = "rows_are_unique"
+ALIGNED = "index_is_aligned_with_base"
+SUSPECTS = "suspect_rate_is_low"
+DIFFERS = "differs_from_base"
+GATES = {
+    ROW_COUNT: "One row for each of the first N news items of the requested size.",
+    SCHEMA: "Every row is a valid `RewriteRow`; a broken one is named with its field.",
+    UNIQUE: "No row id and no source index occurs twice.",
+    ALIGNED: "The same news items as base, with the same source index.",
+    SUSPECTS: "At most the profile's share of rows trips one of the pipeline's suspect rules.",
+    DIFFERS: "The rewrites differ from base more than base's resample does (paired sign-flip test).",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One gate's answer. `blocking` is False where the gate only informs about this variant."""
+
+    gate: str
+    passed: bool
+    message: str
+    blocking: bool = True
+    numbers: dict[str, float | int] = field(default_factory=dict)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def stops_release(self) -> bool:
+        return self.blocking and not self.passed
+
+
+def judge(
+    pack: pl.DataFrame,
+    *,
+    expected_rows: int,
+    base: pl.DataFrame,
+    resample: pl.DataFrame,
+    suspects: Sequence[Sequence[str]],
+    role: str,
+    max_suspect_rate: float,
+    level: float,
+    seed: int,
+) -> list[Verdict]:
+    """All gates, in the order of `GATES`; arguments as those of the single gates."""
+    return [
+        row_count(pack, expected_rows),
+        schema(pack),
+        no_duplicates(pack),
+        aligned(pack, base),
+        suspect_rate(pack, suspects, max_suspect_rate),
+        differs(pack, base, resample, role=role, level=level, seed=seed),
+    ]
+
+
+def row_count(pack: pl.DataFrame, expected: int) -> Verdict:
+    """`expected` is the profile's size, or the corpus where that is smaller."""
+    passed = pack.height == expected
+    message = f"{pack.height} rows" if passed else f"{pack.height} rows, expected {expected}"
+    return Verdict(ROW_COUNT, passed, message, numbers={"rows": pack.height, "expected_rows": expected})
+
+
+def schema(pack: pl.DataFrame) -> Verdict:
+    """Columns and types against `REWRITE_SCHEMA`, then each row against `RewriteRow`.
+
+    A `personas` column that arrives as text is read as JSON, so that a torn record is named by its row.
+    """
+    problems = [f"column {name} is missing" for name in REWRITE_SCHEMA if name not in pack.columns]
+    problems += [f"column {name} is not in the schema" for name in pack.columns if name not in REWRITE_SCHEMA]
+    for name, wanted in REWRITE_SCHEMA.items():
+        found = pack.schema.get(name)
+        if found is not None and found != wanted and not (name == "personas" and found == pl.String):
+            problems.append(f"column {name} is {found}, expected {wanted}")
+    bad_rows = 0
+    for number, row in enumerate(pack.iter_rows(named=True)):
+        errors = _row_errors(row)
+        bad_rows += bool(errors)
+        problems += [f"row {number} (row_id {row.get('row_id')}), {error}" for error in errors]
+    message = "every row is valid" if not problems else _listing(problems)
+    return Verdict(
+        SCHEMA,
+        not problems,
+        message,
+        numbers={"invalid_rows": bad_rows},
+        examples=[{"problem": problem} for problem in problems[:5]],
+    )
+
+
+def no_duplicates(pack: pl.DataFrame) -> Verdict:
+    problems = []
+    surplus = 0
+    for name in ("row_id", "source_index"):
+        if name not in pack.columns:
+            return _unjudged(UNIQUE, name)
+        repeated = pack.group_by(name).len().filter(pl.col("len") > 1).sort(name)
+        surplus = max(surplus, int((repeated["len"] - 1).sum()))
+        problems += [f"{name} {key} occurs {count} times" for key, count in repeated.iter_rows()]
+    message = "every row occurs once" if not problems else _listing(problems)
+    return Verdict(UNIQUE, not problems, message, numbers={"duplicated_rows": surplus})
+
+
+def aligned(pack: pl.DataFrame, base: pl.DataFrame) -> Verdict:
+    """The pack's (row_id, source_index) pairs are exactly base's."""
+    keys = ["row_id", "source_index"]
+    if lacking := [name for name in keys if name not in pack.columns]:
+        return _unjudged(ALIGNED, lacking[0])
+    mine, theirs = set(pack.select(keys).iter_rows()), set(base.select(keys).iter_rows())
+    absent, extra = sorted(theirs - mine, key=_by_index), sorted(mine - theirs, key=_by_index)
+    problems = [f"row_id {row} (source_index {index}) of base is missing" for row, index in absent]
+    problems += [f"row_id {row} (source_index {index}) is not in base" for row, index in extra]
+    message = f"the {len(theirs)} rows of base" if not problems else _listing(problems)
+    numbers = {"missing_rows": len(absent), "extra_rows": len(extra)}
+    return Verdict(ALIGNED, not problems, message, numbers=numbers)
+
+
+def suspect_rate(pack: pl.DataFrame, suspects: Sequence[Sequence[str]], limit: float) -> Verdict:
+    """`suspects[i]` holds the names of the rules that row i trips.
+
+    The rate counts rows that trip a rule of ours; Janus's patterns are counted beside it, for comparison.
+    """
+    if "output" not in pack.columns:
+        return _unjudged(SUSPECTS, "output")
+    counts = Counter(rule for rules in suspects for rule in rules)
+    flagged = [i for i, rules in enumerate(suspects) if is_suspect(rules)]
+    rate = len(flagged) / max(pack.height, 1)
+    passed = pack.height > 0 and rate <= limit
+    per_rule = ", ".join(f"{rule} {count}" for rule, count in counts.most_common())
+    message = f"{rate:.2%} of {pack.height} rows are suspect, limit {limit:.2%}"
+    examples = [
+        {
+            "row_id": pack["row_id"][i] if "row_id" in pack.columns else str(i),
+            "rules": ", ".join(suspects[i]),
+            "output": (pack["output"][i] or "")[:160],
+        }
+        for i in flagged[:3]
+    ]
+    janus = sum(any(rule not in OUR_RULES for rule in rules) for rules in suspects)
+    numbers: dict[str, float | int] = {
+        "suspect_rate": rate,
+        "suspect_rows": len(flagged),
+        "suspect_rate_janus": janus / max(pack.height, 1),
+    }
+    numbers |= {f"suspect_{rule}": count for rule, count in sorted(counts.items())}
+    return Verdict(
+        SUSPECTS, passed, message + (f" ({per_rule})" if per_rule else ""), True, numbers, examples
+    )
+
+
+def is_suspect(rules: Sequence[str]) -> bool:
+    """Whether one of our rules is among those that a row trips; Janus's patterns only inform."""
+    return any(rule in OUR_RULES for rule in rules)
+
+
+def differs(
+    pack: pl.DataFrame, base: pl.DataFrame, resample: pl.DataFrame, *, role: str, level: float, seed: int
+) -> Verdict:
+    """Word distance to base (1 - multiset Jaccard), row by row, against the resample's distance to base.
+
+    Passes when the one-sided sign-flip test of the paired differences is below `level`. `role` is that of
+    the catalogue, with `exempt` for base and its resample; for controls the answer informs only.
+    """
+    if role == "exempt":
+        return Verdict(DIFFERS, True, "this variant is what the others are compared with", blocking=False)
+    if lacking := [name for name in ("row_id", "output") if name not in pack.columns]:
+        return _unjudged(DIFFERS, lacking[0])
+    joined = (
+        pack.select("row_id", "output")
+        .join(base.select("row_id", base="output"), on="row_id", how="inner", maintain_order="left")
+        .join(resample.select("row_id", resample="output"), on="row_id", how="inner", maintain_order="left")
+        .with_columns(pl.col("output", "base", "resample").fill_null(""))
+    )
+    if joined.height < 2:
+        return Verdict(
+            DIFFERS, False, "fewer than two rows in common with base and its resample", role != "control"
+        )
+    own = np.array(
+        [1 - multiset_jaccard(a, b) for a, b in zip(joined["output"], joined["base"], strict=True)]
+    )
+    noise = np.array(
+        [1 - multiset_jaccard(a, b) for a, b in zip(joined["resample"], joined["base"], strict=True)]
+    )
+    p_value = float(sign_flip_test(own - noise, seed=seed, alternative="greater"))
+    interval = paired_difference(own, noise, seed=seed)
+    numbers = {
+        "distance_to_base": float(own.mean()),
+        "resample_distance_to_base": float(noise.mean()),
+        "distance_shift": float(interval.estimate),
+        "distance_shift_low": float(interval.low),
+        "distance_shift_high": float(interval.high),
+        "p_value": p_value,
+        "exact_match_rate": float((joined["output"] == joined["base"]).mean()),
+    }
+    message = (
+        f"distance to base {own.mean():.3f}, of the resample {noise.mean():.3f}; "
+        f"shift {interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}], p = {p_value:.4f}"
+    )
+    if role == "control":
+        return Verdict(DIFFERS, p_value < level, f"a control, for information: {message}", False, numbers)
+    return Verdict(DIFFERS, p_value < level, message, True, numbers)
+
+
+def _row_errors(row: dict[str, Any]) -> list[str]:
+    """`field <name>: <problem>` for each thing that is wrong with one row."""
+    if isinstance(row.get("personas"), str):
+        try:
+            row = row | {"personas": json.loads(row["personas"])}
+        except json.JSONDecodeError as error:
+            return [f"field personas: not valid JSON ({error})"]
+    try:
+        RewriteRow.model_validate(row)
+    except ValidationError as error:
+        return [
+            f"field {'.'.join(str(part) for part in item['loc']) or '(row)'}: {item['msg']}"
+            for item in error.errors()
+        ]
+    return []
+
+
+def _unjudged(gate: str, column: str) -> Verdict:
+    return Verdict(gate, False, f"cannot be judged: column {column} is missing")
+
+
+def _by_index(pair: tuple[Any, Any]) -> tuple[int, str]:
+    return (-1 if pair[1] is None else int(pair[1]), str(pair[0]))
+
+
+def _listing(problems: list[str], shown: int = 5) -> str:
+    rest = len(problems) - shown
+    return "; ".join(problems[:shown]) + (f"; and {rest} more" if rest > 0 else "")

@@ -1,0 +1,51 @@
+"""What the news says: texts and facts of the rows of a pack, and how a pack holds against them.
+
+In: the truncated news and, for the shipped sample, its ground-truth facts. Out: lists in a pack's row order.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from steer_pipeline.lab.quality import facts_kept, lead_facts, scan_suspects
+
+
+@dataclass(frozen=True)
+class Source:
+    """row_id -> text and row_id -> facts of the news that packs are made from."""
+
+    texts: Mapping[str, str]
+    facts: Mapping[str, list[str]]
+
+    def suspects(self, pack: pl.DataFrame) -> list[list[str]]:
+        """Rules that each row of `pack` trips; a row without text counts as empty."""
+        if not {"row_id", "output"} <= set(pack.columns):
+            return [[] for _ in range(pack.height)]
+        pairs = zip(pack["row_id"], pack["output"], strict=True)
+        return [scan_suspects(output or "", self.texts.get(row_id, "")) for row_id, output in pairs]
+
+    def facts_kept(self, pack: pl.DataFrame) -> list[float | None]:
+        """Share of the lead's facts that each row of `pack` keeps; None where there are none."""
+        shares = [
+            facts_kept(self.facts.get(row_id, []), output or "")
+            for row_id, output in zip(pack["row_id"], pack["output"], strict=True)
+        ]
+        return [None if math.isnan(share) else share for share in shares]
+
+
+def read_source(news: pl.DataFrame, known_facts: Path) -> Source:
+    """Texts of `news`, with the facts of `known_facts` (row_id, facts) where it has the row.
+
+    For any other news the facts are the numbers and names of the lead.
+    """
+    texts = dict(zip(news["row_id"], news["text"], strict=True))
+    known: dict[str, list[str]] = {}
+    if known_facts.is_file():
+        listed = pl.read_parquet(known_facts, columns=["row_id", "facts"])
+        known = dict(zip(listed["row_id"], listed["facts"].to_list(), strict=True))
+    return Source(
+        texts, {row: known[row] if row in known else lead_facts(text) for row, text in texts.items()}
+    )

@@ -1,0 +1,153 @@
+"""Between the catalogue and the engine: what to generate, under which identity, and the rows that come back.
+
+In: news rows, the profile, variants and their steering terms. Out: prompts and plans for
+`lab.generation.generate`, and its finished rows as frames with `REWRITE_SCHEMA`, one a variant.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import polars as pl
+
+from steer_pipeline.catalogue.models import Persona, Profile, VariantSpec
+from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, FinishedRow, PromptRow
+from steer_pipeline.lab.models.loading import LoadedModel
+from steer_pipeline.lab.models.prompts import encode_prompt
+from steer_pipeline.lab.models.steering import SteeringPlan
+
+SHOWN = 12  # characters of a hash that identify a recipe
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a row of a pack was made with. Two packs of one identity differ only in which rows they hold."""
+
+    profile: str
+    decoding_hash: str
+    stream: str
+    personas: tuple[dict, ...]
+
+    @property
+    def recipe(self) -> str:
+        """sha256 over all of it."""
+        text = json.dumps([self.profile, self.decoding_hash, self.stream, self.personas], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:SHOWN]
+
+
+def rows_wanted(profile: Profile, size: str) -> int:
+    """Rows of a `pilot` or `full` pack, where the corpus has as many."""
+    return {"pilot": profile.rewrites.pilot_rows, "full": profile.rewrites.full_rows}[size]
+
+
+def user_turn(profile: Profile, text: str) -> str:
+    return profile.rewrites.prompt.replace("{text}", text)
+
+
+def prompts(
+    news: pl.DataFrame,
+    variants: Mapping[str, VariantSpec],
+    profile: Profile,
+    personas: Mapping[str, Persona],
+    model: LoadedModel,
+) -> list[PromptRow]:
+    """One `PromptRow` a news item, in the frame's order.
+
+    Every variant has the profile's neutral system turn, except that a prompted one has the first positive
+    instruction of its persona.
+    """
+
+    def encode(turn: str, system: str | None) -> list[int]:
+        return encode_prompt(
+            model.tokenizer, user=turn, system=system, chat_template=profile.model.chat_template
+        )
+
+    own = {name: system_turn(spec, profile, personas) for name, spec in variants.items() if spec.prompted_by}
+    rows = []
+    for row_id, text in news.select("row_id", "text").iter_rows():
+        turn = user_turn(profile, text)
+        ids = {"*": encode(turn, profile.rewrites.system)}
+        ids |= {name: encode(turn, instruction) for name, instruction in own.items()}
+        rows.append(PromptRow(row_id, ids))
+    return rows
+
+
+def system_turn(variant: VariantSpec, profile: Profile, personas: Mapping[str, Persona]) -> str | None:
+    """The neutral system turn of the profile, or the instruction of a prompted variant."""
+    if variant.prompted_by:
+        return personas[variant.prompted_by].positive.instructions[0]
+    return profile.rewrites.system
+
+
+def settings_hash(engine_hash: str, profile: Profile, system: str | None) -> str:
+    """The engine's decoding hash together with everything else that shapes a prompt: 16 hex digits."""
+    template, cap = profile.model.chat_template, profile.corpus.max_tokens
+    parts = [engine_hash, system, profile.rewrites.prompt, template, cap]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def identity(profile: Profile, decoding_hash: str, steering: SteeringPlan) -> Identity:
+    """Identity of the rows that `steering` makes under `profile`."""
+    personas = tuple(
+        {
+            "name": term.name,
+            "version": term.version,
+            "block": term.site.block,
+            "alpha": float(term.alpha),
+            "dose_fraction": term.dose_fraction,
+        }
+        for term in steering.terms
+    )
+    return Identity(profile.name, decoding_hash, steering.stream or steering.variant, personas)
+
+
+def pack_rows(
+    finished: Iterable[FinishedRow],
+    news: pl.DataFrame,
+    identities: Mapping[str, Identity],
+    model_name: str,
+    profile: Profile,
+    size: str,
+) -> dict[str, pl.DataFrame]:
+    """Finished rows as one frame a variant, with `REWRITE_SCHEMA`, sorted by source index."""
+    items = {row["row_id"]: row for row in news.iter_rows(named=True)}
+    rows: dict[str, list[dict]] = {name: [] for name in identities}
+    for row in finished:
+        item, made = items[row.row_id], identities[row.variant]
+        rows[row.variant].append(
+            {name: item[name] or "" for name in ("domain", "date", "url")}
+            | {
+                "source_index": item["source_index"],
+                "model": model_name,
+                "variant": row.variant,
+                "personas": list(made.personas),
+                "prompt": user_turn(profile, item["text"]),
+                "output": row.text,
+                "row_id": row.row_id,
+                "seed": row.seed,
+                "stream": made.stream,
+                "decoding_hash": made.decoding_hash,
+                "n_prompt_tokens": row.n_prompt_tokens,
+                "n_new_tokens": row.n_new_tokens,
+                "finish_reason": row.finish_reason,
+                "truncated": row.truncated,
+                "profile": made.profile,
+                "size": size,
+            }
+        )
+    return {
+        name: pl.DataFrame(found, schema=REWRITE_SCHEMA).sort("source_index") for name, found in rows.items()
+    }
+
+
+def identity_of(pack: pl.DataFrame) -> Identity:
+    """The identity that a pack's rows carry, read from its first row.
+
+    Raises:
+        ValueError: the pack is empty.
+    """
+    if pack.is_empty():
+        raise ValueError("an empty pack has no identity: materialise rewrite_raw again")
+    row = pack.row(0, named=True)
+    return Identity(row["profile"], row["decoding_hash"], row["stream"], tuple(row["personas"] or ()))

@@ -1,0 +1,195 @@
+"""Runs parts of the asset graph in this process, against the project's Dagster instance.
+
+In: asset keys with a partition or a range of partitions. Out: materialisations and checks that the UI shows
+like those of any run, and an `Outcome` with what failed, in plain words. One process means one model load.
+Knows which partitions are out of date (Dagster's own staleness); knows nothing of what the assets do.
+"""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContext
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, RunsFilter
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+DRIVER_TAG = "steer/driver"
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run did.
+
+    `errors` are steps that raised, `stopped_by` are blocking checks that failed; both read as sentences.
+    """
+
+    run_id: str
+    success: bool
+    errors: tuple[str, ...]
+    stopped_by: tuple[str, ...]
+    materialised: tuple[str, ...]
+
+
+@contextmanager
+def open_driver(defs: dg.Definitions, home: Path) -> Iterator["Driver"]:
+    """A driver on the Dagster instance of `home`, or of DAGSTER_HOME where that is set.
+
+    The project's dagster.yaml names its state by paths relative to the working directory, so this process
+    moves to the project first.
+    """
+    os.environ.setdefault("DAGSTER_HOME", str(home))
+    before = Path.cwd()
+    os.chdir(home)
+    try:
+        with dg.DagsterInstance.get() as instance, _driver_lock(instance) as alone:
+            driver = Driver(defs, instance)
+            if alone:
+                driver.bury_dead_runs()
+            yield driver
+    finally:
+        os.chdir(before)
+
+
+@contextmanager
+def _driver_lock(instance: dg.DagsterInstance) -> Iterator[bool]:
+    """Drivers of one instance share a lock; yields whether no other one held it a moment ago.
+
+    The kernel drops the lock when a process dies, so a run that a driver left unfinished is dead if nobody
+    holds it. A process id would not tell: ids are used again.
+    """
+    path = Path(instance.storage_directory()) / "driver.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except BlockingIOError:
+            alone = False
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield alone
+
+
+@dataclass(frozen=True)
+class Driver:
+    """One code location and one instance."""
+
+    defs: dg.Definitions
+    instance: dg.DagsterInstance
+
+    @cached_property
+    def _job(self) -> dg.JobDefinition:
+        return self.defs.resolve_implicit_global_asset_job_def()
+
+    @property
+    def asset_graph(self):
+        return self.defs.resolve_asset_graph()
+
+    def stale(self, asset: str, partitions: Sequence[str | None]) -> list[str | None]:
+        """Those of `partitions` that were never made, or whose code or inputs have changed since.
+
+        This is the status that the UI shows. It looks one edge up: where an input is itself out of date,
+        ask again after that has been made.
+        """
+        resolver = CachingStaleStatusResolver(self.instance, self.asset_graph, _Loading(self.instance))
+        key = dg.AssetKey(asset)
+        return [p for p in partitions if resolver.get_status(key, p) != StaleStatus.FRESH]
+
+    def materialize(
+        self,
+        assets: Sequence[str],
+        *,
+        partition: str | None = None,
+        span: tuple[str, str] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> Outcome:
+        """One run over `assets` with their checks: unpartitioned, of one `partition`, or of the `span` from
+        first to last (only for assets whose backfill policy is a single run).
+
+        Args:
+            config: asset name -> values of its Config.
+        """
+        tags = {DRIVER_TAG: socket.gethostname()}
+        if span:
+            tags |= {ASSET_PARTITION_RANGE_START_TAG: span[0], ASSET_PARTITION_RANGE_END_TAG: span[1]}
+        ops = {name: {"config": dict(values)} for name, values in (config or {}).items()}
+        result = self._job.execute_in_process(
+            run_config=QUIET | ({"ops": ops} if ops else {}),
+            instance=self.instance,
+            partition_key=partition,
+            asset_selection=[dg.AssetKey(name) for name in assets],
+            tags=tags,
+            raise_on_error=False,
+        )
+        return _outcome(result)
+
+    def bury_dead_runs(self) -> list[str]:
+        """Unfinished runs of drivers on this machine: marked failed, their pool slots freed.
+
+        Only for a caller that knows that no driver is alive. Without this, a killed driver leaves its gpu
+        slot taken and the next run waits for it for ever.
+        """
+        buried = []
+        here = RunsFilter(statuses=NOT_FINISHED_STATUSES, tags={DRIVER_TAG: socket.gethostname()})
+        for run in self.instance.get_runs(here):
+            self.instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            self.instance.report_run_failed(run, "The process that drove this run is gone.")
+            buried.append(run.run_id)
+        return buried
+
+
+class _Loading(LoadingContext):
+    """What the staleness resolver batches its look-ups in."""
+
+    def __init__(self, instance: dg.DagsterInstance):
+        self._instance = instance
+        self._loaders: dict = {}
+
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        return self._instance
+
+    @property
+    def loaders(self) -> dict:
+        return self._loaders
+
+
+def _outcome(result: dg.ExecuteInProcessResult) -> Outcome:
+    stopped_by = [
+        f"{check.asset_key.to_user_string()}{f'[{check.partition}]' if check.partition else ''}: "
+        f"{check.check_name}: {check.description or 'failed'}"
+        for check in result.get_asset_check_evaluations()
+        if check.blocking and not check.passed and check.severity == dg.AssetCheckSeverity.ERROR
+    ]
+    errors = []
+    for event in result.all_events:
+        if event.is_step_failure and not _is_check_failure(event):
+            errors.append(f"{event.step_key}: {_reason(event)}")
+    made = tuple(
+        event.asset_key.to_user_string() for event in result.all_events if event.is_step_materialization
+    )
+    return Outcome(result.run_id, result.success, tuple(errors), tuple(stopped_by), made)
+
+
+def _is_check_failure(event: dg.DagsterEvent) -> bool:
+    error = event.step_failure_data.error
+    return error is not None and error.cls_name == "DagsterAssetCheckFailedError"
+
+
+def _reason(event: dg.DagsterEvent) -> str:
+    """The innermost cause: what the asset body raised."""
+    data = event.step_failure_data
+    if data.user_failure_data and data.user_failure_data.description:
+        return data.user_failure_data.description
+    error = data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error.message.strip() if error is not None else "failed without a message"

@@ -1,0 +1,81 @@
+"""What the engine is asked, and under which identity its rows are kept."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from steer_pipeline.catalogue import load_personas, load_profile, load_variants
+from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, FinishedRow
+from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm
+from steer_pipeline.lab.rewrites import work
+from steer_pipeline_tests.lab.rewrites.packs import news
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return load_profile("newsroom")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from steer_pipeline.lab.models.loading import load_model
+    from steer_pipeline_tests.tiny import tiny_model_dir
+
+    folder = tiny_model_dir(tmp_path_factory.mktemp("models"))
+    return load_model(load_profile("newsroom").model.model_copy(update={"path": str(folder)}), folder)
+
+
+def test_only_prompted_variants_have_a_system_turn_of_their_own(profile, model):
+    personas, variants = load_personas(), load_variants(profile)
+    rows = work.prompts(news(2), variants, profile, personas, model)
+    assert [row.row_id for row in rows] == ["0" * 16, "0" * 15 + "1"]
+    assert set(rows[0].ids) == {"*", "prompted_paranoid"}
+    neutral, asked = (model.tokenizer.decode(rows[0].ids[name]) for name in ("*", "prompted_paranoid"))
+    assert profile.rewrites.system in neutral and "council of Northport" in neutral
+    assert personas["paranoid"].positive.instructions[0] in asked and "council of Northport" in asked
+
+
+def test_braces_in_the_news_are_text(profile):
+    assert work.user_turn(profile, "a {text} {0}") == "Rewrite: a {text} {0}"
+
+
+def test_finished_rows_become_packs_sorted_by_source_index_with_their_identity(profile):
+    term = SteeringTerm("paranoid", np.ones(4, np.float32) / 2, Site(2), 2.5, 0.3, "abc")
+    identities = {
+        "base": work.identity(profile, "h", SteeringPlan("base")),
+        "paranoid": work.identity(profile, "h", SteeringPlan("paranoid", (term,))),
+    }
+    finished = [
+        FinishedRow(f"{i:016x}", variant, f"{variant} {i}", [1], 5, 2, "eos", False, 20)
+        for i in (3, 1, 2)
+        for variant in ("paranoid", "base")
+    ]
+    packs = work.pack_rows(finished, news(), identities, "tiny", profile, "pilot")
+    assert packs["paranoid"].schema == REWRITE_SCHEMA
+    assert packs["paranoid"]["output"].to_list() == ["paranoid 1", "paranoid 2", "paranoid 3"]
+    assert packs["paranoid"]["personas"][0].to_list() == [
+        {"name": "paranoid", "version": "abc", "block": 2, "alpha": 2.5, "dose_fraction": 0.3}
+    ]
+    for name, pack in packs.items():
+        assert work.identity_of(pack) == identities[name]
+        assert work.identity_of(pack.head(1)).recipe == identities[name].recipe
+
+
+def test_a_change_of_dose_or_prompt_or_decoding_is_another_recipe(profile):
+    def recipe(profile=profile, decoding="h", alpha=2.5, system="Be neutral."):
+        term = SteeringTerm("paranoid", np.ones(4, np.float32) / 2, Site(2), alpha, 0.3, "abc")
+        hashed = work.settings_hash(decoding, profile, system)
+        return work.identity(profile, hashed, SteeringPlan("paranoid", (term,))).recipe
+
+    other_prompt = profile.model_copy(
+        update={"rewrites": profile.rewrites.model_copy(update={"prompt": "Say: {text}"})}
+    )
+    more_rows = profile.model_copy(update={"rewrites": profile.rewrites.model_copy(update={"pilot_rows": 7})})
+    changed = [recipe(alpha=2.6), recipe(decoding="i"), recipe(other_prompt), recipe(system="Be wary.")]
+    assert len({recipe(), *changed}) == 5
+    assert recipe(more_rows) == recipe()
+
+
+def test_an_empty_pack_has_no_identity():
+    with pytest.raises(ValueError, match="empty pack"):
+        work.identity_of(pl.DataFrame(schema=REWRITE_SCHEMA))
