@@ -1,0 +1,21 @@
+"""Scorers of text: how much of a persona it shows, by marker words or by a sentence-embedding classifier.
+
+Both have `score_many(texts) -> float64 [n]` in [-1, 1], positive towards the persona's positive pole.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from steer_pipeline.lab.evaluation.lexicon import LexiconHits, LexiconScorer
+from steer_pipeline.lab.evaluation.minilm import MiniLMScorer, SeparationReport
+
+
+class TraitScorer(Protocol):
+    """What comparisons need of a scorer."""
+
+    def score_many(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+__all__ = ["LexiconHits", "LexiconScorer", "MiniLMScorer", "SeparationReport", "TraitScorer"]
