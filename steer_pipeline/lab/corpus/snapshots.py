@@ -1,7 +1,8 @@
 """Whole tables of the corpus stage, written batch by batch.
 
 In: a corpus spec or the rows of `cc_news`, and an empty folder. Out: lazy frames over Parquet parts in that
-folder, and counts. Memory is bounded by one batch and the duplicate index; the folder must outlive the frames.
+folder, and counts. Memory is bounded by one batch and the duplicate index. The folder must outlive the
+frames; who writes one to a single Parquet file in bounded memory sets a row group size (8,192, say).
 """
 
 from collections import Counter

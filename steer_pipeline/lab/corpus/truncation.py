@@ -101,7 +101,7 @@ def truncate_news(rows: pl.DataFrame, tokenizer: Any, max_tokens: int, language:
         language: ISO 639-1 code that pysbd knows.
 
     Returns:
-        `TRUNCATED_SCHEMA`: `n_tokens` counts the tokens of the kept text, `n_tokens_full` those of the article.
+        `TRUNCATED_SCHEMA`: `n_tokens` counts the tokens of the kept text, `n_tokens_full` the article's.
     """
     texts = [text.strip() for text in rows["text"]]
     full = _encode(tokenizer, texts)
@@ -131,8 +131,13 @@ def truncate_news(rows: pl.DataFrame, tokenizer: Any, max_tokens: int, language:
     ).select(TRUNCATED_SCHEMA.names())
 
 
+def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text: no special tokens added, special-token text counted as plain text."""
+    return [len(ids) for ids in _encode(tokenizer, texts)]
+
+
 def _reach(tokenizer: Any, text: str, ids: list[int], max_tokens: int) -> int:
-    """Characters that the first `max_tokens` tokens cover; all of them where decoding does not give the text."""
+    """Characters that the first `max_tokens` tokens cover; all where decoding does not give the text back."""
     if len(ids) <= max_tokens:
         return len(text)
     start = tokenizer.decode(ids[:max_tokens], clean_up_tokenization_spaces=False)
