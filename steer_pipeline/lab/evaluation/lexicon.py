@@ -6,7 +6,7 @@ one sentence. Matching ignores case, curly apostrophes and line breaks, and hold
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,9 +47,8 @@ class LexiconScorer:
                 f"persona {persona.name}: {both[0]!r} stands in both lexicons; remove it from one"
             )
         self.persona = persona
-        self._side: dict[str, PoleSide] = dict.fromkeys(positive, "positive") | dict.fromkeys(
-            negative, "negative"
-        )
+        self._side: dict[str, PoleSide] = dict.fromkeys(positive, "positive")
+        self._side |= dict.fromkeys(negative, "negative")
         longest_first = sorted(self._side, key=lambda marker: (-len(marker), marker))
         options = "|".join(re.escape(marker).replace(r"\ ", r"\s+") for marker in longest_first)
         # A look-ahead finds overlapping candidates; `_found` then lets the longest win.
@@ -87,10 +86,10 @@ class LexiconScorer:
         """Float64 [n]."""
         return np.array([self.score(text) for text in texts], dtype=np.float64)
 
-    def shows(self, text: str, pole: PoleSide = "positive") -> bool:
-        """Whether a marker of the pole stands in the text."""
-        return bool(getattr(self.hits(text), pole))
+    def shows(self, text: str) -> bool:
+        """Whether a marker of the positive pole stands in the text."""
+        return bool(self.hits(text).positive)
 
-    def shown_rate(self, texts: Sequence[str], pole: PoleSide = "positive") -> float:
-        """Share of texts that show the pole; NaN without texts."""
-        return float(np.mean([self.shows(text, pole) for text in texts])) if texts else float("nan")
+    def shows_opposite(self, text: str) -> bool:
+        """Whether a marker of the negative pole stands in the text."""
+        return bool(self.hits(text).negative)

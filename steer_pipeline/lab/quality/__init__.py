@@ -24,14 +24,14 @@ from steer_pipeline.lab.quality.suspects import scan as scan_suspects
 from steer_pipeline.lab.quality.text import exact_match, length_ratio, multiset_jaccard, sentences, words
 
 __all__ = [
-    "Alignment",
-    "Cycle",
     "JANUS_RULES",
-    "KeepCriteria",
     "OUR_RULES",
-    "Problem",
     "REASONS",
     "RULES",
+    "Alignment",
+    "Cycle",
+    "KeepCriteria",
+    "Problem",
     "SuspectRule",
     "alignment",
     "count_suspects",

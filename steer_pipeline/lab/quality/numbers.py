@@ -87,11 +87,11 @@ def _read(run: list[str]) -> set[Decimal]:
         if word in _SMALL:
             part = part * 12 if word == "dozen" and part else part + _SMALL[word]
         elif word.startswith("hundred"):
-            part = (part or 1) * 100
+            part = (part or Decimal(1)) * 100
         elif word.startswith("dozen"):
-            part = (part or 1) * 12
+            part = (part or Decimal(1)) * 12
         else:
-            total += (part or 1) * _SCALE[word]
+            total += (part or Decimal(1)) * _SCALE[word]
             part = Decimal(0)
         values.add(total + part)
     return values

@@ -107,7 +107,7 @@ def foreign_digits(text: str, source: str) -> list[str]:
     allowed = source_values(source)
     foreign = []
     for match, readings in found:
-        if readings & allowed or re.search(r"\d:$", text[: match.start()]) and match[0] == "00":
+        if readings & allowed or (re.search(r"\d:$", text[: match.start()]) and match[0] == "00"):
             continue
         cut = match.end() == len(text) and any(
             whole[0].replace(",", "").startswith(match[0].replace(",", "")) for whole, _ in given

@@ -96,6 +96,8 @@ def bootstrap_means(
         float64 [n_boot, k]; NaN where a resample holds no cell of a column.
     """
     sums, sizes = _cluster_sums(_matrix(matrix, "matrix"), clusters)
+    if (sizes == sizes[:, :1]).all():
+        sizes = sizes[:, :1]  # nothing is missing: one denominator serves all columns
     means = np.empty((n_boot, sums.shape[1]))
     start = 0
     for counts in _resample_counts(len(sums), seed, n_boot):

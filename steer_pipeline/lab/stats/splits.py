@@ -6,7 +6,6 @@ seed, not on the order of the rows.
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.model_selection import GroupKFold, GroupShuffleSplit
 
 
 def _groups(groups: ArrayLike, at_least: int) -> np.ndarray:
@@ -24,6 +23,8 @@ def grouped_split(groups: ArrayLike, fraction: float, seed: int) -> np.ndarray:
     keys = _groups(groups, 2)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+    from sklearn.model_selection import GroupShuffleSplit
+
     splitter = GroupShuffleSplit(n_splits=1, test_size=fraction, random_state=seed)
     held_out = np.zeros(len(keys), dtype=bool)
     held_out[next(splitter.split(keys, groups=keys))[1]] = True
@@ -33,6 +34,8 @@ def grouped_split(groups: ArrayLike, fraction: float, seed: int) -> np.ndarray:
 def grouped_folds(groups: ArrayLike, k: int, seed: int) -> np.ndarray:
     """Fold number of each row: int64 [n] in 0..k-1. Groups stay whole and are spread evenly."""
     keys = _groups(groups, k)
+    from sklearn.model_selection import GroupKFold
+
     folds = np.empty(len(keys), dtype=np.int64)
     splitter = GroupKFold(n_splits=k, shuffle=True, random_state=seed)
     for fold, (_, held_out) in enumerate(splitter.split(keys, groups=keys)):

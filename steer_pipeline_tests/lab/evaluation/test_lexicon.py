@@ -46,7 +46,8 @@ def test_parts_of_words_are_no_hits(text):
 
 
 def test_case_curly_apostrophes_and_line_breaks_do_not_matter():
-    assert SCORER.shows("DON’T\nBELIEVE it.") and SCORER.shows("Hidden\n  Hands")
+    assert SCORER.shows("DON’T\nBELIEVE it.")
+    assert SCORER.shows("Hidden\n  Hands")
 
 
 def test_the_longest_of_overlapping_markers_counts():
@@ -60,13 +61,15 @@ def test_the_longest_of_overlapping_markers_counts():
 
 
 def test_poles_can_be_asked_for_one_by_one():
-    assert SCORER.shows("An honest man.", "negative") and not SCORER.shows("An honest man.")
-    assert SCORER.shown_rate(["Hidden hands.", "Rain.", "Watch out.", "Sun."]) == 0.5
+    assert SCORER.shows_opposite("An honest man.")
+    assert not SCORER.shows("An honest man.")
+    assert SCORER.shows("Hidden hands.")
+    assert not SCORER.shows_opposite("Hidden hands.")
     assert SCORER.score_many(["Hidden hands.", "Honest.", "Rain."]).tolist() == [1.0, -1.0, 0.0]
 
 
 def test_a_useless_lexicon_is_refused():
-    with pytest.raises(ValueError, match="persona paranoid: positive.lexicon is empty"):
+    with pytest.raises(ValueError, match=r"persona paranoid: positive\.lexicon is empty"):
         LexiconScorer(persona([], ["trust"]))
     with pytest.raises(ValueError, match="'trust' stands in both"):
         LexiconScorer(persona(["Trust"], ["trust"]))

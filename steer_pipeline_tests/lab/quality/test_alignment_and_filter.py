@@ -85,7 +85,9 @@ def test_the_filter_keeps_every_row_with_its_reasons():
     assert kept.filter(row_id="janus")["facts_kept"].to_list() == [None]
     assert kept.filter(row_id="same")["facts_kept"][0] == pytest.approx(2 / 3)
     counts = reason_counts(kept)
-    assert set(counts) == set(REASONS) and counts["suspect"] == 1 and counts["unfinished"] == 0
+    assert set(counts) == set(REASONS)
+    assert counts["suspect"] == 1
+    assert counts["unfinished"] == 0
 
 
 def test_a_cut_row_is_not_kept():

@@ -41,7 +41,8 @@ def test_grouped_interval_is_wider_when_rows_repeat_in_groups():
         auc_interval(scores, labels),
         auc_interval(scores, labels, groups=groups, seed=1, n_boot=500),
     )
-    assert grouped.estimate == rows.estimate and grouped.n == 20
+    assert grouped.estimate == rows.estimate
+    assert grouped.n == 20
     assert grouped.high - grouped.low > rows.high - rows.low
 
 
@@ -51,7 +52,8 @@ def test_perfect_separation_is_not_certainty():
     assert few.estimate == many.estimate == 1.0
     assert 0.3 < few.low < 0.8 < 0.97 < many.low < 1.0
     reverse = auc_interval([1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1])
-    assert reverse.low == 0.0 and reverse.high == pytest.approx(1 - few.low)
+    assert reverse.low == 0.0
+    assert reverse.high == pytest.approx(1 - few.low)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,8 @@ def test_corrections_match_worked_examples():
     assert holm(ps) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert benjamini_hochberg(ps) == pytest.approx([0.02, 0.04, 0.04, 0.02])
     assert holm([0.6, 0.9]).max() == 1.0
-    assert holm([]).size == 0 and benjamini_hochberg([]).size == 0
+    assert holm([]).size == 0
+    assert benjamini_hochberg([]).size == 0
     with pytest.raises(ValueError, match="entry 1"):
         holm([0.1, float("nan")])
 

@@ -89,7 +89,8 @@ def test_missing_cells_are_left_out_of_their_column_only():
     assert (first.estimate, first.n, second.estimate, second.n) == (3.0, 3, 6.0, 2)
     assert 5.0 <= second.low <= second.high <= 7.0
     empty = mean_intervals(np.full((4, 1), np.nan), seed=1)[0]
-    assert empty.n == 0 and np.isnan(empty.low)
+    assert empty.n == 0
+    assert np.isnan(empty.low)
 
 
 def test_simultaneous_intervals_cover_the_whole_family():
@@ -107,7 +108,8 @@ def test_simultaneous_intervals_cover_the_whole_family():
 def test_simultaneous_intervals_of_constant_columns_have_no_width():
     matrix = np.column_stack([np.zeros(30), np.random.default_rng(1).normal(size=30)])
     flat, wide = simultaneous_intervals(matrix, seed=1)
-    assert (flat.low, flat.high) == (0.0, 0.0) and wide.low < wide.high
+    assert (flat.low, flat.high) == (0.0, 0.0)
+    assert wide.low < wide.high
 
 
 def test_a_rare_event_in_one_row_of_fifty_is_no_effect():
