@@ -1,0 +1,297 @@
+"""The rewrite engine: rows and steering plans in, finished rows out, every variant of a row in one pass.
+
+A prompt is run once. Variants stay together until the first block that steers them apart (with scope
+"generated": through the whole prompt), and keep reading the shared keys and values while they generate.
+Sequences of many rows and variants share a batch under a token budget; finished ones leave, new ones enter.
+What a sequence says depends on its own row, plan and random stream, not on the batch. It knows token ids;
+where prompts come from is not its business.
+"""
+
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steer_pipeline.catalogue.models import SamplingSpec
+from steer_pipeline.lab.generation.journal import Journal
+from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
+from steer_pipeline.lab.models.loading import LoadedModel
+from steer_pipeline.lab.models.plans import check_plans
+from steer_pipeline.lab.models.steering import SteeringPlan
+
+__all__ = ["BrokenLogits", "FinishedRow", "Progress", "PromptRow", "decoding_hash", "generate"]
+
+log = logging.getLogger(__name__)
+
+_REPORT_SECONDS = 5.0
+
+
+class BrokenLogits(RuntimeError):
+    """The model's logits are NaN or infinite. The message names row and variant."""
+
+
+class OutOfMemory(RuntimeError):
+    """One row alone does not fit. The message names the row and the cure."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is. `rows_total` is None for a stream of unknown length; `memory_bytes`: peak of device or
+    process.
+    """
+
+    sequences_done: int
+    sequences_total: int | None
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    eta_seconds: float | None
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """The variants of one row that are still to do, perhaps none. `plans` index the run's; `prompts` go with
+    them.
+    """
+
+    row_id: str
+    plans: tuple[int, ...]
+    prompts: tuple[list[int], ...]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one sequence generated: `tokens` without the end token."""
+
+    row_id: str
+    plan: int
+    n_prompt_tokens: int
+    tokens: list[int]
+    ended: bool
+
+
+def generate(
+    model: LoadedModel,
+    rows: Iterable[PromptRow],
+    plans: Sequence[SteeringPlan],
+    sampling: SamplingSpec,
+    *,
+    journal: Path | None = None,
+    config_hash: str = "",
+    progress: Callable[[Progress], None] | None = None,
+) -> Iterator[FinishedRow]:
+    """Every plan on every row, in the order in which they finish.
+
+    Randomness is keyed by (seed, row id, plan's stream or variant, step): batch size, row order, resume and
+    the set of other variants do not change what is drawn. With a `journal`, finished rows are on disk
+    before they are yielded, and come from there after a restart; a row counts as done only for the same
+    prompt ids, plan, sampling settings, model weights and `config_hash`. Scope "generated" steers the
+    positions of generated tokens; the first token comes from the unsteered prompt. `rows` may be a stream:
+    memory does not grow with its length.
+
+    Raises:
+        ValueError: a plan does not fit the model, a prompt is missing, empty or too long, a row id comes
+        twice. BrokenLogits: NaN or infinity in the logits, with row and variant. OutOfMemory: a single row
+        does not fit even alone.
+    """
+    check_plans(model, plans)
+    run = _Run(model, plans, sampling, config_hash, progress, _length(rows, plans))
+    with Journal(journal) if journal is not None else nullcontext() as book:
+        finished_before: list[FinishedRow] = []
+        jobs = run.jobs(rows, book, finished_before)
+        for said in _backend(model)(model, plans, sampling, jobs):
+            yield from _drain(finished_before)
+            done = [run.finish(one) for one in said]
+            if book is not None:
+                book.record(done, [run.fingerprints.pop((row.row_id, row.variant)) for row in done])
+            yield from done
+        yield from _drain(finished_before)
+    run.report(last=True)
+
+
+def decoding_hash(sampling: SamplingSpec, model: LoadedModel) -> str:
+    """16 hex digits of everything but row and plan that decides the tokens: sampling, weights, dtype, back
+    end.
+    """
+    identity = {
+        "sampling": sampling.model_dump(),
+        "weights": model.weights_sha,
+        "dtype": model.dtype,
+        "backend": model.backend,
+        "eos": sorted(model.eos_ids),
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def plan_hash(plan: SteeringPlan) -> str:
+    """16 hex digits of what a plan does, its vectors included."""
+    digest = hashlib.sha256(f"{plan.variant}\x1f{plan.scope}\x1f{plan.stream or plan.variant}".encode())
+    for term in plan.terms:
+        digest.update(f"{term.site.kind}:{term.site.block}:{term.alpha!r}:".encode())
+        digest.update(np.ascontiguousarray(term.unit, dtype=np.float32).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _backend(model: LoadedModel) -> Callable[..., Iterator[list[Said]]]:
+    if model.backend == "mlx":
+        from steer_pipeline.lab.generation.mlx_engine import run_jobs
+    else:
+        from steer_pipeline.lab.generation.torch_engine import run_jobs
+    return run_jobs
+
+
+class _Run:
+    """Book-keeping of one call of `generate`: jobs, texts, fingerprints and progress."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        plans: Sequence[SteeringPlan],
+        sampling: SamplingSpec,
+        config_hash: str,
+        progress: Callable[[Progress], None] | None,
+        total: int | None,
+    ):
+        self.model, self.plans, self.sampling, self.total = model, plans, sampling, total
+        self.fingerprints: dict[tuple[str, str], str] = {}  # of sequences that are under way
+        base = f"{config_hash}:{decoding_hash(sampling, model)}"
+        self._plan_hashes = [f"{base}:{plan_hash(plan)}" for plan in plans]
+        self._progress = progress
+        self._start = self._reported = time.monotonic()
+        self._done = self._resumed = self._tokens = 0
+        self._bar = _bar(total)
+
+    def jobs(
+        self, rows: Iterable[PromptRow], book: Journal | None, finished: list[FinishedRow]
+    ) -> Iterator[Job]:
+        """What is left to do of each row; what the journal has goes to `finished`."""
+        seen: set[int] = set()
+        for row in rows:
+            key = int.from_bytes(hashlib.blake2b(row.row_id.encode(), digest_size=8).digest(), "little")
+            if key in seen:
+                raise ValueError(
+                    f"row {row.row_id!r} comes twice; row ids must be unique, drop the duplicate"
+                )
+            seen.add(key)
+            todo, prompts = [], []
+            for index, plan in enumerate(self.plans):
+                ids = self._prompt(row, plan.variant)
+                if book is not None:
+                    fingerprint = _fingerprint(self._plan_hashes[index], ids)
+                    before = book.take(row.row_id, plan.variant, fingerprint)
+                    if before is not None:
+                        finished.append(before)
+                        self._resumed += 1
+                        continue
+                    self.fingerprints[row.row_id, plan.variant] = fingerprint
+                todo.append(index)
+                prompts.append(ids)
+            yield Job(row.row_id, tuple(todo), tuple(prompts))
+
+    def finish(self, said: Said) -> FinishedRow:
+        self._done += 1
+        self._tokens += len(said.tokens) + said.ended
+        self.report()
+        return FinishedRow(
+            row_id=said.row_id,
+            variant=self.plans[said.plan].variant,
+            text=self.model.tokenizer.decode(said.tokens, skip_special_tokens=True),
+            token_ids=said.tokens,
+            n_prompt_tokens=said.n_prompt_tokens,
+            n_new_tokens=len(said.tokens) + said.ended,
+            finish_reason="eos" if said.ended else "length",
+            truncated=not said.ended,
+            seed=self.sampling.seed,
+        )
+
+    def report(self, last: bool = False) -> None:
+        """Logs, and tells `progress`, every few seconds and at the end."""
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._done + self._resumed - self._bar.n)
+        if now - self._reported < _REPORT_SECONDS and not last:
+            return
+        self._reported = now
+        seconds = max(now - self._start, 1e-9)
+        left = None if self.total is None else self.total - self._done - self._resumed
+        state = Progress(
+            sequences_done=self._done + self._resumed,
+            sequences_total=self.total,
+            tokens=self._tokens,
+            seconds=seconds,
+            tokens_per_second=self._tokens / seconds,
+            eta_seconds=left * seconds / self._done if left is not None and self._done else None,
+            memory_bytes=_peak_memory(self.model.device),
+        )
+        log.info(
+            "%d%s sequences, %.0f tokens/s, %s left, peak memory %.1f GB",
+            state.sequences_done,
+            "" if self.total is None else f" of {self.total}",
+            state.tokens_per_second,
+            "unknown time" if state.eta_seconds is None else f"{state.eta_seconds:.0f} s",
+            state.memory_bytes / 1e9,
+        )
+        if self._progress is not None:
+            self._progress(state)
+        if last and self._bar is not None:
+            self._bar.close()
+
+    def _prompt(self, row: PromptRow, variant: str) -> list[int]:
+        ids = row.ids.get(variant, row.ids.get("*"))
+        where = f"row {row.row_id!r}, variant {variant!r}"
+        if ids is None:
+            raise ValueError(f"{where}: no prompt ids; give ids under {variant!r} or '*'")
+        if not ids:
+            raise ValueError(f"{where}: the prompt has no tokens; drop the row or give it text")
+        room = self.model.max_positions - self.sampling.max_new_tokens
+        if len(ids) > room:
+            raise ValueError(
+                f"{where}: prompt of {len(ids)} tokens and {self.sampling.max_new_tokens} new "
+                "ones do not fit the "
+                f"model's {self.model.max_positions} positions; shorten the text "
+                "(corpus.max_tokens) or max_new_tokens"
+            )
+        return ids
+
+
+def _fingerprint(plan_hash_: str, ids: list[int]) -> str:
+    digest = hashlib.blake2b(plan_hash_.encode(), digest_size=12)
+    digest.update(np.asarray(ids, dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _drain(rows: list[FinishedRow]) -> Iterator[FinishedRow]:
+    while rows:
+        yield rows.pop()
+
+
+def _length(rows: Iterable[PromptRow], plans: Sequence[SteeringPlan]) -> int | None:
+    return len(rows) * len(plans) if isinstance(rows, Sized) else None
+
+
+def _bar(total: int | None) -> Any:
+    if not sys.stderr.isatty():
+        return None
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="seq", desc="rewriting", leave=False)
+
+
+def _peak_memory(device: str) -> int:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

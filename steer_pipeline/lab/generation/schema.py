@@ -1,0 +1,117 @@
+"""Rows that go into the engine, come out of it, and are stored in a rewrite pack.
+
+No torch here: stages and checks import it. `RewriteRow` is a superset of a Janus rewrite record;
+`REWRITE_SCHEMA` is the same as a polars schema, in column order.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import polars as pl
+from pydantic import Field
+
+from steer_pipeline.catalogue.models import Name, Strict
+
+FinishReason = Literal["eos", "length"]
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A row to rewrite. `ids`: prompt token ids by variant name; "*" serves the variants that have none of
+    their own.
+    """
+
+    row_id: str
+    ids: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class FinishedRow:
+    """One variant of one row.
+
+    Attributes:
+        text: decoded without special tokens.
+        token_ids: what was generated, without the end token.
+        n_new_tokens: tokens drawn, the end token included.
+        truncated: stopped by the token limit, not by an end token.
+        seed: of the sampling spec; with row id and stream it gives the random numbers.
+    """
+
+    row_id: str
+    variant: str
+    text: str
+    token_ids: list[int]
+    n_prompt_tokens: int
+    n_new_tokens: int
+    finish_reason: FinishReason
+    truncated: bool
+    seed: int
+
+
+class PersonaDose(Strict):
+    """One steering term as it was applied."""
+
+    name: str
+    version: str | None = Field(default=None, description="Content hash of the vector artefact.")
+    block: int = Field(ge=0, description="0-based block whose output was steered.")
+    alpha: float = Field(description="Length added to the residual stream; negative: the other pole.")
+    dose_fraction: float | None = Field(default=None, description="alpha over the mean residual norm there.")
+
+
+class RewriteRow(Strict):
+    """One row of a rewrite pack: a news item in one variant."""
+
+    row_id: str = Field(min_length=1)
+    source_index: int = Field(ge=0)
+    model: str
+    domain: str
+    date: str
+    url: str
+    variant: Name
+    personas: list[PersonaDose] = Field(default_factory=list)
+    prompt: str
+    output: str
+    seed: int
+    stream: str
+    decoding_hash: str
+    n_prompt_tokens: int = Field(ge=1)
+    n_new_tokens: int = Field(ge=1)
+    finish_reason: FinishReason
+    truncated: bool
+    profile: str
+    size: Literal["pilot", "full"]
+
+
+REWRITE_SCHEMA = pl.Schema(
+    {
+        "row_id": pl.String(),
+        "source_index": pl.Int64(),
+        "model": pl.String(),
+        "domain": pl.String(),
+        "date": pl.String(),
+        "url": pl.String(),
+        "variant": pl.String(),
+        "personas": pl.List(
+            pl.Struct(
+                {
+                    "name": pl.String(),
+                    "version": pl.String(),
+                    "block": pl.Int64(),
+                    "alpha": pl.Float64(),
+                    "dose_fraction": pl.Float64(),
+                }
+            )
+        ),
+        "prompt": pl.String(),
+        "output": pl.String(),
+        "seed": pl.Int64(),
+        "stream": pl.String(),
+        "decoding_hash": pl.String(),
+        "n_prompt_tokens": pl.Int64(),
+        "n_new_tokens": pl.Int64(),
+        "finish_reason": pl.String(),
+        "truncated": pl.Boolean(),
+        "profile": pl.String(),
+        "size": pl.String(),
+    }
+)

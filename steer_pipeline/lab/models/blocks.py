@@ -1,0 +1,209 @@
+"""Runs a transformers decoder block by block, with an attention of our own.
+
+In: a loaded Torch model, hidden states and an `attend` function that owns keys and values. Out: the hidden
+states after each block, the place where vectors are added and collected, and fp32 logits. Each block is the
+model's own module (norms, projections, adapters, rotary positions); only the attention call is ours,
+through the interface that transformers offers for it. It knows nothing of prompts, plans or sampling.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from steer_pipeline.lab.models.loading import LoadedModel, ModelLoadError
+
+NAME = "steer_blocks"  # our entry in the attention interface
+_CHECK_TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one block asks of attention. Shapes: query [n, heads, t, d], key and value [n, kv_heads, t, d]."""
+
+    block: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    window: int | None  # sliding window: a query sees its own position and the `window - 1` before it
+    softcap: float | None
+
+
+Attend = Callable[[Call], Tensor]  # -> [n, t, heads, d]
+
+
+class Stop(Exception):
+    """Raised by an `attend` that has the keys and values it wants and needs no output of the block."""
+
+
+def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, **kwargs: Any) -> Any:
+    scale = kwargs.get("scaling")
+    call = Call(
+        module.layer_idx,
+        query,
+        key,
+        value,
+        query.shape[-1] ** -0.5 if scale is None else scale,
+        kwargs.get("sliding_window"),
+        kwargs.get("softcap"),
+    )
+    return kwargs["attend"](call), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
+
+
+class Blocks:
+    """The parts of a decoder, found once. Use `blocks_of(model)`."""
+
+    def __init__(self, causal_lm: Any):
+        inner = _decoder(causal_lm)
+        self.config = inner.config
+        self.embed = inner.embed_tokens
+        self.layers = list(inner.layers[: self.config.num_hidden_layers])
+        self.norm = inner.norm
+        self.head = causal_lm.get_output_embeddings()
+        self.softcap = getattr(self.config, "final_logit_softcapping", None)
+        self._rotary = inner.rotary_emb
+        self._by_type = "layer_type" in signature(inner.rotary_emb.forward).parameters
+        declared = getattr(self.config, "layer_types", None)
+        self.layer_types = list(declared) if declared else ["full_attention"] * len(self.layers)
+        self.device = self.embed.weight.device
+        self.dtype = self.embed.weight.dtype
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Within it, blocks use our attention. The model's own is back afterwards."""
+        before = self.config._attn_implementation
+        self.config._attn_implementation = NAME
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.config._attn_implementation = before
+
+    def rotary(self, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
+        """Rotary embeddings for `positions` [n, t], by layer type."""
+        if self._by_type:
+            return {kind: self._rotary(hidden, positions, kind) for kind in set(self.layer_types)}
+        return dict.fromkeys(set(self.layer_types), self._rotary(hidden, positions))
+
+    def run(self, block: int, hidden: Tensor, rotary: dict[str, Any], attend: Attend) -> Tensor:
+        """The output of one block, [n, t, hidden]."""
+        out = self.layers[block](
+            hidden, attention_mask=None, position_embeddings=rotary[self.layer_types[block]], attend=attend
+        )
+        return out[0] if isinstance(out, tuple) else out
+
+    def logits(self, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
+        """fp32 [n, vocabulary] from the last block's output [n, hidden]; `bias` is added before any soft-
+        capping.
+        """
+        logits = self.head(self.norm(hidden)).float()
+        if bias is not None:
+            logits = logits + bias
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def direction_logits(self, direction: Tensor) -> Tensor:
+        """`E (gamma * v)`: fp32 [vocabulary], what `direction` [hidden] adds to the logits where rms(h) is 1.
+
+        `gamma` is read off the norm itself (Gemma stores gamma - 1), E is the model's real output embedding.
+        """
+        ones = torch.ones_like(direction)
+        scaled = self.norm(ones) * direction
+        return (self.head(scaled) - self.head(torch.zeros_like(direction))).float()
+
+
+def causal(call: Call) -> Tensor:
+    """Attention of whole right-padded sequences to themselves: padding lies in every real token's future."""
+    t = call.query.shape[2]
+    windowed = call.window is not None and t > call.window
+    if call.softcap is None:
+        mask = _window_mask(t, call.window, call.query.device) if windowed else None
+        out = F.scaled_dot_product_attention(
+            call.query,
+            call.key,
+            call.value,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=call.scale,
+            enable_gqa=call.query.shape[1] != call.key.shape[1],
+        )
+        return out.transpose(1, 2)
+    groups = call.query.shape[1] // call.key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (call.key, call.value))
+    scores = cap(call.query @ key.transpose(2, 3) * call.scale, call.softcap)
+    mask = _window_mask(t, call.window or t, call.query.device)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32).to(value.dtype)
+    return (weights @ value).transpose(1, 2)
+
+
+def cap(scores: Tensor, softcap: float | None) -> Tensor:
+    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
+
+
+def _window_mask(t: int, window: int | None, device: torch.device) -> Tensor:
+    """bool [t, t]: True where a query may look."""
+    at = torch.arange(t, device=device)
+    distance = at[:, None] - at[None, :]
+    return (distance >= 0) & (distance < (window or t))
+
+
+_KNOWN: "weakref.WeakKeyDictionary[Any, Blocks]" = weakref.WeakKeyDictionary()
+
+
+def blocks_of(model: LoadedModel) -> Blocks:
+    """The model's blocks, after one check that running them here gives the model's own logits.
+
+    Raises:
+        ModelLoadError: the architecture is built in another way than the Llama family.
+    """
+    if model.module not in _KNOWN:
+        _KNOWN[model.module] = _checked(model)
+    return _KNOWN[model.module]
+
+
+def _checked(model: LoadedModel) -> Blocks:
+    try:
+        blocks = Blocks(model.module)
+        ids = torch.arange(1, 13, device=blocks.device)[None] % blocks.config.vocab_size
+        with torch.inference_mode():
+            expected = model.module(input_ids=ids, use_cache=False).logits[0, -1].float()
+        with blocks.ready():
+            hidden = blocks.embed(ids)
+            rotary = blocks.rotary(hidden, torch.arange(12, device=blocks.device)[None])
+            for block in range(len(blocks.layers)):
+                hidden = blocks.run(block, hidden, rotary, causal)
+            got = blocks.logits(hidden[:, -1])[0]
+    except (AttributeError, TypeError, KeyError) as error:
+        raise ModelLoadError(
+            f"model {model.name}: its blocks cannot be run one by one ({error}); supported "
+            "are decoders built like "
+            "Llama in transformers (Llama, Qwen 2 and 3, Mistral, Gemma 2 and 3)"
+        ) from error
+    scale = expected[expected.isfinite()].abs().max().clamp(min=1.0)
+    if expected.isfinite().all() and (got - expected).abs().max() > _CHECK_TOLERANCE[blocks.dtype] * scale:
+        raise ModelLoadError(
+            f"model {model.name}: run block by block, its logits differ by "
+            f"{(got - expected).abs().max():.3g}; "
+            "this architecture does something between blocks that the engine does not know"
+        )
+    return blocks
+
+
+def _decoder(causal_lm: Any) -> Any:
+    """The module that owns embed_tokens and layers, under PEFT wrappers and multimodal shells."""
+    base = causal_lm.get_base_model() if hasattr(causal_lm, "get_base_model") else causal_lm
+    inner = base.get_decoder() if hasattr(base, "get_decoder") else base.model
+    for name in ("embed_tokens", "layers", "norm", "rotary_emb"):
+        if not hasattr(inner, name):
+            raise AttributeError(f"{type(inner).__name__} has no {name}")
+    return inner

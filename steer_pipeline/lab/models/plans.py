@@ -1,0 +1,55 @@
+"""Checks steering plans against a model and sums their terms into tables. Plain numpy, both back ends use it.
+
+In: plans of named terms. Out: per block the fp32 vectors to add, one row a plan. Doses stay fp32 up to
+here; each back end casts the finished sum to the dtype of its residual stream.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from steer_pipeline.lab.models.loading import LoadedModel
+from steer_pipeline.lab.models.steering import SteeringPlan
+
+
+def check_plans(model: LoadedModel, plans: Sequence[SteeringPlan]) -> None:
+    """Every plan fits the model.
+
+    Raises:
+        ValueError: a variant twice, an unknown scope or site, a vector of the wrong width or not finite;
+        with variant,
+            term and cure.
+    """
+    names = [plan.variant for plan in plans]
+    if len(set(names)) != len(names):
+        raise ValueError(f"variants {names}: each may be given once")
+    for plan in plans:
+        if plan.scope not in ("all", "generated"):
+            raise ValueError(f"variant {plan.variant!r}: scope {plan.scope!r}; choose 'all' or 'generated'")
+        for term in plan.terms:
+            where = f"variant {plan.variant!r}, term {term.name!r}"
+            if term.site.kind not in ("output", "logits"):
+                raise ValueError(f"{where}: site kind {term.site.kind!r}; choose 'output' or 'logits'")
+            if not 0 <= term.site.block < model.n_blocks:
+                raise ValueError(
+                    f"{where}: block {term.site.block} is outside the model's {model.n_blocks} blocks"
+                )
+            if term.unit.shape != (model.hidden_size,):
+                raise ValueError(
+                    f"{where}: the vector has shape {term.unit.shape}, the model's residual stream is "
+                    f"({model.hidden_size},) wide; compute or convert the vector for this model"
+                )
+            if not (np.isfinite(term.unit).all() and np.isfinite(term.alpha)):
+                raise ValueError(f"{where}: vector or dose is NaN or infinite; compute the vector again")
+
+
+def block_deltas(plans: Sequence[SteeringPlan], kind: str = "output") -> dict[int, np.ndarray]:
+    """fp32 [n_plans, hidden] by block: the sum of alpha * unit over each plan's terms there."""
+    deltas: dict[int, np.ndarray] = {}
+    for index, plan in enumerate(plans):
+        for term in plan.terms:
+            if term.site.kind == kind:
+                shape = (len(plans), len(term.unit))
+                table = deltas.setdefault(term.site.block, np.zeros(shape, dtype=np.float32))
+                table[index] += np.float32(term.alpha) * term.unit.astype(np.float32)
+    return deltas

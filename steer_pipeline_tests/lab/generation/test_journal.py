@@ -1,0 +1,138 @@
+"""Claims about resume: nothing lost, nothing twice, nothing of another configuration."""
+
+import errno
+import os
+
+import pytest
+
+from steer_pipeline.catalogue.models import SamplingSpec
+from steer_pipeline.lab.generation import journal as journal_module
+from steer_pipeline.lab.generation import torch_engine
+from steer_pipeline.lab.generation.engine import generate
+from steer_pipeline.lab.generation.journal import Journal, JournalError
+from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
+from steer_pipeline_tests.lab.generation.reference import loaded, plans, prompts, with_budget
+
+SPEC = SamplingSpec(temperature=0.8, max_new_tokens=8)
+
+
+def row(i, text="Straße 🙂"):
+    return FinishedRow(f"r{i}", "base", text, [1, 2], 3, 3, "eos", False, 20)
+
+
+def engine_rows(model):
+    return [PromptRow(f"row{i}", {"*": ids}) for i, ids in enumerate(prompts(model, 6))]
+
+
+def by_key(results):
+    keyed = {(one.row_id, one.variant): one for one in results}
+    assert len(keyed) == len(results)
+    return keyed
+
+
+def test_rows_come_back_as_they_were_and_only_under_their_own_fingerprint(tmp_path):
+    with Journal(tmp_path / "j.jsonl") as book:
+        book.record([row(0), row(1, "\ud800")], ["f", "f"])
+        book.record([row(0)], ["f"])
+    assert (tmp_path / "j.jsonl").read_bytes().count(b"\n") == 2
+    with Journal(tmp_path / "j.jsonl") as book:
+        assert book.take("r0", "base", "f") == row(0)
+        assert book.take("r1", "base", "f") == row(1, "\ud800")
+        assert book.take("r0", "base", "g") is None
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_a_torn_last_record_is_cut_off_and_the_rest_stays(tmp_path, cut, caplog):
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as book:
+        book.record([row(0), row(1)], ["f", "f"])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    with Journal(path) as book:
+        assert book.take("r0", "base", "f") == row(0)
+        assert book.take("r1", "base", "f") is None
+        book.record([row(1)], ["f"])
+    assert path.read_bytes() == whole
+    assert "torn" in caplog.text
+
+
+def test_a_damaged_record_in_the_middle_is_not_believed(tmp_path, caplog):
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as book:
+        book.record([row(0), row(1)], ["f", "f"])
+    path.write_bytes(path.read_bytes().replace(b'"r0"', b'"r7"'))
+    with Journal(path) as book:
+        assert book.take("r7", "base", "f") is None
+        assert book.take("r1", "base", "f") == row(1)
+    assert "checksum" in caplog.text
+
+
+def test_two_runs_cannot_write_one_journal(tmp_path):
+    with Journal(tmp_path / "j.jsonl"), pytest.raises(JournalError, match="another run"):
+        Journal(tmp_path / "j.jsonl").__enter__()
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_record(tmp_path, monkeypatch):
+    path = tmp_path / "j.jsonl"
+    real = os.write
+
+    def full(descriptor, data):
+        real(descriptor, data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Journal(path) as book:
+        book.record([row(0)], ["f"])
+        monkeypatch.setattr(journal_module.os, "write", full)
+        with pytest.raises(JournalError, match=r"j\.jsonl: cannot be written \(No space"):
+            book.record([row(1)], ["f"])
+    monkeypatch.undo()
+    with Journal(path) as book:
+        assert book.take("r0", "base", "f") == row(0)
+    assert path.read_bytes().count(b"\n") == 1
+
+
+def test_killed_run_resumes_to_the_same_pack(tmp_path, monkeypatch):
+    model = with_budget(loaded(tmp_path), 1500)
+    rows, chosen = engine_rows(model), plans()
+    whole = by_key(list(generate(model, rows, chosen, SPEC)))
+    path = tmp_path / "j.jsonl"
+    run = generate(model, rows, chosen, SPEC, journal=path, config_hash="c")
+    for _ in range(9):
+        next(run)
+    run.close()
+    with path.open("ab") as file:
+        file.write(b'12345678 {"row": {"row_id"')
+    forward = []
+    step = torch_engine._Batch.enter
+    monkeypatch.setattr(
+        torch_engine._Batch, "enter", lambda self, jobs: (forward.extend(jobs), step(self, jobs))[1]
+    )
+    again = list(generate(model, rows, chosen, SPEC, journal=path, config_hash="c"))
+    assert by_key(again) == whole
+    done_again = sum(len(job.plans) for job in forward)
+    assert 0 < done_again <= len(whole) - 9
+    forward.clear()
+    assert by_key(list(generate(model, rows, chosen, SPEC, journal=path, config_hash="c"))) == whole
+    assert not forward
+
+
+@pytest.mark.parametrize("changed", ["config", "sampling", "prompt", "dose"])
+def test_a_changed_run_never_takes_old_rows(tmp_path, changed):
+    model = loaded(tmp_path)
+    rows, chosen, path = engine_rows(model)[:2], plans()[2:3], tmp_path / "j.jsonl"
+    list(generate(model, rows, chosen, SPEC, journal=path, config_hash="c"))
+    before = path.read_bytes()
+    spec, name = SPEC, "c"
+    if changed == "config":
+        name = "d"
+    elif changed == "sampling":
+        spec = SPEC.model_copy(update={"temperature": 0.5})
+    elif changed == "prompt":
+        rows = [PromptRow(one.row_id, {"*": one.ids["*"][:-1]}) for one in rows]
+    else:
+        dose = chosen[0].terms[0]
+        chosen = [type(chosen[0])("up", (type(dose)(dose.name, dose.unit, dose.site, 2.5),))]
+    fresh = list(generate(model, rows, chosen, spec))
+    assert by_key(list(generate(model, rows, chosen, spec, journal=path, config_hash=name))) == by_key(fresh)
+    assert path.read_bytes().startswith(before)
+    assert len(path.read_bytes()) > len(before)

@@ -1,0 +1,96 @@
+"""Claims about reading a model: the site of collection is the site of injection, sums are transformers' own."""
+
+import numpy as np
+import pytest
+import torch
+
+from steer_pipeline.lab.models.hidden import (
+    HiddenRequest,
+    collect_means,
+    mean_kl,
+    residual_norms,
+    sequence_nll,
+)
+from steer_pipeline.lab.models.steering import SteeringPlan
+from steer_pipeline_tests.lab.generation.reference import hooks, loaded, prompts, term
+
+
+def hf_states(model, ids, plan=None):
+    """[n_blocks, t, hidden] by hooks on the blocks, and the logits [t, vocabulary]."""
+    caught = []
+    with hooks(model.module, plan or SteeringPlan("none")):
+        handles = [
+            layer.register_forward_hook(lambda _m, _i, out: caught.append(out[0].clone()))
+            for layer in model.module.model.layers
+        ]
+        with torch.inference_mode():
+            logits = model.module(torch.tensor([ids])).logits[0]
+        for handle in handles:
+            handle.remove()
+    return torch.stack(caught).float(), logits.float()
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "llama", "gemma", "gemma2"])
+def test_means_are_the_block_outputs_before_the_final_norm(tmp_path, arch):
+    model = loaded(tmp_path, arch)
+    spans = [(0, 3), (10, 40), (5, 6), (50, 55), (2, 30)]
+    requests = [HiddenRequest(ids, *span) for ids, span in zip(prompts(model), spans, strict=True)]
+    means = collect_means(model, requests)
+    for got, request in zip(means, requests, strict=True):
+        states, _ = hf_states(model, request.ids)
+        assert np.allclose(got, states[:, request.start : request.stop].mean(1), atol=2e-4)
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "llama", "gemma"])
+def test_a_vector_is_collected_where_it_was_injected(tmp_path, arch):
+    model = loaded(tmp_path, arch)
+    request = [HiddenRequest(prompts(model, 1)[0], 4, 20)]
+    for block in range(4):
+        one = term(block, 5.0)
+        moved = collect_means(model, request, SteeringPlan("x", (one,)))[0] - collect_means(model, request)[0]
+        assert np.allclose(moved[block], 5.0 * one.unit, atol=1e-3)
+        assert np.allclose(moved[:block], 0, atol=1e-4)
+
+
+def test_norms_leave_out_the_first_position(tmp_path):
+    model = loaded(tmp_path)
+    ids = prompts(model)
+    states = torch.cat([hf_states(model, one)[0][:, 1:] for one in ids], dim=1)
+    assert np.allclose(residual_norms(model, ids), states.norm(dim=-1).mean(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("scope", ["all", "generated"])
+def test_likelihood_and_divergence_under_steering(tmp_path, scope):
+    model = loaded(tmp_path)
+    ids = prompts(model)
+    starts = [len(one) - 7 for one in ids]
+    plan = SteeringPlan("x", (term(1, 3.0), term(2, 2.0, 1)), scope)
+    everywhere = SteeringPlan("x", plan.terms)
+    sums, counts = sequence_nll(model, ids, starts, plan)
+    divergences = mean_kl(model, ids, starts, plan)
+    for i, one in enumerate(ids):
+        targets = torch.tensor(one[starts[i] :])
+        _, base = hf_states(model, one)
+        if scope == "all":
+            _, steered = hf_states(model, one, everywhere)
+        else:  # prompt unsteered, then steered positions one by one over its cache
+            with torch.inference_mode():
+                out = model.module(torch.tensor([one[: starts[i]]]), use_cache=True)
+                rows = [out.logits[0]]
+                with hooks(model.module, everywhere):
+                    for token in one[starts[i] :]:
+                        out = model.module(torch.tensor([[token]]), past_key_values=out.past_key_values)
+                        rows.append(out.logits[0])
+            steered = torch.cat(rows)
+        p, q = (x[starts[i] - 1 : -1].double().log_softmax(-1) for x in (steered, base))
+        assert counts[i] == 7
+        assert np.isclose(sums[i], -p.gather(1, targets[:, None]).sum(), rtol=1e-4)
+        assert np.isclose(divergences[i], (p.exp() * (p - q)).sum(-1).mean(), rtol=1e-3)
+
+
+def test_bad_spans_are_named(tmp_path):
+    model = loaded(tmp_path)
+    with pytest.raises(ValueError, match=r"request 1: span \[3, 3\)"):
+        collect_means(model, [HiddenRequest([1, 2, 3], 0, 1), HiddenRequest([1, 2, 3], 3, 3)])
+    with pytest.raises(ValueError, match="sequence 0 has no tokens"):
+        sequence_nll(model, [[]], [0])

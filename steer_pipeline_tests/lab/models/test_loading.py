@@ -1,0 +1,108 @@
+"""Claims about loading: once, with all end tokens, and errors that say what to do."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from steer_pipeline.catalogue.models import ModelSpec
+from steer_pipeline.lab.models.loading import ModelLoadError, load_model
+from steer_pipeline_tests.tiny import tiny_model_dir
+
+
+def test_a_model_is_loaded_once_with_every_end_token(tmp_path):
+    spec = ModelSpec(path=tiny_model_dir(tmp_path).name)
+    model = load_model(spec, tmp_path)
+    assert model is load_model(spec, tmp_path)
+    assert (model.n_blocks, model.hidden_size, model.backend, model.device, model.dtype) == (
+        4,
+        64,
+        "torch",
+        "cpu",
+        "float32",
+    )
+    assert model.eos_ids == {
+        model.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")
+    }
+
+
+def test_the_identity_follows_the_weights(tmp_path):
+    folder = tiny_model_dir(tmp_path)
+    first = load_model(ModelSpec(path=str(folder)), tmp_path).weights_sha
+    load_model.cache_clear()
+    assert load_model(ModelSpec(path=str(folder)), tmp_path).weights_sha == first
+    load_model.cache_clear()
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert load_model(ModelSpec(path=str(folder)), tmp_path).weights_sha != first
+
+
+def test_a_peft_adapter_goes_on_top(tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from steer_pipeline.lab.models.blocks import blocks_of
+
+    folder = tiny_model_dir(tmp_path)
+    config = LoraConfig(
+        r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    torch.manual_seed(0)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).save_pretrained(tmp_path / "adapter")
+    plain = load_model(ModelSpec(path=folder.name), tmp_path)
+    with torch.inference_mode():
+        before = plain.module(torch.tensor([[5, 6, 7]])).logits
+    model = load_model(ModelSpec(path=folder.name, adapter="adapter"), tmp_path)
+    with torch.inference_mode():
+        after = model.module(torch.tensor([[5, 6, 7]])).logits
+    assert (before - after).abs().max() > 1e-3
+    assert model.weights_sha != plain.weights_sha
+    assert len(blocks_of(model).layers) == 4  # and its blocks give its own logits
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"path": "assets/no/such/model"}, "no such directory"),
+        ({"path": "empty"}, "no config.json"),
+        ({"adapter": "nowhere"}, "no adapter_config.json"),
+        ({"device": "cuda"}, "model.device is cuda"),
+    ],
+)
+def test_errors_name_the_cure(tmp_path, change, message):
+    if torch.cuda.is_available() and "device" in change:
+        change, message = {"device": "mps"}, "model.device is mps"
+    (tmp_path / "empty").mkdir()
+    spec = ModelSpec(**{"path": tiny_model_dir(tmp_path).name, **change})
+    with pytest.raises(ModelLoadError, match=message):
+        load_model(spec, tmp_path)
+
+
+def test_an_unfinished_model_directory_is_refused(tmp_path):
+    folder = tiny_model_dir(tmp_path)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="cannot be loaded"):
+        load_model(ModelSpec(path=folder.name), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "unheard_of"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelLoadError, match="cannot be loaded"):
+        load_model(ModelSpec(path=folder.name, dtype="float32"), tmp_path)
+
+
+def test_tokenizers_load_without_torch(tmp_path):
+    folder = tiny_model_dir(tmp_path)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from steer_pipeline.catalogue.models import ModelSpec\n"
+        "from steer_pipeline.lab.models.loading import load_tokenizer\n"
+        "from steer_pipeline.lab.models.prompts import encode_prompt\n"
+        f"t = load_tokenizer(ModelSpec(path={str(folder)!r}), Path('.'))\n"
+        "assert encode_prompt(t, user='hello')\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
