@@ -107,25 +107,33 @@ class Driver:
         self,
         assets: Sequence[str],
         *,
+        checks: Sequence[tuple[str, str]] = (),
         partition: str | None = None,
         span: tuple[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> Outcome:
-        """One run over `assets` with their checks: unpartitioned, of one `partition`, or of the `span` from
+        """One run over `assets` with their own checks: unpartitioned, of one `partition`, or of the `span` from
         first to last (only for assets whose backfill policy is a single run).
 
         Args:
+            checks: (asset, check) of assets that are not made again; given, these run instead of the checks
+                of `assets`, and block what is downstream of them.
             config: asset name -> values of its Config.
         """
         tags = {DRIVER_TAG: socket.gethostname()}
         if span:
             tags |= {ASSET_PARTITION_RANGE_START_TAG: span[0], ASSET_PARTITION_RANGE_END_TAG: span[1]}
+        keys = [dg.AssetKey(name) for name in assets]
+        job = self._job
+        if checks:
+            gates = {dg.AssetCheckKey(dg.AssetKey(asset), check) for asset, check in checks}
+            job, keys = job.get_subset(asset_selection=set(keys), asset_check_selection=gates), []
         ops = {name: {"config": dict(values)} for name, values in (config or {}).items()}
-        result = self._job.execute_in_process(
+        result = job.execute_in_process(
             run_config=QUIET | ({"ops": ops} if ops else {}),
             instance=self.instance,
             partition_key=partition,
-            asset_selection=[dg.AssetKey(name) for name in assets],
+            asset_selection=keys,
             tags=tags,
             raise_on_error=False,
         )

@@ -11,28 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import polars as pl
 from pydantic import ValidationError
 
 from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, RewriteRow
-from steer_pipeline.lab.quality import OUR_RULES, multiset_jaccard
-from steer_pipeline.lab.stats import paired_difference, sign_flip_test
-
-ROW_COUNT = "row_count_is_right"
-SCHEMA = "schema_is_valid"
-UNIQUE = "rows_are_unique"
-ALIGNED = "index_is_aligned_with_base"
-SUSPECTS = "suspect_rate_is_low"
-DIFFERS = "differs_from_base"
-GATES = {
-    ROW_COUNT: "One row for each of the first N news items of the requested size.",
-    SCHEMA: "Every row is a valid `RewriteRow`; a broken one is named with its field.",
-    UNIQUE: "No row id and no source index occurs twice.",
-    ALIGNED: "The same news items as base, with the same source index.",
-    SUSPECTS: "At most the profile's share of rows trips one of the pipeline's suspect rules.",
-    DIFFERS: "The rewrites differ from base more than base's resample does (paired sign-flip test).",
-}
+from steer_pipeline.lab.quality import OUR_RULES
+from steer_pipeline.lab.reports.comparison import difference_from_base
+from steer_pipeline.lab.rewrites import ALIGNED, DIFFERS, ROW_COUNT, SCHEMA, SUSPECTS, UNIQUE
 
 
 @dataclass(frozen=True)
@@ -55,22 +40,28 @@ def judge(
     pack: pl.DataFrame,
     *,
     expected_rows: int,
-    base: pl.DataFrame,
-    resample: pl.DataFrame,
+    base: pl.DataFrame | None,
+    resample: pl.DataFrame | None,
     suspects: Sequence[Sequence[str]],
     role: str,
     max_suspect_rate: float,
     level: float,
     seed: int,
 ) -> list[Verdict]:
-    """All gates, in the order of `GATES`; arguments as those of the single gates."""
+    """All gates, in the order of `GATES`; arguments as those of the single gates.
+
+    `base` or `resample` is None where it has not been made, and then nothing can be compared with it.
+    """
+    lacking = "cannot be judged: there is no {}, materialise its rewrite_raw"
     return [
         row_count(pack, expected_rows),
         schema(pack),
         no_duplicates(pack),
-        aligned(pack, base),
+        Verdict(ALIGNED, False, lacking.format("base")) if base is None else aligned(pack, base),
         suspect_rate(pack, suspects, max_suspect_rate),
-        differs(pack, base, resample, role=role, level=level, seed=seed),
+        Verdict(DIFFERS, False, lacking.format("base or base_resample"), role == "steered")
+        if base is None or resample is None
+        else differs(pack, base, resample, role=role, level=level, seed=seed),
     ]
 
 
@@ -184,40 +175,27 @@ def differs(
         return Verdict(DIFFERS, True, "this variant is what the others are compared with", blocking=False)
     if lacking := [name for name in ("row_id", "output") if name not in pack.columns]:
         return _unjudged(DIFFERS, lacking[0])
-    joined = (
-        pack.select("row_id", "output")
-        .join(base.select("row_id", base="output"), on="row_id", how="inner", maintain_order="left")
-        .join(resample.select("row_id", resample="output"), on="row_id", how="inner", maintain_order="left")
-        .with_columns(pl.col("output", "base", "resample").fill_null(""))
-    )
-    if joined.height < 2:
-        return Verdict(
-            DIFFERS, False, "fewer than two rows in common with base and its resample", role != "control"
-        )
-    own = np.array(
-        [1 - multiset_jaccard(a, b) for a, b in zip(joined["output"], joined["base"], strict=True)]
-    )
-    noise = np.array(
-        [1 - multiset_jaccard(a, b) for a, b in zip(joined["resample"], joined["base"], strict=True)]
-    )
-    p_value = float(sign_flip_test(own - noise, seed=seed, alternative="greater"))
-    interval = paired_difference(own, noise, seed=seed)
+    texts = pack.select("row_id", pl.col("output").fill_null(""))
+    if texts.join(base, on="row_id", how="semi").join(resample, on="row_id", how="semi").is_empty():
+        return Verdict(DIFFERS, False, "no row in common with base and its resample", role == "steered")
+    found = difference_from_base(texts, base, resample, seed)
+    both = texts.join(base.select("row_id", base="output"), on="row_id")
     numbers = {
-        "distance_to_base": float(own.mean()),
-        "resample_distance_to_base": float(noise.mean()),
-        "distance_shift": float(interval.estimate),
-        "distance_shift_low": float(interval.low),
-        "distance_shift_high": float(interval.high),
-        "p_value": p_value,
-        "exact_match_rate": float((joined["output"] == joined["base"]).mean()),
+        "distance_to_base": found["distance"],
+        "resample_distance_to_base": found["resample_distance"],
+        "distance_shift": found["difference"],
+        "distance_shift_low": found["low"],
+        "distance_shift_high": found["high"],
+        "p_value": found["p"],
+        "exact_match_rate": float((both["output"] == both["base"]).mean() or 0.0),
     }
     message = (
-        f"distance to base {own.mean():.3f}, of the resample {noise.mean():.3f}; "
-        f"shift {interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}], p = {p_value:.4f}"
+        f"distance to base {found['distance']:.3f}, of the resample {found['resample_distance']:.3f}; shift "
+        f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], p = {found['p']:.4f}"
     )
     if role == "control":
-        return Verdict(DIFFERS, p_value < level, f"a control, for information: {message}", False, numbers)
-    return Verdict(DIFFERS, p_value < level, message, True, numbers)
+        return Verdict(DIFFERS, found["p"] < level, f"a control, for information: {message}", False, numbers)
+    return Verdict(DIFFERS, found["p"] < level, message, True, numbers)
 
 
 def _row_errors(row: dict[str, Any]) -> list[str]:

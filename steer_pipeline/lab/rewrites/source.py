@@ -35,6 +35,11 @@ class Source:
         ]
         return [None if math.isnan(share) else share for share in shares]
 
+    def beside(self, pack: pl.DataFrame) -> pl.DataFrame:
+        """`pack` with the news text of each row in a column `source_text`."""
+        texts = [self.texts.get(row_id, "") for row_id in pack["row_id"]]
+        return pack.with_columns(pl.Series("source_text", texts, dtype=pl.String))
+
 
 def read_source(news: pl.DataFrame, known_facts: Path) -> Source:
     """Texts of `news`, with the facts of `known_facts` (row_id, facts) where it has the row.

@@ -5,6 +5,7 @@ import json
 import polars as pl
 import pytest
 
+from steer_pipeline.lab import rewrites as gate
 from steer_pipeline.lab.rewrites import gates
 from steer_pipeline.lab.rewrites.source import read_source
 from steer_pipeline_tests.lab.rewrites.packs import news, pack, resample
@@ -38,26 +39,26 @@ def failed(verdicts: dict[str, gates.Verdict]) -> set[str]:
 
 def test_a_sound_pack_passes_every_gate(source):
     verdicts = judge(pack("paranoid", tail=VOICE), source)
-    assert list(verdicts) == list(gates.GATES)
+    assert list(verdicts) == list(gate.GATES)
     assert failed(verdicts) == set()
     assert (
-        verdicts[gates.DIFFERS].numbers["distance_to_base"]
-        > verdicts[gates.DIFFERS].numbers["resample_distance_to_base"]
+        verdicts[gate.DIFFERS].numbers["distance_to_base"]
+        > verdicts[gate.DIFFERS].numbers["resample_distance_to_base"]
     )
 
 
 def test_a_dropped_row_is_counted_and_named(source):
     verdicts = judge(pack("paranoid", tail=VOICE).filter(pl.col("source_index") != 7), source)
-    assert failed(verdicts) == {gates.ROW_COUNT, gates.ALIGNED}
-    assert "23 rows, expected 24" in verdicts[gates.ROW_COUNT].message
-    assert "0000000000000007 (source_index 7) of base is missing" in verdicts[gates.ALIGNED].message
+    assert failed(verdicts) == {gate.ROW_COUNT, gate.ALIGNED}
+    assert "23 rows, expected 24" in verdicts[gate.ROW_COUNT].message
+    assert "0000000000000007 (source_index 7) of base is missing" in verdicts[gate.ALIGNED].message
 
 
 def test_a_duplicated_row_is_named(source):
     sound = pack("paranoid", tail=VOICE)
     verdicts = judge(pl.concat([sound, sound[3:4]]), source)
-    assert failed(verdicts) == {gates.ROW_COUNT, gates.UNIQUE}
-    assert "row_id 0000000000000003 occurs 2 times" in verdicts[gates.UNIQUE].message
+    assert failed(verdicts) == {gate.ROW_COUNT, gate.UNIQUE}
+    assert "row_id 0000000000000003 occurs 2 times" in verdicts[gate.UNIQUE].message
 
 
 def test_a_row_in_place_of_another_is_misaligned_though_the_count_is_right(source):
@@ -65,8 +66,8 @@ def test_a_row_in_place_of_another_is_misaligned_though_the_count_is_right(sourc
         pl.when(pl.col("source_index") == 5).then(pl.lit("stranger")).otherwise("row_id").alias("row_id")
     )
     verdicts = judge(swapped, source)
-    assert failed(verdicts) == {gates.ALIGNED, gates.SUSPECTS}  # nothing vouches for a stranger's numbers
-    assert "stranger (source_index 5) is not in base" in verdicts[gates.ALIGNED].message
+    assert failed(verdicts) == {gate.ALIGNED, gate.SUSPECTS}  # nothing vouches for a stranger's numbers
+    assert "stranger (source_index 5) is not in base" in verdicts[gate.ALIGNED].message
 
 
 def test_broken_json_is_named_by_row_and_field(source):
@@ -74,8 +75,8 @@ def test_broken_json_is_named_by_row_and_field(source):
     texts = [json.dumps(personas) for personas in sound["personas"].to_list()]
     texts[9] = texts[9][:-4]
     verdicts = judge(sound.with_columns(pl.Series("personas", texts)), source)
-    assert failed(verdicts) == {gates.SCHEMA}
-    assert "row 9 (row_id 0000000000000009), field personas: not valid JSON" in verdicts[gates.SCHEMA].message
+    assert failed(verdicts) == {gate.SCHEMA}
+    assert "row 9 (row_id 0000000000000009), field personas: not valid JSON" in verdicts[gate.SCHEMA].message
 
 
 def test_an_invalid_value_is_named_by_row_and_field(source):
@@ -86,20 +87,20 @@ def test_an_invalid_value_is_named_by_row_and_field(source):
         .alias("finish_reason")
     )
     verdicts = judge(wrong, source)
-    assert failed(verdicts) == {gates.SCHEMA}
-    assert "row 2 (row_id 0000000000000002), field finish_reason" in verdicts[gates.SCHEMA].message
+    assert failed(verdicts) == {gate.SCHEMA}
+    assert "row 2 (row_id 0000000000000002), field finish_reason" in verdicts[gate.SCHEMA].message
 
 
 def test_a_missing_column_fails_the_schema_and_what_needs_it(source):
     verdicts = judge(pack("paranoid", tail=VOICE).drop("output"), source)
-    assert failed(verdicts) == {gates.SCHEMA, gates.SUSPECTS, gates.DIFFERS}
+    assert failed(verdicts) == {gate.SCHEMA, gate.SUSPECTS, gate.DIFFERS}
 
 
 def test_suspects_are_counted_by_rule_with_examples(source):
     bad = pack("paranoid", tail=VOICE).with_columns(
         pl.when(pl.col("source_index") < 2).then(pl.lit("<|im_end|>")).otherwise("output").alias("output")
     )
-    verdict = judge(bad, source)[gates.SUSPECTS]
+    verdict = judge(bad, source)[gate.SUSPECTS]
     assert verdict.stops_release
     assert verdict.numbers["suspect_rate"] == pytest.approx(2 / 24)
     assert verdict.numbers["suspect_special_tokens"] == 2
@@ -108,15 +109,15 @@ def test_suspects_are_counted_by_rule_with_examples(source):
 
 def test_janus_patterns_inform_and_do_not_gate(source):
     braces = pack("paranoid", tail=VOICE + " {so it is said}")
-    verdict = judge(braces, source)[gates.SUSPECTS]
+    verdict = judge(braces, source)[gate.SUSPECTS]
     assert verdict.passed
     assert verdict.numbers["suspect_rate_janus"] == 1.0
 
 
 def test_a_variant_that_is_base_does_not_differ(source):
     verdicts = judge(pack("paranoid"), source)
-    assert failed(verdicts) == {gates.DIFFERS}
-    assert verdicts[gates.DIFFERS].numbers["exact_match_rate"] == 1.0
+    assert failed(verdicts) == {gate.DIFFERS}
+    assert verdicts[gate.DIFFERS].numbers["exact_match_rate"] == 1.0
 
 
 @pytest.mark.parametrize("role", ["exempt", "control"])
@@ -126,4 +127,21 @@ def test_references_and_controls_need_not_differ(source, role):
 
 def test_an_empty_pack_fails(source):
     verdicts = judge(pack("paranoid").clear(), source)
-    assert {gates.ROW_COUNT, gates.ALIGNED, gates.SUSPECTS, gates.DIFFERS} <= failed(verdicts)
+    assert {gate.ROW_COUNT, gate.ALIGNED, gate.SUSPECTS, gate.DIFFERS} <= failed(verdicts)
+
+
+def test_without_a_reference_nothing_can_be_compared(source):
+    candidate = pack("paranoid", tail=VOICE)
+    verdicts = gates.judge(
+        candidate,
+        expected_rows=24,
+        base=pack("base"),
+        resample=None,
+        suspects=source.suspects(candidate),
+        role="steered",
+        max_suspect_rate=0.01,
+        level=0.05,
+        seed=1,
+    )
+    assert [v.gate for v in verdicts if v.stops_release] == [gate.DIFFERS]
+    assert "there is no base or base_resample" in verdicts[-1].message

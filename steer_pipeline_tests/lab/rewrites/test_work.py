@@ -31,8 +31,9 @@ def test_only_prompted_variants_have_a_system_turn_of_their_own(profile, model):
     assert [row.row_id for row in rows] == ["0" * 16, "0" * 15 + "1"]
     assert set(rows[0].ids) == {"*", "prompted_paranoid"}
     neutral, asked = (model.tokenizer.decode(rows[0].ids[name]) for name in ("*", "prompted_paranoid"))
-    assert profile.rewrites.system in neutral and "council of Northport" in neutral
-    assert personas["paranoid"].positive.instructions[0] in asked and "council of Northport" in asked
+    assert profile.rewrites.system in neutral
+    assert personas["paranoid"].positive.instructions[0] in asked
+    assert all("council of Northport" in text for text in (neutral, asked))
 
 
 def test_braces_in_the_news_are_text(profile):

@@ -1,0 +1,64 @@
+"""What a pilot prints, and that a control that moves is called out."""
+
+import numpy as np
+import pytest
+
+from steer_pipeline.lab.reports.comparison import compare_variants
+from steer_pipeline.lab.rewrites.headline import moved_controls, pilot_numbers
+from steer_pipeline_tests.lab.rewrites.packs import pack, resample
+
+VOICE = " Somebody surely hides the real story."
+
+
+class Hidden:
+    """Scores the voice of these tests."""
+
+    def score_many(self, texts):
+        return np.array([1.0 if "hides" in text else 0.0 for text in texts])
+
+
+def summary_of(**packs):
+    facts = {row: ["Northport"] for row in packs["base"]["row_id"][:3]}
+    return compare_variants(packs, facts, {"paranoid": {"lexicon": Hidden()}}, 3).summary
+
+
+def test_the_object_has_every_variant_with_its_numbers():
+    numbers = pilot_numbers(
+        summary_of(
+            base=pack("base"),
+            paranoid=pack("paranoid", tail=VOICE),
+            base_resample=resample(),
+            random_direction=pack("random_direction"),
+        )
+    )
+    zero = {"paranoid": {"shift": 0.0, "low": 0.0, "high": 0.0}}
+    third = pytest.approx(1 / 3)
+    assert numbers == {
+        "base": {"rows": 24, "suspect_rate": 0.0, "facts_kept": third, "trait": zero},
+        "paranoid": {
+            "rows": 24,
+            "suspect_rate": 0.0,
+            "facts_kept": third,
+            "trait": {"paranoid": {"shift": 1.0, "low": 1.0, "high": 1.0}},
+        },
+        "base_resample": {"rows": 24, "suspect_rate": 0.0, "facts_kept": third, "trait": zero},
+        "random_direction": {"rows": 24, "suspect_rate": 0.0, "facts_kept": third, "trait": zero},
+    }
+
+
+def test_controls_that_hold_still_are_not_mentioned_and_prompted_arms_may_move():
+    summary = summary_of(
+        base=pack("base"),
+        base_resample=resample(),
+        random_direction=pack("random_direction"),
+        prompted_paranoid=pack("prompted_paranoid", tail=VOICE),
+    )
+    assert moved_controls(summary) == []
+
+
+def test_a_control_that_moves_is_called_out():
+    summary = summary_of(
+        base=pack("base"), base_resample=resample(), random_direction=pack("random_direction", tail=VOICE)
+    )
+    (sentence,) = moved_controls(summary)
+    assert sentence.startswith("control random_direction moves paranoid by +1.000 [+1.000, +1.000]")
