@@ -1,0 +1,418 @@
+"""Every variant against base, next to what a resample and a random direction show.
+
+In: packs as frames, facts and scorers. Out: `ComparisonTables`: one row a news item and variant, one row a
+variant and metric. Differences are paired by row_id. Nothing here reads a store; reports are made from these
+tables alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from steer_pipeline.lab.evaluation import TraitScorer
+from steer_pipeline.lab.quality import (
+    OUR_RULES,
+    alignment,
+    exact_match,
+    facts_kept,
+    length_ratio,
+    multiset_jaccard,
+    scan_frame,
+    words,
+)
+from steer_pipeline.lab.stats import (
+    Interval,
+    holm,
+    mean_interval,
+    mean_intervals,
+    sign_flip_test,
+    sign_flip_tests,
+    simultaneous_intervals,
+)
+
+BASE, RESAMPLE, RANDOM = "base", "base_resample", "random_direction"
+CONTROLS = (RESAMPLE, RANDOM)
+# How alike two texts are makes sense only against another pair: these compare with the resample.
+LIKENESS = ("exact_match", "overlap")
+METRICS = {
+    "exact_match": "share of outputs equal to base's",
+    "overlap": "multiset Jaccard of words with base's output",
+    "n_words": "words in the output",
+    "length_ratio": "words per word of base's output",
+    "facts_kept": "share of the lead's facts that the output keeps",
+    "suspect": "share of outputs that break a rule of ours",
+    "truncated": "share of outputs cut by the token limit",
+}
+SUMMARY_SCHEMA = {
+    "variant": pl.String,
+    "role": pl.String,
+    "metric": pl.String,
+    "n": pl.Int64,
+    "mean": pl.Float64,
+    "median": pl.Float64,
+    "sd": pl.Float64,
+    "reference": pl.String,
+    "difference": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "simultaneous": pl.Boolean,
+    "p": pl.Float64,
+    "p_holm": pl.Float64,
+    "resample_difference": pl.Float64,
+    "resample_low": pl.Float64,
+    "resample_high": pl.Float64,
+    "random_difference": pl.Float64,
+    "random_low": pl.Float64,
+    "random_high": pl.Float64,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ComparisonTables:
+    """What a comparison found. Frames can be stored as they are.
+
+    Attributes:
+        rows: one row a variant and news item: row_id, variant, source, output, exact_match, overlap, n_words,
+            length_ratio, facts_kept (null without facts), suspects (list), suspect, truncated,
+            trait_<persona>_<scale>, and hits_<persona>_positive, hits_<persona>_negative (marker counts).
+        summary: one row a variant and metric (`SUMMARY_SCHEMA`): mean; paired difference to the reference
+            (base; for likeness base_resample) with a 95% interval, sign-flip p, and p after Holm over all
+            variants and metrics but the controls; the controls' own differences beside it. Trait differences
+            of base_resample and random_direction have intervals that are simultaneous over these controls
+            and all personas of a scale.
+        distances: one row a variant: is it further from base than the resample is? One-sided paired test of
+            1 - overlap.
+        agreement: one row a news item: distinct outputs among base and the variants that are no controls.
+        alignment: one row a variant: rows, and missing, extra and duplicated row ids against base.
+        scorers: one row a persona and scale that reports how well it separates held-out texts.
+    """
+
+    rows: pl.DataFrame
+    summary: pl.DataFrame
+    distances: pl.DataFrame
+    agreement: pl.DataFrame
+    alignment: pl.DataFrame
+    scorers: pl.DataFrame
+
+    @property
+    def variants(self) -> list[str]:
+        """Names in the order given, base first."""
+        return self.alignment["variant"].to_list()
+
+    def of(self, variant: str, metric: str) -> dict:
+        """The summary's row for one variant and metric."""
+        found = self.summary.filter(pl.col("variant") == variant, pl.col("metric") == metric)
+        if found.is_empty():
+            raise KeyError(f"no row for variant {variant!r} and metric {metric!r} in the summary")
+        return found.row(0, named=True)
+
+
+def trait_column(persona: str, scale: str) -> str:
+    return f"trait_{persona}_{scale}"
+
+
+def role_of(variant: str) -> str:
+    """`base`, `control` (must show nothing), `prompted` (shows what a prompt achieves) or `steered`."""
+    if variant == BASE:
+        return "base"
+    if variant in CONTROLS:
+        return "control"
+    return "prompted" if variant.startswith("prompted_") else "steered"
+
+
+def compare_variants(
+    packs: Mapping[str, pl.DataFrame],
+    facts: Mapping[str, Sequence[str]],
+    scorers: Mapping[str, Mapping[str, TraitScorer]],
+    seed: int,
+    *,
+    sources: Mapping[str, str] | None = None,
+    special_tokens: Sequence[str] = (),
+) -> ComparisonTables:
+    """Scores every row of every pack and compares the variants with base and the controls.
+
+    Args:
+        packs: variant -> frame with row_id, prompt, output, truncated. base, base_resample and
+            random_direction must be there: a difference without its controls means nothing.
+        facts: row_id -> facts of the news item.
+        scorers: persona -> scale (`lexicon`, `minilm`, ...) -> scorer of signed scores in [-1, 1].
+        seed: of all resampling; the same packs and seed give the same tables.
+        sources: row_id -> news text, which suspect rules compare with; default: the row's prompt.
+        special_tokens: special strings of the tokenizer.
+
+    Raises:
+        ValueError: a pack or column is missing, a row id occurs twice, or a variant shares no row with base.
+    """
+    _check_packs(packs)
+    order = [BASE, *(name for name in packs if name != BASE)]
+    base = packs[BASE]
+    aligned = [_alignment_row(name, packs[name], base) for name in order]
+    common = set(base["row_id"])
+    rows = pl.concat(
+        [
+            _score_pack(
+                name,
+                packs[name].filter(pl.col("row_id").is_in(common)),
+                base,
+                facts,
+                scorers,
+                sources,
+                special_tokens,
+            )
+            for name in order
+        ]
+    )
+    return ComparisonTables(
+        rows=rows,
+        summary=_summarise(rows, order, scorers, seed),
+        distances=_distances(rows, order, seed),
+        agreement=_agreement(rows, order),
+        alignment=pl.DataFrame(aligned),
+        scorers=_scorer_reports(scorers),
+    )
+
+
+def difference_from_base(
+    variant: pl.DataFrame, base: pl.DataFrame, resample: pl.DataFrame, seed: int
+) -> dict[str, float | int]:
+    """Whether a variant differs from base more than base's resample does, on the rows that all three have.
+
+    Returns:
+        n, distance and resample_distance (mean 1 - overlap with base), difference with 95% interval
+        (low, high), and the one-sided paired sign-flip p that the variant is no further than the resample.
+    """
+    joined = (
+        base.select("row_id", base="output")
+        .join(variant.select("row_id", variant="output"), on="row_id")
+        .join(resample.select("row_id", resample="output"), on="row_id")
+    )
+    if joined.is_empty():
+        raise ValueError("variant, base and resample share no row_id; make them from the same rows")
+    own = [1 - multiset_jaccard(a, b) for a, b in zip(joined["variant"], joined["base"], strict=True)]
+    other = [1 - multiset_jaccard(a, b) for a, b in zip(joined["resample"], joined["base"], strict=True)]
+    return _distance_test(np.array(own), np.array(other), seed)
+
+
+# -------------------------------------------------------------------------------------------- rows
+
+
+def _check_packs(packs: Mapping[str, pl.DataFrame]) -> None:
+    for name in (BASE, *CONTROLS):
+        if name not in packs:
+            raise ValueError(
+                f"compare_variants: pack {name} is missing; make it first: no difference without it"
+            )
+    for name, pack in packs.items():
+        for column in ("row_id", "prompt", "output", "truncated"):
+            if column not in pack.columns:
+                raise ValueError(f"compare_variants: pack {name} has no column {column!r}")
+        if pack["row_id"].is_duplicated().any():
+            row_id = pack.filter(pack["row_id"].is_duplicated())["row_id"][0]
+            raise ValueError(f"compare_variants: pack {name}: row_id {row_id} occurs twice; see its gates")
+
+
+def _alignment_row(name: str, pack: pl.DataFrame, base: pl.DataFrame) -> dict[str, str | int]:
+    found = alignment(pack, base)
+    if len(found.extra) == pack.height:
+        raise ValueError(
+            f"compare_variants: pack {name} shares no row_id with base; they are of different news"
+        )
+    return {
+        "variant": name,
+        "rows": pack.height,
+        "missing": len(found.missing),
+        "extra": len(found.extra),
+        "duplicated": len(found.duplicated),
+    }
+
+
+def _score_pack(
+    name: str,
+    pack: pl.DataFrame,
+    base: pl.DataFrame,
+    facts: Mapping[str, Sequence[str]],
+    scorers: Mapping[str, Mapping[str, TraitScorer]],
+    sources: Mapping[str, str] | None,
+    special_tokens: Sequence[str],
+) -> pl.DataFrame:
+    ids, outputs = pack["row_id"].to_list(), pack["output"].to_list()
+    reference = dict(zip(base["row_id"], base["output"], strict=True))
+    against = [reference[row_id] for row_id in ids]
+    given = pack["prompt"].to_list() if sources is None else [sources[row_id] for row_id in ids]
+    pairs = list(zip(outputs, against, strict=True))
+    kept = [facts_kept(facts.get(row_id, ()), text) for row_id, text in zip(ids, outputs, strict=True)]
+    frame = pl.DataFrame(
+        {
+            "row_id": ids,
+            "variant": [name] * len(ids),
+            "source": given,
+            "output": outputs,
+            "exact_match": [exact_match(a, b) for a, b in pairs],
+            "overlap": [multiset_jaccard(a, b) for a, b in pairs],
+            "n_words": [len(words(text)) for text in outputs],
+            "length_ratio": [length_ratio(a, b) for a, b in pairs],
+            "facts_kept": pl.Series(kept, dtype=pl.Float64).fill_nan(None),
+            "truncated": pack["truncated"],
+        }
+    )
+    frame = scan_frame(frame, source="source", special_tokens=special_tokens).with_columns(
+        suspect=pl.col("suspects").list.eval(pl.element().is_in(list(OUR_RULES))).list.any().fill_null(False)
+    )
+    for persona, scales in scorers.items():
+        for scale, scorer in scales.items():
+            scores = np.asarray(scorer.score_many(outputs), dtype=np.float64)
+            frame = frame.with_columns(pl.Series(trait_column(persona, scale), scores))
+            if hits := getattr(scorer, "hits", None):
+                found = [hits(text) for text in outputs]
+                frame = frame.with_columns(
+                    pl.Series(f"hits_{persona}_positive", [len(f.positive) for f in found], dtype=pl.Int64),
+                    pl.Series(f"hits_{persona}_negative", [len(f.negative) for f in found], dtype=pl.Int64),
+                )
+    return frame
+
+
+# ----------------------------------------------------------------------------------------- summary
+
+
+def _summarise(
+    rows: pl.DataFrame, order: Sequence[str], scorers: Mapping[str, Mapping[str, TraitScorer]], seed: int
+) -> pl.DataFrame:
+    traits = [trait_column(persona, scale) for persona, scales in scorers.items() for scale in scales]
+    metrics = [*METRICS, *traits]
+    values = {metric: _wide(rows, metric, order) for metric in metrics}  # metric -> float [n, variants]
+    keys: list[tuple[str, str, str]] = []
+    columns: list[np.ndarray] = []
+    for metric in metrics:
+        for place, variant in enumerate(order):
+            if (reference := _reference(variant, metric)) is not None:
+                keys.append((variant, metric, reference))
+                columns.append(values[metric][:, place] - values[metric][:, order.index(reference)])
+    differences = np.column_stack(columns)
+    differences[~np.isfinite(differences)] = np.nan
+    intervals = dict(zip(keys, mean_intervals(differences, seed=seed), strict=True))
+    ps = dict(zip(keys, sign_flip_tests(differences, seed=seed).tolist(), strict=True))
+    families = _control_families(values, order, scorers, seed)
+    tested = [key for key in keys if role_of(key[0]) != "control"]
+    adjusted = dict(zip(tested, holm([ps[key] for key in tested]).tolist(), strict=True))
+    table = []
+    for metric in metrics:
+        for place, variant in enumerate(order):
+            own = values[metric][:, place]
+            own = own[np.isfinite(own)]
+            row = {
+                "variant": variant,
+                "role": role_of(variant),
+                "metric": metric,
+                "n": len(own),
+                "mean": float(own.mean()) if len(own) else None,
+                "median": float(np.median(own)) if len(own) else None,
+                "sd": float(own.std(ddof=1)) if len(own) > 1 else None,
+            }
+            reference = _reference(variant, metric)
+            if reference is not None:
+                key = (variant, metric, reference)
+                interval = families.get((variant, metric), intervals[key])
+                row |= {"n": interval.n, "reference": reference, "difference": interval.estimate}
+                row |= {"low": interval.low, "high": interval.high, "p": ps[key], "p_holm": adjusted.get(key)}
+                row["simultaneous"] = (variant, metric) in families
+                for name, control in (("resample", RESAMPLE), ("random", RANDOM)):
+                    beside = families.get((control, metric), intervals.get((control, metric, reference)))
+                    if beside is not None:
+                        row |= {
+                            f"{name}_difference": beside.estimate,
+                            f"{name}_low": beside.low,
+                            f"{name}_high": beside.high,
+                        }
+            table.append({column: row.get(column) for column in SUMMARY_SCHEMA})
+    return pl.DataFrame(table, schema=SUMMARY_SCHEMA).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def _wide(rows: pl.DataFrame, metric: str, order: Sequence[str]) -> np.ndarray:
+    """Values of a metric, news items by variants, NaN where a variant lacks the item: float64 [n, k]."""
+    table = rows.select("row_id", "variant", pl.col(metric).cast(pl.Float64)).pivot(
+        on="variant", index="row_id", values=metric, maintain_order=True
+    )
+    return table.select(pl.col(order).fill_null(float("nan"))).to_numpy().astype(np.float64)
+
+
+def _reference(variant: str, metric: str) -> str | None:
+    """What a variant's metric is compared with; None where there is nothing to compare."""
+    if variant == BASE:
+        return None
+    if metric in LIKENESS:
+        return None if variant == RESAMPLE else RESAMPLE
+    return BASE
+
+
+def _control_families(
+    values: Mapping[str, np.ndarray],
+    order: Sequence[str],
+    scorers: Mapping[str, Mapping[str, TraitScorer]],
+    seed: int,
+) -> dict[tuple[str, str], Interval]:
+    """(control, trait metric) -> interval, simultaneous over controls and personas of one scale."""
+    result: dict[tuple[str, str], Interval] = {}
+    for scale in dict.fromkeys(scale for scales in scorers.values() for scale in scales):
+        personas = [persona for persona, scales in scorers.items() if scale in scales]
+        members = [(control, trait_column(persona, scale)) for persona in personas for control in CONTROLS]
+        matrix = np.column_stack(
+            [values[metric][:, order.index(control)] - values[metric][:, 0] for control, metric in members]
+        )
+        matrix = matrix[np.isfinite(matrix).all(axis=1)]
+        if len(matrix):
+            result |= dict(zip(members, simultaneous_intervals(matrix, seed=seed), strict=True))
+    return result
+
+
+# -------------------------------------------------------------------------------------- the others
+
+
+def _distance_test(own: np.ndarray, other: np.ndarray, seed: int) -> dict[str, float | int]:
+    interval = mean_interval(own - other, seed=seed)
+    return {
+        "n": interval.n,
+        "distance": float(own.mean()),
+        "resample_distance": float(other.mean()),
+        "difference": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "p": sign_flip_test(own - other, seed=seed, alternative="greater"),
+    }
+
+
+def _distances(rows: pl.DataFrame, order: Sequence[str], seed: int) -> pl.DataFrame:
+    overlap = _wide(rows, "overlap", order)
+    resample = overlap[:, order.index(RESAMPLE)]
+    table = []
+    for place, variant in enumerate(order):
+        both = np.isfinite(overlap[:, place]) & np.isfinite(resample)
+        if variant in (BASE, RESAMPLE) or not both.any():
+            continue
+        table.append(
+            {"variant": variant} | _distance_test(1 - overlap[both, place], 1 - resample[both], seed)
+        )
+    return pl.DataFrame(table).with_columns(p_holm=holm([row["p"] for row in table]))
+
+
+def _agreement(rows: pl.DataFrame, order: Sequence[str]) -> pl.DataFrame:
+    compared = [name for name in order if role_of(name) != "control"]
+    return (
+        rows.filter(pl.col("variant").is_in(compared))
+        .group_by("row_id", maintain_order=True)
+        .agg(n_variants=pl.len(), n_distinct=pl.col("output").str.strip_chars().n_unique())
+        .with_columns(all_differ=pl.col("n_distinct") == pl.col("n_variants"))
+    )
+
+
+def _scorer_reports(scorers: Mapping[str, Mapping[str, TraitScorer]]) -> pl.DataFrame:
+    found = [
+        {"persona": persona, "scale": scale} | report.as_dict()
+        for persona, scales in scorers.items()
+        for scale, scorer in scales.items()
+        if (report := getattr(scorer, "report", None)) is not None
+    ]
+    names = ("auc", "auc_low", "auc_high", "shuffled_mean", "shuffled_high", "length_auc")
+    schema = {"persona": pl.String, "scale": pl.String} | dict.fromkeys(names, pl.Float64)
+    return pl.DataFrame(found, schema=schema | {"n_texts": pl.Int64, "n_contexts": pl.Int64})
