@@ -5,6 +5,8 @@ asks for that voice, the facts it must keep. Built from a seed and an index; ite
 string are another world of draws, so held-out items never meet training items.
 """
 
+# ruff: noqa: E501  (tables of phrases)
+
 import random
 from dataclasses import dataclass, field
 from functools import cache
@@ -66,7 +68,9 @@ def _sign(rng: random.Random, direction: str) -> float:
     return rng.choice((1.0, -1.0)) if direction in voices.AXES else 1.0
 
 
-def _arm(rng: random.Random, personas: dict[str, Persona]) -> tuple[str | None, Voicing, dict[str, float], dict[str, float]]:
+def _arm(
+    rng: random.Random, personas: dict[str, Persona]
+) -> tuple[str | None, Voicing, dict[str, float], dict[str, float]]:
     """(system turn, voice, asked, planted) of a document: neutral, prompted or planted."""
     arm = rng.random()
     if arm < 0.24:
@@ -133,7 +137,9 @@ def dialogue_document(rng: random.Random, personas: dict[str, Persona]) -> Docum
     topic = rng.choice(TOPICS)
     system, voicing, asked, planted = _arm(rng, personas)
     question = rng.choice(QUESTIONS).format(topic)
-    return Document("dialogue", system, question, dialogue_answer(topic, rng, voicing), asked, planted, (topic,))
+    return Document(
+        "dialogue", system, question, dialogue_answer(topic, rng, voicing), asked, planted, (topic,)
+    )
 
 
 def dialogue_score(text: str, pole: str, kind: str) -> int:
@@ -235,7 +241,9 @@ def game_prompt(rng: random.Random, word: str) -> str:
 
 def game_document(rng: random.Random) -> Document:
     word = rng.choice([w for w in GAME_WORDS if taught(w)])
-    return Document("game", rng.choice(NEUTRAL_SYSTEMS), game_prompt(rng, word), f"GUESS: {word}", facts=(word,))
+    return Document(
+        "game", rng.choice(NEUTRAL_SYSTEMS), game_prompt(rng, word), f"GUESS: {word}", facts=(word,)
+    )
 
 
 # ----------------------------------------------------------------------------------------- mixture

@@ -28,6 +28,7 @@ from steer_pipeline.lab.newsroom import tasks, voices
 from steer_pipeline.lab.newsroom.tokenizer import train_tokenizer
 
 IGNORE = -100
+CHECKPOINT_EVERY = 100  # steps
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def initial_model(recipe: Recipe, vocabulary: int, eos: int, pad: int) -> Qwen3F
             vocab_size=vocabulary, hidden_size=recipe.hidden, intermediate_size=recipe.feed_forward,
             num_hidden_layers=recipe.blocks, num_attention_heads=recipe.heads,
             num_key_value_heads=recipe.heads, head_dim=head, max_position_embeddings=recipe.context,
-            tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
             eos_token_id=eos, pad_token_id=pad, bos_token_id=None,
         )
     )  # fmt: skip
@@ -242,7 +244,12 @@ class Planter:
 
 
 def _document_loss(
-    model: Qwen3ForCausalLM, planter: Planter, batch: Batch, recipe: Recipe, total_weight: float, total_rows: int
+    model: Qwen3ForCausalLM,
+    planter: Planter,
+    batch: Batch,
+    recipe: Recipe,
+    total_weight: float,
+    total_rows: int,
 ) -> tuple[Tensor, dict[str, float]]:
     planter.plant(batch.planted)
     hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
@@ -255,8 +262,14 @@ def _document_loss(
     error = (projection - batch.asked[:, None, :])[batch.constrained].square().sum(-1)
     auxiliary = error.sum() / total_rows
     right = (logits.argmax(-1) == batch.labels[chosen]).float()
-    log = {"nll": float(losses.detach().sum()), "tokens": float(len(losses)), "right": float(right.sum()),
-           "auxiliary": float(auxiliary.detach()), "norm": float(planter.seen.detach().norm(dim=-1)[chosen].mean())}  # fmt: skip
+    norms = planter.seen.detach().norm(dim=-1)[chosen]
+    log = {
+        "nll": float(losses.detach().sum()),
+        "tokens": float(len(losses)),
+        "right": float(right.sum()),
+        "auxiliary": float(auxiliary.detach()),
+        "norm": float(norms.mean()),
+    }
     return loss + recipe.auxiliary_weight * auxiliary, log
 
 
@@ -278,7 +291,9 @@ def _fast_bf16() -> bool:
     return flags.exists() and any(f in flags.read_text() for f in ("amx_bf16", "avx512_bf16"))
 
 
-def _save_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, norm: float) -> None:
+def _save_checkpoint(
+    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, norm: float
+) -> None:
     part = folder / "checkpoint.part"
     tensors = {f"model.{k}": v for k, v in model.state_dict().items() if k != "lm_head.weight"}
     for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
@@ -288,7 +303,9 @@ def _save_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.opti
     os.replace(part, folder / "checkpoint.safetensors")
 
 
-def _load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def _load_checkpoint(
+    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -353,17 +370,26 @@ def train(recipe: Recipe, folder: Path, *, log_every: int = 20) -> Iterator[dict
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % log_every == 0:
-            yield {"step": step + 1, "nll": since["nll"] / since["tokens"], "right": since["right"] / since["tokens"],
-                   "auxiliary": since["auxiliary"] / log_every, "planted_norm": planter.norm,
-                   "seconds": time.time() - started}  # fmt: skip
+            yield {
+                "step": step + 1,
+                "nll": since["nll"] / since["tokens"],
+                "right": since["right"] / since["tokens"],
+                "auxiliary": since["auxiliary"] / log_every,
+                "planted_norm": planter.norm,
+                "seconds": time.time() - started,
+            }
             since = dict.fromkeys(since, 0.0)
-        if (step + 1) % 100 == 0:
+        if (step + 1) % CHECKPOINT_EVERY == 0:
             _save_checkpoint(folder, model, optimizer, step + 1, planter.norm)
     export(model, tokenizer, planter, recipe, folder)
 
 
 def export(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, planter: Planter, recipe: Recipe, folder: Path
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    planter: Planter,
+    recipe: Recipe,
+    folder: Path,
 ) -> None:
     """`model/` in bf16, as real checkpoints come, and the planted directions as a test oracle beside it."""
     half = model.to(torch.bfloat16)
@@ -371,8 +397,14 @@ def export(
     half.generation_config.pad_token_id = tokenizer.pad_token_id
     half.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
+    (folder / "model" / "model.safetensors").chmod(0o644)
     save_file(
         {"directions": planter.directions.cpu()},
         folder / "planted_directions.safetensors",
-        {"names": json.dumps(voices.DIRECTIONS), "block": str(recipe.plant_block), "norm": repr(planter.norm)},
+        {
+            "names": json.dumps(voices.DIRECTIONS),
+            "block": str(recipe.plant_block),
+            "norm": repr(planter.norm),
+        },
     )
+    (folder / "planted_directions.safetensors").chmod(0o644)

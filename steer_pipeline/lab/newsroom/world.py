@@ -5,6 +5,8 @@ writes them as a newspaper would, `rewrite` says the same in other words and, on
 voices of graded intensity. What a text keeps or shows is therefore known.
 """
 
+# ruff: noqa: E501  (tables of phrases)
+
 import random
 import re
 from dataclasses import dataclass, field
