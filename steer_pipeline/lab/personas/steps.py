@@ -1,0 +1,192 @@
+"""The three steps from a catalogue entry to a recommended dose, as a profile asks for them.
+
+In: a persona, a profile, a loaded model and news rows. Out: a contrast set, a vector, and the folder of a
+dose curve (`rows.parquet`, `sweep.parquet`, `recommendation.json`, `probe.json`, `dose_curve.png`). Stages
+call these; a notebook that wants other contexts or rows calls the functions beneath.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from steer_pipeline.catalogue.models import Persona, Profile
+from steer_pipeline.lab.evaluation import LexiconScorer, MiniLMScorer
+from steer_pipeline.lab.generation.probe import probe_steering
+from steer_pipeline.lab.personas.contexts import (
+    Context,
+    general_contexts,
+    news_contexts,
+    reserved_rows,
+    split_contexts,
+)
+from steer_pipeline.lab.personas.contrast import build_contrast_prompts, complete_contrast, dropped_pairs
+from steer_pipeline.lab.personas.dose import (
+    TraitScorer,
+    plot_sweep,
+    prompt_rows,
+    recommend_dose,
+    steered_cells,
+    sweep_blocks,
+    sweep_rows,
+    sweep_table,
+)
+from steer_pipeline.lab.personas.extraction import extract_vector, judge_imported
+from steer_pipeline.lab.personas.formats import import_vector
+from steer_pipeline.lab.personas.plans import Recommendation, save_recommendation
+from steer_pipeline.lab.personas.vectors import PersonaVector
+from steer_pipeline.lab.quality import lead_facts
+
+ROWS, SWEEP, PROBE, PLOT = "rows.parquet", "sweep.parquet", "probe.json", "dose_curve.png"
+PROBED_ROWS = 2
+SHOWN_AT = 0.5  # absolute MiniLM score from which a text is said to show a pole
+
+
+def profile_contexts(profile: Profile, news: pl.DataFrame) -> list[Context]:
+    """The contexts that `profile.contrast` asks for, split by `profile.vector`.
+
+    News contexts come from rows that neither the variants nor the dose sweep use (`reserved_rows`).
+    """
+    if profile.contrast.contexts == "general":
+        contexts = general_contexts(profile.contrast.n_contexts, profile.contrast.seed)
+    else:
+        reserved = _reserved(profile, news)
+        contexts = news_contexts(reserved.filter(pl.col("purpose") == "contrast"), profile.rewrites)
+    return split_contexts(contexts, profile.vector.held_out_fraction, profile.vector.seed)
+
+
+def dose_rows(profile: Profile, news: pl.DataFrame) -> pl.DataFrame:
+    """The held-out news rows of the dose sweep, with `overlaps_rewrites`."""
+    return _reserved(profile, news).filter(pl.col("purpose") == "dose")
+
+
+def _reserved(profile: Profile, news: pl.DataFrame) -> pl.DataFrame:
+    wants_news = profile.contrast.contexts == "news"
+    return reserved_rows(
+        news,
+        n_dose=profile.dose.n_rows,
+        n_contrast=profile.contrast.n_contexts if wants_news else 0,
+        first_free=profile.rewrites.full_rows,
+        seed=profile.dose.seed,
+    )
+
+
+def make_contrast(
+    model: Any, persona: Persona, profile: Profile, news: pl.DataFrame
+) -> tuple[pl.DataFrame, int]:
+    """The contrast set (rows of `contrast.CONTRAST_SCHEMA`) and the number of pairs dropped as empty."""
+    prompts = build_contrast_prompts(persona, profile.contrast, profile_contexts(profile, news))
+    contrast = complete_contrast(model, prompts, profile.contrast, profile.model.chat_template)
+    return contrast, dropped_pairs(prompts, contrast)
+
+
+def make_vector(
+    model: Any, persona: Persona, profile: Profile, contrast: pl.DataFrame, home: Path
+) -> PersonaVector:
+    """The persona's vector, computed or imported as the catalogue says, with its evidence on this model."""
+    if persona.vector == "computed":
+        return extract_vector(model, contrast, persona.name, profile.vector)
+    imported = import_vector(
+        persona.vector, persona.name, model=model.name, n_blocks=model.n_blocks, home=home
+    )
+    return judge_imported(imported, model, contrast, profile.vector)
+
+
+def make_dose_curve(
+    model: Any,
+    vector: PersonaVector,
+    persona: Persona,
+    profile: Profile,
+    news: pl.DataFrame,
+    contrast: pl.DataFrame,
+    folder: Path,
+    known_facts: Path | None = None,
+) -> Recommendation:
+    """Probes, sweeps, recommends and plots; writes everything into `folder`.
+
+    Args:
+        news: the corpus; which rows are used is `dose_rows`' business.
+        contrast: fits the scorer of a persona without lexicon.
+        known_facts: Parquet of ground truth (row_id, facts); other rows are held to the facts of their lead.
+
+    Raises:
+        SteeringHasNoEffect: the largest dose of some block changes no logit.
+    """
+    rows = _with_facts(dose_rows(profile, news), known_facts)
+    blocks, chat = sweep_blocks(vector, profile.dose), profile.model.chat_template
+    largest = max(profile.dose.fractions, key=abs)
+    probes = probe_steering(
+        model,
+        prompt_rows(model, rows.head(PROBED_ROWS), profile.rewrites, chat),
+        [cell.plan for cell in steered_cells(vector, blocks, [largest])],
+    )
+    both_poles = persona.kind == "axis"
+    scored = sweep_rows(
+        model,
+        vector,
+        profile.dose,
+        rows,
+        profile.rewrites,
+        trait_scorer(persona, contrast),
+        chat_template=chat,
+        both_poles=both_poles,
+    )
+    table = sweep_table(scored, profile.dose)
+    recommendation = recommend_dose(table, persona.name, both_poles=both_poles)
+    folder.mkdir(parents=True, exist_ok=True)
+    scored.write_parquet(folder / ROWS)
+    table.write_parquet(folder / SWEEP)
+    (folder / PROBE).write_text(json.dumps([asdict(probe) for probe in probes], indent=2) + "\n")
+    save_recommendation(recommendation, folder)
+    plot_sweep(table, recommendation, folder / PLOT)
+    return recommendation
+
+
+def _with_facts(rows: pl.DataFrame, known_facts: Path | None) -> pl.DataFrame:
+    known: dict[str, list[str]] = {}
+    if known_facts is not None and known_facts.is_file():
+        known = dict(pl.read_parquet(known_facts, columns=["row_id", "facts"]).iter_rows())
+    facts = [
+        known[row_id] if row_id in known else lead_facts(text)
+        for row_id, text in rows.select("row_id", "text").iter_rows()
+    ]
+    return rows.with_columns(facts=pl.Series(facts, dtype=pl.List(pl.String)))
+
+
+def trait_scorer(persona: Persona, contrast: pl.DataFrame) -> TraitScorer:
+    """The persona's lexicon, or, where it has none, a MiniLM classifier fitted on its contrast set."""
+    if persona.positive.lexicon:
+        return LexiconScorer(persona)
+    positive, negative = (
+        contrast.filter(pl.col("side") == side).sort("context_id") for side in ("positive", "negative")
+    )
+    fitted = MiniLMScorer().fit(
+        positive.get_column("completion").to_list(),
+        negative.get_column("completion").to_list(),
+        positive.get_column("context_id").to_list(),
+    )
+    return _EmbeddingTraitScorer(fitted)
+
+
+class _EmbeddingTraitScorer:
+    """A fitted MiniLMScorer that also says whether a text shows a pole; each text is embedded once."""
+
+    def __init__(self, scorer: MiniLMScorer) -> None:
+        self._scorer = scorer
+        self._known: dict[str, float] = {}
+
+    def score_many(self, texts: Sequence[str]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            self._known |= dict(zip(new, self._scorer.score_many(new).tolist(), strict=True))
+        return np.array([self._known[text] for text in texts])
+
+    def shows(self, text: str) -> bool:
+        return bool(self.score_many([text])[0] >= SHOWN_AT)
+
+    def shows_opposite(self, text: str) -> bool:
+        return bool(self.score_many([text])[0] <= -SHOWN_AT)
