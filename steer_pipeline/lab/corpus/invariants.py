@@ -42,14 +42,16 @@ def id_problems(news: pl.LazyFrame) -> dict[str, int]:
     ids = news.select("row_id", "source_index", *marks).collect(engine="streaming")
     firsts = ids.filter(pl.col("duplicate_of").is_null())
     kept = firsts.filter(pl.col("near_duplicate_of").is_null())
-    dangling = (
-        ids["duplicate_of"].drop_nulls().is_in(firsts["row_id"].implode()).not_().sum()
-        + ids["near_duplicate_of"].drop_nulls().is_in(kept["row_id"].implode()).not_().sum()
-    )
+    dangling = [
+        ids.filter(pl.col(mark).is_not_null())
+        .join(targets, left_on=mark, right_on="row_id", how="anti")
+        .height
+        for mark, targets in zip(marks, (firsts, kept), strict=True)
+    ]
     return {
         "repeated_ids": firsts.height - firsts["row_id"].n_unique(),
         "repeated_indices": ids.height - ids["source_index"].n_unique(),
-        "dangling_marks": int(dangling),
+        "dangling_marks": sum(dangling),
     }
 
 

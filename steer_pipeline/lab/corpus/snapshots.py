@@ -17,9 +17,9 @@ from steer_pipeline.lab.corpus.duplicates import DuplicateFinder
 from steer_pipeline.lab.corpus.sources import QUARANTINE_SCHEMA, ROW_SCHEMA, read_news
 from steer_pipeline.lab.corpus.truncation import TRUNCATED_SCHEMA, truncate_news
 
-MARKED_SCHEMA = pl.Schema({**ROW_SCHEMA, "duplicate_of": pl.String})
-NEWS_SCHEMA = pl.Schema({**MARKED_SCHEMA, "near_duplicate_of": pl.String})
-DROPPED_SCHEMA = pl.Schema({"row_id": pl.String, "source_index": pl.Int64, "reason": pl.String})
+MARKED_SCHEMA = pl.Schema({**ROW_SCHEMA, "duplicate_of": pl.String()})
+NEWS_SCHEMA = pl.Schema({**MARKED_SCHEMA, "near_duplicate_of": pl.String()})
+DROPPED_SCHEMA = pl.Schema({"row_id": pl.String(), "source_index": pl.Int64(), "reason": pl.String()})
 BATCH_ROWS = 1024
 
 
@@ -42,11 +42,18 @@ class NewsSnapshot:
 
 @dataclass(frozen=True)
 class Truncation:
-    """The originals cut to the cap (`TRUNCATED_SCHEMA`) and those left out (`DROPPED_SCHEMA`)."""
+    """The originals cut to the cap (`TRUNCATED_SCHEMA`) and those left out (`DROPPED_SCHEMA`).
+
+    Attributes:
+        n_duplicates: rows of the news that were no originals.
+        n_dropped: originals without a whole sentence within the cap.
+        n_cut: kept rows that are shorter than their article.
+    """
 
     rows: pl.LazyFrame
     dropped: pl.LazyFrame
     n_rows: int
+    n_duplicates: int
     n_dropped: int
     n_cut: int
 
@@ -102,7 +109,9 @@ def snapshot_truncated(news: pl.LazyFrame, tokenizer: Any, spec: CorpusSpec, fol
         rows.add(kept)
         reason = pl.lit(f"no whole sentence within {spec.max_tokens} tokens").alias("reason")
         dropped.add(cut.filter(~pl.col("ends_on_sentence")).select("row_id", "source_index", reason))
-    return Truncation(rows.scan(), dropped.scan(), rows.height, dropped.height, n_cut)
+    total = news.select(pl.len()).collect(engine="streaming").item()
+    n_duplicates = total - rows.height - dropped.height
+    return Truncation(rows.scan(), dropped.scan(), rows.height, n_duplicates, dropped.height, n_cut)
 
 
 class _Parts:

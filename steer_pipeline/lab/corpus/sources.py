@@ -25,19 +25,19 @@ TEXT_FIELDS = ("title", "description", "text", "domain", "date", "url")
 FIELDS = (*TEXT_FIELDS, "authors")
 ROW_SCHEMA = pl.Schema(
     {
-        "row_id": pl.String,
-        "source_index": pl.Int64,
-        "title": pl.String,
-        "description": pl.String,
-        "text": pl.String,
-        "domain": pl.String,
-        "date": pl.String,
-        "authors": pl.List(pl.String),
-        "url": pl.String,
+        "row_id": pl.String(),
+        "source_index": pl.Int64(),
+        "title": pl.String(),
+        "description": pl.String(),
+        "text": pl.String(),
+        "domain": pl.String(),
+        "date": pl.String(),
+        "authors": pl.List(pl.String()),
+        "url": pl.String(),
     }
 )
 QUARANTINE_SCHEMA = pl.Schema(
-    {"file": pl.String, "line": pl.Int64, "reason": pl.String, "excerpt": pl.String}
+    {"file": pl.String(), "line": pl.Int64(), "reason": pl.String(), "excerpt": pl.String()}
 )
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
@@ -253,7 +253,7 @@ def _parquet_lines(path: Path, name: str) -> Iterator[_Line]:
 
 def _hub_lines(source: NewsSource, home: Path) -> Iterator[_Line]:
     try:
-        from datasets import load_dataset  # type: ignore[import-not-found]
+        from datasets import load_dataset
     except ImportError as error:
         raise SourceError("news from the hub needs the package datasets: pip install '.[hub]'") from error
     name = HUB_DATASET if source.path in (None, "cc_news") else source.path

@@ -20,18 +20,18 @@ TOKENIZER_BATCH = 256
 
 TRUNCATED_SCHEMA = pl.Schema(
     {
-        "row_id": pl.String,
-        "source_index": pl.Int64,
-        "title": pl.String,
-        "text": pl.String,
-        "domain": pl.String,
-        "date": pl.String,
-        "url": pl.String,
-        "n_tokens": pl.Int64,
-        "n_tokens_full": pl.Int64,
-        "n_sentences": pl.Int64,
-        "was_cut": pl.Boolean,
-        "ends_on_sentence": pl.Boolean,
+        "row_id": pl.String(),
+        "source_index": pl.Int64(),
+        "title": pl.String(),
+        "text": pl.String(),
+        "domain": pl.String(),
+        "date": pl.String(),
+        "url": pl.String(),
+        "n_tokens": pl.Int64(),
+        "n_tokens_full": pl.Int64(),
+        "n_sentences": pl.Int64(),
+        "was_cut": pl.Boolean(),
+        "ends_on_sentence": pl.Boolean(),
     }
 )
 

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import polars as pl
 
@@ -51,7 +53,7 @@ def test_truncation_keeps_originals_in_order_and_says_what_it_dropped(tmp_path, 
     assert dropped.schema == DROPPED_SCHEMA
     assert rows["source_index"].to_list() == [0, 3]
     assert dropped.select("source_index", "reason").rows() == [(1, "no whole sentence within 40 tokens")]
-    assert (result.n_rows, result.n_dropped, result.n_cut) == (2, 1, 1)
+    assert (result.n_rows, result.n_duplicates, result.n_dropped, result.n_cut) == (2, 1, 1, 1)
 
 
 def test_a_snapshot_is_the_same_bytes_when_made_again(tmp_path):
@@ -59,3 +61,34 @@ def test_a_snapshot_is_the_same_bytes_when_made_again(tmp_path):
     first = snapshot_news(spec, tmp_path, tmp_path / "a").rows.collect()
     assert first.equals(snapshot_news(spec, tmp_path, tmp_path / "b").rows.collect())
     assert isinstance(first, pl.DataFrame)
+
+
+MANY = """
+import json, random, resource, sys
+from pathlib import Path
+from steer_pipeline.catalogue.models import CorpusSpec, NewsSource
+from steer_pipeline.lab.corpus.snapshots import snapshot_news
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+home, rng, words = Path(sys.argv[1]), random.Random(1), [f"w{i}" for i in range(5000)]
+def snapshot(n):
+    with (home / f"{n}.jsonl").open("w") as file:
+        for i in range(n):
+            article = " ".join(rng.choices(words, k=20)) + " " + "z" * 6000
+            file.write(json.dumps({"url": f"u/{i}", "text": article}) + "\\n")
+    source = NewsSource(kind="files", path=f"{n}.jsonl")
+    rows = snapshot_news(CorpusSpec(source=source), home, home / f"parts-{n}")
+    rows.rows.sink_parquet(home / f"{n}.parquet", row_group_size=1024)
+    return rows.n_rows
+snapshot(4000)
+before = peak()
+print(snapshot(16_000), peak() - before)
+"""
+
+
+def test_memory_does_not_hold_the_articles(tmp_path):
+    """12,000 articles more are 72 MB of text; reading, marking and storing them may take 30 MB."""
+    command = [sys.executable, "-c", MANY, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows, kilobytes = map(int, done.stdout.split())
+    assert rows == 16_000
+    assert kilobytes < 30 * 1024
