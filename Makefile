@@ -1,0 +1,56 @@
+# `make pilot` and `make test` are all that a new user needs; both set up .venv when it is missing.
+# A CUDA machine: make TORCH=torch pilot. Another interpreter: make PYTHON=python3.12 test.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+CORE := $(VENV)/.core
+DEV := $(VENV)/.dev
+export DAGSTER_HOME := $(CURDIR)
+export PYTHONWARNINGS ?= ignore
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
+
+.PHONY: help pilot test test-slow ui newsroom newsroom-card newsroom-data lint clean-store
+
+help: ## what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
+
+$(CORE): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt $(CORE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev,mlx]'
+	@touch $@
+
+pilot: $(CORE) ## vectors, a checked and released pilot pack in all variants, a report; again: only what changed
+	$(BIN)/python -m steer_pipeline.tools.pilot
+
+test: $(DEV) ## the test suite
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(DEV) ## the campaigns that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+ui: $(CORE) ## Dagster on http://localhost:3000
+	$(BIN)/dagster dev
+
+newsroom: $(CORE) ## train the newsroom model anew, or go on where a killed run stopped, and install it
+	$(BIN)/python -m steer_pipeline.lab.newsroom train
+
+newsroom-card: $(CORE) ## measure the shipped model on held-out items and write its card
+	$(BIN)/python -m steer_pipeline.lab.newsroom card
+
+newsroom-data: $(CORE) ## write the shipped news and facts anew
+	$(BIN)/python -m steer_pipeline.lab.newsroom data
+
+lint: $(DEV) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean-store: ## forget everything that runs have made
+	rm -rf assets_data/store assets_data/.dagster assets_data/inbox
