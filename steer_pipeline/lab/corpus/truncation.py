@@ -242,33 +242,33 @@ def _segmenter(language: str) -> pysbd.Segmenter:
 
 
 def _enclosed(paragraph: str) -> tuple[list[tuple[int, int]], str]:
-    """Spans (opening mark, closing mark), and the paragraph without straight quotes that have no partner.
+    """Spans (opening mark, closing mark), and the paragraph with other marks for quotes without partner.
 
     pysbd pairs straight quotes by their order, so an inch mark or the opening quote of a quotation that
     runs on in the next paragraph would turn the rest inside out.
     """
     spans: list[tuple[int, int]] = []
     opened: dict[str, list[int]] = {}
-    lonely: list[int] = []
+    lonely: dict[int, str] = {}
     for match in _MARKS.finditer(paragraph):
         mark, at = match.group(), match.start()
         if mark == '"':
             pending = opened.setdefault(mark, [])
             if _opens(paragraph, at):
-                lonely += pending
+                lonely |= dict.fromkeys(pending, "_")
                 opened[mark] = [at]
             elif pending:
                 spans.append((pending.pop(), at))
             else:
-                lonely.append(at)
+                lonely[at] = "”"
         elif mark in _PAIRS:
             opened.setdefault(_PAIRS[mark], []).append(at)
         elif opened.get(mark):
             spans.append((opened[mark].pop(), at))
-    lonely += opened.get('"', [])
+    lonely |= dict.fromkeys(opened.get('"', ()), "_")
     characters = list(paragraph)
-    for at in lonely:
-        characters[at] = "_"
+    for at, mark in lonely.items():
+        characters[at] = mark
     # "--" and the apostrophe of '90s would make pysbd treat what lies between two of them as a unit.
     return spans, re.sub(r"(?<=\s)'(?=\d)", "_", "".join(characters).replace("--", "__"))
 

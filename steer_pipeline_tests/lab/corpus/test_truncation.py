@@ -81,6 +81,8 @@ def test_sentences_end_where_they_end(sentences):
         ("It rained. Read https://example.com/a.B?c=D.E" + LONG, "It rained."),
         ('It rained. He said, "It is over." Then' + LONG, 'It rained. He said, "It is over."'),
         ("It rained. He said it was over.” Then" + LONG, "It rained. He said it was over.”"),
+        ('It rained. He said it was over." Then' + LONG, 'It rained. He said it was over."'),
+        ('It rained. "Stop!" Ana Ruiz said' + LONG, "It rained."),
         ('It rained. He said, "It is over. It was long' + LONG + '"', "It rained."),
         ("It rained. (It was over. Nobody knew" + LONG + ")", "It rained."),
         ("It rained. Then Dr. Ruiz and J. R. Poe" + LONG, "It rained."),
