@@ -1,0 +1,23 @@
+"""Where steps run: the pool and tags of assets that want an accelerator, retries, and the executor.
+
+The tags of other launchers are inert where nobody reads them, so the same asset runs on a laptop, a GPU
+machine, Ray and Kubernetes by configuration of the instance alone.
+"""
+
+import dagster as dg
+
+GPU_POOL = "gpu"
+GPU_TAGS: dict[str, object] = {
+    "steer/device": "gpu",
+    "dagster-ray/config": {"num_gpus": 1},
+    "dagster-k8s/config": {
+        "container_config": {"resources": {"limits": {"nvidia.com/gpu": "1"}}},
+    },
+    "dagster-celery/queue": "gpu",
+}
+
+# For assets that read a network: a hub, an object store, a judge.
+RETRY_NETWORK = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL)
+
+# One process a run: a model is loaded once and kept, whatever the number of steps.
+EXECUTOR = dg.in_process_executor

@@ -1,0 +1,557 @@
+"""Immutable, content-addressed versions of artefacts, in a directory or in an object store.
+
+    <base>/<asset>/<partition or _>/versions/<sha16>/{files, MANIFEST.json}
+                                    notes/<sha16>.<name>.json        what was found out about a version later
+                                    CURRENT                          the live sha
+
+In: a writer that fills an empty folder. Out: a `Version`, whose sha is the hash of the files' names and
+contents; equal content is the same version and adds nothing. A version appears as a whole or not at all, and
+CURRENT moves last: whoever is killed while writing leaves the former version live. Knows nothing of Dagster.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote, unquote
+
+import fsspec
+
+MANIFEST = "MANIFEST.json"
+CURRENT = "CURRENT"
+STAGING = ".staging"
+WORK = ".work"
+NO_PARTITION = "_"
+SHA_LENGTH = 16
+
+
+class StoreError(ValueError):
+    """Something is missing from the store or damaged. The message names it and the cure."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One immutable version of one asset partition.
+
+    Attributes:
+        sha: 16 hexadecimal digits over names and contents of the files.
+        manifest: asset, partition, created, run_id, code_version, inputs (name -> sha), metadata and
+            files (name -> {sha256, bytes}) as they were when this content was first written.
+        url: the version's directory, or its address in the object store.
+    """
+
+    sha: str
+    manifest: Mapping[str, Any]
+    url: str
+    _fetch: Callable[[], Path] = field(repr=False, compare=False)
+
+    @property
+    def path(self) -> Path:
+        """The version as a local directory; a remote one is downloaded once."""
+        return self._fetch()
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(entry["bytes"] for entry in self.manifest["files"].values())
+
+
+class ArtifactStore:
+    """All versions of all assets below `base`.
+
+    Args:
+        base: a directory, or a URL that fsspec knows (s3://bucket/prefix, gs://…).
+        storage_options: for the URL's file system; credentials come from the environment.
+        cache: where remote versions are downloaded to, and work in progress of remote stores lies.
+    """
+
+    def __init__(
+        self, base: str, storage_options: Mapping[str, Any] | None = None, cache: Path | None = None
+    ) -> None:
+        self.base = base.rstrip("/")
+        scheme = base.partition("://")[0] if "://" in base else "file"
+        cache = cache or Path.home() / ".cache" / "steer_pipeline"
+        self._files: _Files
+        if scheme in ("file", "local"):
+            self._files = _LocalFiles(Path(base.partition("://")[2] or base).expanduser().absolute())
+        else:
+            slug = hashlib.sha256(self.base.encode()).hexdigest()[:12]
+            self._files = _RemoteFiles(self.base, dict(storage_options or {}), cache / slug)
+
+    # ------------------------------------------------------------------------------------- writing
+
+    def write(
+        self,
+        asset: str,
+        partition: str | None,
+        writer: Callable[[Path], None],
+        *,
+        metadata: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        code_version: str,
+        run_id: str | None,
+    ) -> Version:
+        """Makes what `writer` puts into an empty folder the current version.
+
+        Args:
+            metadata: JSON values that describe this content.
+            inputs: name of each input -> version it was made from.
+
+        Raises:
+            StoreError: the writer wrote no file, or wrote a MANIFEST.json of its own.
+        """
+        staged = self.scratch(asset.replace("/", "-"))
+        try:
+            writer(staged)
+            return self.adopt(
+                asset,
+                partition,
+                staged,
+                metadata=metadata,
+                inputs=inputs,
+                code_version=code_version,
+                run_id=run_id,
+            )
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def adopt(
+        self,
+        asset: str,
+        partition: str | None,
+        folder: Path,
+        *,
+        metadata: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        code_version: str,
+        run_id: str | None,
+    ) -> Version:
+        """Like `write`, for a filled folder of `scratch`, which is moved and not copied."""
+        where = _place(asset, partition)
+        files = _fingerprints(folder, where)
+        sha = _content_sha(files)
+        key = f"{where}/versions/{sha}"
+        manifest = {
+            "sha": sha,
+            "asset": asset,
+            "partition": partition,
+            "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "run_id": run_id,
+            "code_version": code_version,
+            "inputs": dict(sorted(inputs.items())),
+            "metadata": dict(metadata),
+            "files": files,
+        }
+        if not self._files.is_whole(key):
+            self._files.publish(folder, key, _json(manifest))
+        self._files.put(f"{where}/{CURRENT}", sha.encode())
+        return self.version(asset, partition, sha)
+
+    def scratch(self, label: str) -> Path:
+        """A new empty folder on the store's own file system, for a version in the making.
+
+        Left over after a crash, it is removed by `python -m steer_pipeline.tools.prune`.
+        """
+        folder = self._files.local_root / STAGING / f"{label}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def work(self, asset: str) -> Path:
+        """A local folder for an asset's work in progress, such as journals; it outlives runs."""
+        folder = self._files.local_root / WORK / quote(asset, safe="")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def point(self, asset: str, partition: str | None, sha: str) -> Version:
+        """Makes an existing version the current one."""
+        version = self.version(asset, partition, sha)
+        self._files.put(f"{_place(asset, partition)}/{CURRENT}", sha.encode())
+        return version
+
+    def annotate(self, asset: str, partition: str | None, sha: str, name: str, data: Any) -> None:
+        """Puts JSON beside a version, in place of an earlier note of that name. It is not part of its sha."""
+        self.version(asset, partition, sha)
+        self._files.put(f"{_place(asset, partition)}/notes/{sha}.{_escape(name)}.json", _json(data))
+
+    def note(self, folder: str, name: str, data: Any) -> str:
+        """Puts JSON at `<base>/<folder>/<name>.json`; the folder starts with `_`. Returns its address."""
+        if not folder.startswith("_"):
+            raise StoreError(f"{folder!r}: folders of notes start with _, so that no asset has their name")
+        key = f"{folder}/{_escape(name)}.json"
+        self._files.put(key, _json(data))
+        return self._files.url(key)
+
+    # ------------------------------------------------------------------------------------- reading
+
+    def current(self, asset: str, partition: str | None) -> Version | None:
+        """The live version, or None where nothing has been written yet.
+
+        Raises:
+            StoreError: CURRENT names a version that is gone.
+        """
+        sha = self._files.read(f"{_place(asset, partition)}/{CURRENT}")
+        return None if sha is None else self.version(asset, partition, sha.decode().strip())
+
+    def version(self, asset: str, partition: str | None, sha: str) -> Version:
+        """The version `sha`.
+
+        Raises:
+            StoreError: there is none.
+        """
+        key = f"{_place(asset, partition)}/versions/{sha}"
+        text = self._files.read(f"{key}/{MANIFEST}")
+        if text is None:
+            known = ", ".join(self._shas(asset, partition)) or "none"
+            raise StoreError(
+                f"{self._files.url(key)}: no such version of {label(asset, partition)}; there are: {known}. "
+                "Materialise it again, or point to one of these"
+            )
+        try:
+            manifest = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise StoreError(
+                f"{self._files.url(key)}/{MANIFEST}: not valid JSON ({error}); remove the directory and "
+                f"materialise {label(asset, partition)} again"
+            ) from error
+        return Version(sha, manifest, self._files.url(key), lambda: self._files.local(key, manifest))
+
+    def versions(self, asset: str, partition: str | None) -> list[Version]:
+        """All versions, the oldest first."""
+        found = [self.version(asset, partition, sha) for sha in self._shas(asset, partition)]
+        return sorted(found, key=lambda version: (version.manifest["created"], version.sha))
+
+    def partitions(self, asset: str) -> list[str]:
+        """Partitions that have a current version, sorted; empty for an unpartitioned asset."""
+        names = [name for name in self._files.folders(_escape_asset(asset)) if name != NO_PARTITION]
+        where = _escape_asset(asset)
+        return sorted(unquote(name) for name in names if self._files.read(f"{where}/{name}/{CURRENT}"))
+
+    def assets(self) -> list[str]:
+        """Assets that have a current version, sorted."""
+        return sorted(self._assets_below(""))
+
+    def annotation(self, asset: str, partition: str | None, sha: str, name: str) -> Any | None:
+        """What was last noted under `name` about a version, or None."""
+        text = self._files.read(f"{_place(asset, partition)}/notes/{sha}.{_escape(name)}.json")
+        return None if text is None else json.loads(text)
+
+    # ------------------------------------------------------------------------------------ removing
+
+    def remove(self, asset: str, partition: str | None, sha: str) -> None:
+        """Deletes a version and what was noted about it.
+
+        Raises:
+            StoreError: it is the current one.
+        """
+        where = _place(asset, partition)
+        if self._files.read(f"{where}/{CURRENT}") == sha.encode():
+            raise StoreError(f"{label(asset, partition)}: {sha} is current; point to another version first")
+        self._files.remove(f"{where}/versions/{sha}")
+        for name in self._files.files(f"{where}/notes"):
+            if name.startswith(f"{sha}."):
+                self._files.remove(f"{where}/notes/{name}")
+
+    def leftovers(self, older_than_s: float) -> list[Path]:
+        """Scratch folders that nobody has written to for that long."""
+        staging = self._files.local_root / STAGING
+        if not staging.is_dir():
+            return []
+        limit = time.time() - older_than_s
+        return sorted(path for path in staging.iterdir() if _last_write(path) < limit)
+
+    # ------------------------------------------------------------------------------------- private
+
+    def _shas(self, asset: str, partition: str | None) -> list[str]:
+        return sorted(self._files.folders(f"{_place(asset, partition)}/versions"))
+
+    def _assets_below(self, key: str) -> Iterator[str]:
+        for name in self._files.folders(key):
+            below = f"{key}/{name}" if key else name
+            if not key and name.startswith((".", "_")):
+                continue
+            if self._files.read(f"{below}/{CURRENT}") is not None:
+                yield unquote(key)
+                return
+            yield from self._assets_below(below)
+
+
+def label(asset: str, partition: str | None) -> str:
+    """`asset` or `asset[partition]`: how messages and manifests name an input."""
+    return asset if partition is None else f"{asset}[{partition}]"
+
+
+# ------------------------------------------------------------------------------------- file systems
+
+
+class _Files(Protocol):
+    """What the store needs of a place; keys are relative to its base, with / between parts."""
+
+    local_root: Path
+
+    def read(self, key: str) -> bytes | None: ...
+    def put(self, key: str, data: bytes) -> None: ...
+    def publish(self, folder: Path, key: str, manifest: bytes) -> None: ...
+    def is_whole(self, key: str) -> bool: ...
+    def folders(self, key: str) -> list[str]: ...
+    def files(self, key: str) -> list[str]: ...
+    def local(self, key: str, manifest: Mapping[str, Any]) -> Path: ...
+    def remove(self, key: str) -> None: ...
+    def url(self, key: str) -> str: ...
+
+
+class _LocalFiles:
+    """A directory. A version is renamed into place, a small file replaced: each at once or not at all."""
+
+    def __init__(self, root: Path) -> None:
+        self.local_root = root
+
+    def read(self, key: str) -> bytes | None:
+        try:
+            return (self.local_root / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def put(self, key: str, data: bytes) -> None:
+        target = self.local_root / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.local_root / STAGING / f"{target.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write_through(aside, data)
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+
+    def publish(self, folder: Path, key: str, manifest: bytes) -> None:
+        target = self.local_root / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                _sync_file(path)
+        _write_through(folder / MANIFEST, manifest)
+        try:
+            os.rename(folder, target)
+        except OSError:  # something is there: the same content by another process, or a damaged version
+            if not self.is_whole(key):
+                os.rename(target, self.local_root / STAGING / f"damaged-{uuid.uuid4().hex[:8]}")
+                os.rename(folder, target)
+        _sync_folder(target.parent)
+
+    def is_whole(self, key: str) -> bool:
+        folder, text = self.local_root / key, self.read(f"{key}/{MANIFEST}")
+        if text is None:
+            return False
+        with suppress(ValueError, KeyError, OSError):
+            return all(
+                (folder / name).stat().st_size == entry["bytes"]
+                for name, entry in json.loads(text)["files"].items()
+            )
+        return False
+
+    def folders(self, key: str) -> list[str]:
+        return self._names(key, Path.is_dir)
+
+    def files(self, key: str) -> list[str]:
+        return self._names(key, Path.is_file)
+
+    def _names(self, key: str, wanted: Callable[[Path], bool]) -> list[str]:
+        folder = self.local_root / key
+        return sorted(path.name for path in folder.iterdir() if wanted(path)) if folder.is_dir() else []
+
+    def local(self, key: str, manifest: Mapping[str, Any]) -> Path:
+        return self.local_root / key
+
+    def remove(self, key: str) -> None:
+        path = self.local_root / key
+        if path.is_dir():
+            doomed = self.local_root / STAGING / f"removed-{uuid.uuid4().hex[:8]}"
+            doomed.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(path, doomed)  # at once, so that no reader sees half a version
+            shutil.rmtree(doomed)
+        else:
+            path.unlink(missing_ok=True)
+
+    def url(self, key: str) -> str:
+        return str(self.local_root / key)
+
+
+class _RemoteFiles:
+    """An object store. Each put is atomic: objects first, the manifest after them, CURRENT last."""
+
+    def __init__(self, base: str, options: dict[str, Any], cache: Path) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(base, **{"use_listings_cache": False, **options})
+        self._base = base
+        self.local_root = cache
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}" if key else self._root
+
+    def read(self, key: str) -> bytes | None:
+        try:
+            return self._fs.cat_file(self._path(key))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+
+    def put(self, key: str, data: bytes) -> None:
+        self._make_parent(key)
+        self._fs.pipe_file(self._path(key), data)
+
+    def publish(self, folder: Path, key: str, manifest: bytes) -> None:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                name = f"{key}/{path.relative_to(folder).as_posix()}"
+                self._make_parent(name)
+                self._fs.put_file(str(path), self._path(name))
+        self.put(f"{key}/{MANIFEST}", manifest)
+
+    def _make_parent(self, key: str) -> None:
+        with suppress(FileExistsError, NotImplementedError):
+            self._fs.makedirs(self._path(key).rpartition("/")[0], exist_ok=True)
+
+    def is_whole(self, key: str) -> bool:
+        return self.read(f"{key}/{MANIFEST}") is not None
+
+    def folders(self, key: str) -> list[str]:
+        return self._names(key, "directory")
+
+    def files(self, key: str) -> list[str]:
+        return self._names(key, "file")
+
+    def _names(self, key: str, kind: str) -> list[str]:
+        path = self._path(key)
+        self._fs.invalidate_cache()
+        try:
+            entries = self._fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return []
+        names = {
+            entry["name"].rstrip("/").rpartition("/")[2]
+            for entry in entries
+            if entry["type"] == kind and entry["name"].strip("/") != path.strip("/")
+        }
+        return sorted(names)
+
+    def local(self, key: str, manifest: Mapping[str, Any]) -> Path:
+        """Downloads the version into the cache; since versions never change, a cached one is good for ever."""
+        target = self.local_root / "versions" / key
+        if target.is_dir():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.local_root / STAGING / f"download-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        try:
+            for name, entry in {**manifest["files"], MANIFEST: None}.items():
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                self._fs.get_file(self._path(f"{key}/{name}"), str(aside / name))
+                if entry and _file_sha(aside / name) != entry["sha256"]:
+                    raise StoreError(
+                        f"{self.url(key)}/{name}: content does not match {MANIFEST}; remove the version and "
+                        "materialise it again"
+                    )
+            with suppress(FileExistsError):
+                os.rename(aside, target)
+        except OSError:
+            if not target.is_dir():  # else another process has downloaded it meanwhile
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return target
+
+    def remove(self, key: str) -> None:
+        # The manifest goes first: without it the rest is no version.
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(f"{key}/{MANIFEST}"))
+        with suppress(FileNotFoundError):
+            self._fs.rm(self._path(key), recursive=True)
+        shutil.rmtree(self.local_root / "versions" / key, ignore_errors=True)
+
+    def url(self, key: str) -> str:
+        return f"{self._base}/{key}"
+
+
+# ------------------------------------------------------------------------------------------ details
+
+
+def _escape(name: str) -> str:
+    return quote(name, safe=" |,=@+")
+
+
+def _escape_asset(asset: str) -> str:
+    return "/".join(_escape(part) for part in asset.split("/"))
+
+
+def _place(asset: str, partition: str | None) -> str:
+    if not asset or asset.startswith(("_", ".")) or "" in asset.split("/"):
+        raise StoreError(f"{asset!r} cannot be the name of an asset in the store")
+    if partition is None:
+        return f"{_escape_asset(asset)}/{NO_PARTITION}"
+    if partition in ("", NO_PARTITION, ".", ".."):
+        raise StoreError(f"{asset}: {partition!r} cannot be the name of a partition in the store")
+    return f"{_escape_asset(asset)}/{_escape(partition)}"
+
+
+def _fingerprints(folder: Path, where: str) -> dict[str, dict[str, Any]]:
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    if not paths:
+        raise StoreError(
+            f"{where}: the writer left no file; an empty version would hide that nothing was made"
+        )
+    if MANIFEST in paths:
+        raise StoreError(f"{where}: {MANIFEST} is the store's own file; give yours another name")
+    return {
+        name: {"sha256": _file_sha(paths[name]), "bytes": paths[name].stat().st_size}
+        for name in sorted(paths)
+    }
+
+
+def _content_sha(files: Mapping[str, Mapping[str, Any]]) -> str:
+    digest = hashlib.sha256()
+    for name, entry in sorted(files.items()):
+        digest.update(f"{name}\0{entry['sha256']}\n".encode())
+    return digest.hexdigest()[:SHA_LENGTH]
+
+
+def _file_sha(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _json(data: Any) -> bytes:
+    return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    with path.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _last_write(path: Path) -> float:
+    inside = path.rglob("*") if path.is_dir() else ()
+    times = [path.stat().st_mtime]
+    for each in inside:
+        with suppress(FileNotFoundError):
+            times.append(each.stat().st_mtime)
+    return max(times)

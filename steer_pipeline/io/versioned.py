@@ -1,0 +1,185 @@
+"""What both IO managers share: an output becomes a version in the store, an input is read from one.
+
+The data version is the hash of the content, so that Dagster sees what really changed. A single-run asset
+returns a dict {partition: value}; an input annotated as dict gets one, sorted by key, however many partitions it
+has. The versions that a step read are written into the manifest of what it made.
+"""
+
+import hashlib
+import json
+import math
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, get_origin
+
+import dagster as dg
+
+from steer_pipeline.io.store import SHA_LENGTH, ArtifactStore, StoreError, Version, label
+from steer_pipeline.resources.artifact_store import ArtifactStoreResource
+
+ALLOW_MISSING = "allow_missing_partitions"
+_REMEMBERED_STEPS = 256
+_inputs_of_step: OrderedDict[tuple[str, str], dict[str, str]] = OrderedDict()
+
+
+def note_input(context: Any, version: Version) -> Version:
+    """Records that the running step read `version`; for assets that read the store by themselves.
+
+    Args:
+        context: the asset's, check's or IO manager's context.
+    """
+    step = getattr(context, "step_context", None) or context.op_execution_context.get_step_execution_context()
+    manifest = version.manifest
+    key = (step.run_id, step.step.key)
+    _inputs_of_step.setdefault(key, {})[label(manifest["asset"], manifest["partition"])] = version.sha
+    _inputs_of_step.move_to_end(key)
+    while len(_inputs_of_step) > _REMEMBERED_STEPS:
+        _inputs_of_step.popitem(last=False)
+    return version
+
+
+class VersionedIO(dg.ConfigurableIOManager):
+    """Stores each output as a version, with its hash as data version."""
+
+    store: ArtifactStoreResource
+
+    @abstractmethod
+    def dump(self, value: Any, folder: Path) -> Mapping[str, Any]:
+        """Writes `value` into an empty folder and returns metadata about it.
+
+        Raises:
+            TypeError: this manager does not store such values.
+        """
+
+    @abstractmethod
+    def load(self, version: Version) -> Any:
+        """What the asset downstream is given."""
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        asset = "/".join(context.asset_key.path)
+        if not context.has_asset_partitions:
+            self._commit(context, asset, None, obj)
+            return
+        keys = list(context.asset_partition_keys)
+        values = _by_partition(asset, keys, obj)
+        versions = {key: self._commit(context, asset, key, values[key]) for key in keys}
+        if len(keys) > 1:
+            # Dagster knows one data version a run: it must change if and only if a partition's does.
+            _set_data_version(context, _combined(versions))
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        asset = "/".join(context.asset_key.path)
+        store = self.store.store()
+        if not context.has_asset_partitions:
+            return self.load(self._read(context, store, asset, None))
+        keys = sorted(context.asset_partition_keys)
+        many = _wants_dict(context)
+        if not many and len(keys) != 1:
+            raise StoreError(
+                f"input {context.name} has {len(keys)} partitions of {asset}: annotate it as dict[str, ...]"
+            )
+        if many and (context.definition_metadata or {}).get(ALLOW_MISSING):
+            keys = [key for key in keys if store.current(asset, key) is not None]
+        values = {key: self.load(self._read(context, store, asset, key)) for key in keys}
+        return values if many else values[keys[0]]
+
+    def _read(
+        self, context: dg.InputContext, store: ArtifactStore, asset: str, partition: str | None
+    ) -> Version:
+        version = store.current(asset, partition)
+        if version is None:
+            raise StoreError(
+                f"{label(asset, partition)} is not in the store {store.base}: materialise it first"
+            )
+        return note_input(context, version)
+
+    def _commit(self, context: dg.OutputContext, asset: str, partition: str | None, value: Any) -> Version:
+        store, step = self.store.store(), context.step_context
+        before = store.current(asset, partition)
+        described: dict[str, Any] = {}
+
+        def fill(folder: Path) -> None:
+            described.update(self.dump(value, folder))
+
+        version = store.write(
+            asset,
+            partition,
+            fill,
+            metadata=_plain(_metadata_of_body(context, partition)),
+            inputs=_inputs_of_step.get((step.run_id, step.step.key), {}),
+            code_version=context.asset_spec.code_version or "",
+            run_id=step.run_id,
+        )
+        metadata = {
+            **described,
+            "version": version.sha,
+            "is_new_version": before is None or before.sha != version.sha,
+            "bytes": version.bytes,
+            "location": dg.MetadataValue.path(version.url),
+        }
+        _add_metadata(context, partition, metadata)
+        _set_data_version(context, version.sha)
+        return version
+
+
+def _by_partition(asset: str, keys: list[str], value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        if len(keys) == 1:
+            return {keys[0]: value}
+        raise StoreError(
+            f"{asset}: a run over {len(keys)} partitions must return a dict of them, not {type(value).__name__}"
+        )
+    if set(value) != set(keys):
+        missing, extra = sorted(set(keys) - set(value)), sorted(set(value) - set(keys))
+        raise StoreError(
+            f"{asset}: the run is over partitions {sorted(keys)}; the returned dict lacks {missing} and has "
+            f"{extra} beyond them"
+        )
+    return value
+
+
+def _wants_dict(context: dg.InputContext) -> bool:
+    wanted = context.dagster_type.typing_type
+    origin = get_origin(wanted) or wanted
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _combined(versions: Mapping[str, Version]) -> str:
+    text = "\n".join(f"{key}={version.sha}" for key, version in sorted(versions.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:SHA_LENGTH]
+
+
+def _set_data_version(context: dg.OutputContext, version: str) -> None:
+    # Semi-private: the only way for an IO manager to say what the content's version is.
+    context.step_context.set_data_version(context.asset_key, dg.DataVersion(version))
+
+
+def _add_metadata(context: dg.OutputContext, partition: str | None, metadata: Mapping[str, Any]) -> None:
+    if partition is not None and len(context.asset_partition_keys) > 1:
+        context.step_context.add_asset_metadata(metadata, context.asset_key, partition)
+    else:
+        context.add_output_metadata(metadata)
+
+
+def _metadata_of_body(context: dg.OutputContext, partition: str | None) -> dict[str, Any]:
+    step, key = context.step_context, context.asset_key
+    ours = (step.get_asset_metadata(key, partition) if partition else None) or {}
+    return {**(context.output_metadata or {}), **(step.get_asset_metadata(key) or {}), **ours}
+
+
+def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What of it can stand in a manifest: numbers, short texts, JSON. Plots and previews stay in Dagster."""
+    kept = {}
+    for name, entry in metadata.items():
+        value = entry.value if isinstance(entry, dg.MetadataValue) else entry
+        if isinstance(entry, dg.TableMetadataValue | dg.MarkdownMetadataValue):
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            value = None
+        with suppress(TypeError, ValueError):
+            json.dumps(value, allow_nan=False)
+            kept[name] = value
+    return kept

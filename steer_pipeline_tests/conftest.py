@@ -1,0 +1,28 @@
+"""Every test has its own store, inbox and Dagster home, and one thread."""
+
+import os
+import warnings
+
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import dagster as dg
+import pytest
+
+for category in (dg.PreviewWarning, dg.BetaWarning, dg.SupersessionWarning):
+    warnings.filterwarnings("ignore", category=category)
+
+
+@pytest.fixture(autouse=True)
+def isolated_environment(tmp_path_factory, monkeypatch):
+    """No test reads or writes the checkout's store or instance, whatever the developer's shell has set."""
+    place = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("STEER_STORE", str(place / "store"))
+    monkeypatch.setenv("STEER_NEWS_INBOX", str(place / "inbox"))
+    monkeypatch.delenv("STEER_PROFILE", raising=False)
+    monkeypatch.delenv("STEER_HOME", raising=False)
+    (place / "dagster").mkdir()
+    (place / "dagster" / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    monkeypatch.setenv("DAGSTER_HOME", str(place / "dagster"))
