@@ -7,6 +7,7 @@ prompt and completion, so that nothing downstream tokenises them again. Read-out
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from steer_pipeline.catalogue.models import ContrastSpec, Persona, SamplingSpec
@@ -208,3 +209,28 @@ def score_sides(contrast: pl.DataFrame, scores: Sequence[float]) -> pl.DataFrame
     scored = contrast.with_columns(score=pl.Series(list(scores), dtype=pl.Float64))
     sides = scored.pivot("side", index=["context_id", "split"], values="score", maintain_order=True)
     return sides.select("context_id", "split", *SIDES)
+
+
+def measure_contrast(contrast: pl.DataFrame, scorer: Any, *, seed: int = 0) -> dict[str, float]:
+    """How far the completions of the two sides lie apart on a trait scale.
+
+    Args:
+        scorer: has `score_many(texts)`, in [-1, 1] towards the positive pole.
+
+    Returns:
+        Mean scores `positive` and `negative`, their paired `difference` with `difference_low` and
+        `difference_high` (95%, bootstrap over contexts), and the `auc` between the sides.
+    """
+    from steer_pipeline.lab.stats import auc, paired_difference
+
+    sides = score_sides(contrast, scorer.score_many(contrast.get_column("completion").to_list()))
+    a, b = (sides.get_column(side).to_numpy() for side in SIDES)
+    apart = paired_difference(a, b, seed=seed)
+    return {
+        "positive": float(a.mean()),
+        "negative": float(b.mean()),
+        "difference": apart.estimate,
+        "difference_low": apart.low,
+        "difference_high": apart.high,
+        "auc": auc(np.concatenate([a, b]), np.repeat([1, 0], len(a))),
+    }

@@ -41,7 +41,7 @@ def test_general_contexts_read_as_text_with_every_slot_filled():
         assert " a electric" not in context.user
 
 
-@pytest.mark.parametrize(("n", "told"), [(5, "need at least one"), (1_000_000, "ask for fewer")])
+@pytest.mark.parametrize(("n", "told"), [(5, "need at least one"), (4000, "ask for fewer")])
 def test_impossible_numbers_of_contexts_are_refused(n, told):
     with pytest.raises(ValueError, match=told):
         general_contexts(n, seed=0)
