@@ -1,0 +1,128 @@
+"""What the UI is given is small, repeatable and true."""
+
+import base64
+import math
+import re
+from types import SimpleNamespace
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+import polars as pl
+import pytest
+
+from steer_pipeline import show
+
+LONG = pl.DataFrame({"text": ["word " * 200] * 100, "x": range(100), "tags": [["a", "b"]] * 100})
+
+
+def drawing(metadata) -> ElementTree.Element:
+    found = re.fullmatch(r"!\[[^\]]*\]\(data:image/svg\+xml,([^)\s]+)\)", metadata.value)
+    assert found, "one Markdown image whose address holds no blank and no parenthesis"
+    assert len(metadata.value) < 50_000
+    return ElementTree.fromstring(unquote(found[1]))
+
+
+def texts(svg: ElementTree.Element) -> list[str]:
+    return [element.text or "" for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_a_preview_is_five_short_rows_and_always_the_same():
+    first, again = show.preview(LONG), show.preview(LONG)
+    assert first == again
+    assert len(first.records) == 5
+    rows = [record.data for record in first.records]
+    assert [row["x"] for row in rows] == sorted(row["x"] for row in rows)
+    assert all(len(row["text"]) == 120 and row["text"].endswith("…") for row in rows)
+    assert rows[0]["tags"] == "['a', 'b']"
+    assert [(column.name, column.type) for column in first.schema.columns] == [
+        ("text", "string"),
+        ("x", "int"),
+        ("tags", "string"),
+    ]
+
+
+def test_a_preview_of_few_rows_shows_all_of_them():
+    frame = pl.DataFrame({"x": [1.5, math.nan, None], "ok": [True, False, None]})
+    assert [record.data["x"] for record in show.preview(frame).records] == [1.5, "nan", None]
+    assert show.preview(frame.clear()).records == []
+
+
+def test_a_schema_says_what_columns_hold():
+    schema = show.column_schema(LONG.lazy(), {"x": "a number"})
+    assert {column.name: column.description for column in schema.columns} == {
+        "text": None,
+        "x": "a number",
+        "tags": None,
+    }
+
+
+def test_tables_and_samples_cannot_break_out_of_their_cells():
+    table = show.markdown_table(pl.DataFrame({"a": ["x|y\n<script>"], "b": [0.12345]})).value
+    assert table.splitlines() == ["| a | b |", "|---|---|", "| x\\|y &lt;script&gt; | 0.123 |"]
+    assert show.samples([{"before": "b" * 500, "after": "a"}]).value.count("b") < 450
+    assert show.samples([]).value == "nothing to show"
+
+
+def test_a_histogram_counts_every_value():
+    svg = drawing(show.histogram([*range(100), 5.0, math.nan], "tokens (of an article)"))
+    bars = [element for element in svg.iter("{http://www.w3.org/2000/svg}rect") if element.get("x")]
+    assert len(bars) == 30
+    assert {"tokens (of an article)", "count of 101", "0", "99"} <= set(texts(svg))
+
+
+def test_a_histogram_of_one_value_is_drawn():
+    assert drawing(show.histogram([3.0, 3.0], "same")) is not None
+
+
+def test_curves_name_their_lines_and_leave_gaps_where_nothing_was_measured():
+    svg = drawing(show.curves({"a<b": [(0, 0.0), (1, 2.0)], "c": [(0, math.nan), (1, 1.0)]}, "dose", "trait"))
+    assert {"a<b", "c", "dose", "trait"} <= set(texts(svg))
+    assert len(list(svg.iter("{http://www.w3.org/2000/svg}circle"))) == 3
+
+
+def test_intervals_show_where_zero_is():
+    svg = drawing(show.intervals({"paranoid": (0.5, 0.4, 0.6), "random": (0.0, -0.1, 0.1)}, "shift"))
+    (dashed,) = (line for line in svg.iter() if line.get("stroke-dasharray"))
+    dots = [float(dot.get("cx")) for dot in svg.iter("{http://www.w3.org/2000/svg}circle")]
+    assert dots[1] == pytest.approx(float(dashed.get("x1")), abs=0.1)
+    assert dots[0] > dots[1]
+
+
+def test_a_plot_without_data_or_too_large_for_the_log_is_refused():
+    with pytest.raises(show.PlotError, match="scores: no finite value"):
+        show.histogram([math.nan], "scores")
+    with pytest.raises(show.PlotError, match="draw fewer points"):
+        show.curves({"a": [(x, x) for x in range(5000)]}, "x", "y")
+
+
+def test_a_figure_is_a_png_that_the_event_log_can_bear():
+    from matplotlib.figure import Figure
+
+    plot = Figure()
+    plot.subplots().plot([0, 1], [0, 1])
+    address = re.fullmatch(r"!\[line\]\(data:image/png;base64,(.+)\)", show.figure(plot, "line").value)
+    assert base64.b64decode(address[1]).startswith(b"\x89PNG")
+    assert len(address[1]) <= 50_000
+
+
+def test_provenance_names_code_profile_model_and_cost():
+    model = SimpleNamespace(
+        name="tiny", revision=None, weights_sha="ab", dtype="float32", device="cpu", backend="torch"
+    )
+    work = show.Work(rows_in=3)
+    work.rows_out, work.tokens = 2, 1000
+    facts = show.provenance(model=model, seed=7, work=work)
+    assert re.fullmatch("[0-9a-f]{40}|unknown", facts["git_commit"])
+    assert facts["profile"] == "newsroom"
+    assert re.fullmatch("[0-9a-f]{16}", facts["profile_sha"])
+    assert (facts["model"], facts["model_revision"], facts["device"]) == ("tiny", "none", "cpu")
+    assert (facts["seed"], facts["rows_in"], facts["rows_out"], facts["generated_tokens"]) == (7, 3, 2, 1000)
+    assert "polars " in facts["libraries"]
+    assert facts["tokens_per_second"] > 0
+    assert 10 < facts["peak_memory_mb"] < 100_000
+    assert all(isinstance(value, str | int | float | bool) for value in facts.values())
+
+
+def test_provenance_outside_a_checkout_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(show, "project_home", lambda: tmp_path)
+    assert show.git_state() == {"git_commit": "unknown"}
