@@ -17,10 +17,13 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.loader import LoadingContext
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, RunsFilter
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
+PLANNED = AssetCheckExecutionRecordStatus.PLANNED
 DRIVER_TAG = "steer/driver"
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -103,6 +106,20 @@ class Driver:
         key = dg.AssetKey(asset)
         return [p for p in partitions if resolver.get_status(key, p) != StaleStatus.FRESH]
 
+    def ungated(self, asset: str, partition: str | None) -> bool:
+        """Whether a blocking check of one asset partition has not passed when it last ran, or never ran."""
+        graph = self.asset_graph
+        keys = [
+            key
+            for key in graph.get_check_keys_for_assets({dg.AssetKey(asset)})
+            if graph.get_check_spec(key).blocking
+        ]
+        latest = self.instance.event_log_storage.get_latest_asset_check_execution_by_key(
+            keys, partition_filter=PartitionKeyFilter(key=partition)
+        )
+        done = {key: record for key, record in latest.items() if record.status != PLANNED}
+        return any(key not in done or _stops(done[key].evaluation) for key in keys)
+
     def materialize(
         self,
         assets: Sequence[str],
@@ -123,7 +140,8 @@ class Driver:
         tags = {DRIVER_TAG: socket.gethostname()}
         if span:
             tags |= {ASSET_PARTITION_RANGE_START_TAG: span[0], ASSET_PARTITION_RANGE_END_TAG: span[1]}
-        keys = [dg.AssetKey(name) for name in assets]
+        nodes = [self.asset_graph.get(dg.AssetKey(name)) for name in assets]
+        keys = sorted({key for node in nodes for key in node.execution_set_asset_keys})  # made together
         job = self._job
         if checks:
             gates = {dg.AssetCheckKey(dg.AssetKey(asset), check) for asset, check in checks}
@@ -175,7 +193,7 @@ def _outcome(result: dg.ExecuteInProcessResult) -> Outcome:
         f"{check.asset_key.to_user_string()}{f'[{check.partition}]' if check.partition else ''}: "
         f"{check.check_name}: {check.description or 'failed'}"
         for check in result.get_asset_check_evaluations()
-        if check.blocking and not check.passed and check.severity == dg.AssetCheckSeverity.ERROR
+        if _stops(check)
     ]
     errors = []
     for event in result.all_events:
@@ -185,6 +203,11 @@ def _outcome(result: dg.ExecuteInProcessResult) -> Outcome:
         event.asset_key.to_user_string() for event in result.all_events if event.is_step_materialization
     )
     return Outcome(result.run_id, result.success, tuple(errors), tuple(stopped_by), made)
+
+
+def _stops(check: dg.AssetCheckEvaluation) -> bool:
+    """Whether an evaluation stops what is downstream of its asset."""
+    return check.blocking and not check.passed and check.severity == dg.AssetCheckSeverity.ERROR
 
 
 def _is_check_failure(event: dg.DagsterEvent) -> bool:

@@ -4,6 +4,7 @@ In: the summary table of a comparison (`lab.reports.comparison`). Out: the objec
 sentences about controls that move.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
@@ -42,6 +43,25 @@ def moved_controls(summary: pl.DataFrame) -> list[str]:
         for row in rows.iter_rows(named=True)
         if (persona := _persona(row["metric"])) is not None
     ]
+
+
+def missed_targets(summary: pl.DataFrame, targets: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """A sentence for each variant that does not move a trait as it should: interval beyond zero, right sign.
+
+    Args:
+        targets: variant -> persona -> `up` or `down`.
+    """
+    sentences = []
+    for row in summary.iter_rows(named=True):
+        wanted = targets.get(row["variant"], {}).get(_persona(row["metric"]) or "")
+        if wanted is None or row["low"] is None:
+            continue
+        if not (row["low"] > 0 if wanted == "up" else row["high"] < 0):
+            sentences.append(
+                f"{row['variant']} should move {_persona(row['metric'])} {wanted}, its shift is "
+                f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+            )
+    return sentences
 
 
 def _persona(metric: str) -> str | None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from steer_pipeline.lab.reports.comparison import compare_variants
-from steer_pipeline.lab.rewrites.headline import moved_controls, pilot_numbers
+from steer_pipeline.lab.rewrites.headline import missed_targets, moved_controls, pilot_numbers
 from steer_pipeline_tests.lab.rewrites.packs import pack, resample
 
 VOICE = " Somebody surely hides the real story."
@@ -62,3 +62,20 @@ def test_a_control_that_moves_is_called_out():
     )
     (sentence,) = moved_controls(summary)
     assert sentence.startswith("control random_direction moves paranoid by +1.000 [+1.000, +1.000]")
+
+
+def test_targets_are_missed_without_a_shift_and_with_one_of_the_wrong_sign():
+    summary = summary_of(
+        base=pack("base"),
+        paranoid=pack("paranoid", tail=VOICE),
+        trusting=pack("trusting", tail=VOICE),
+        rule_defiant=pack("rule_defiant"),
+        base_resample=resample(),
+        random_direction=pack("random_direction"),
+    )
+    up, down = {"paranoid": "up"}, {"paranoid": "down"}
+    assert missed_targets(summary, {"paranoid": up}) == []
+    assert missed_targets(summary, {"trusting": down, "rule_defiant": up}) == [
+        "trusting should move paranoid down, its shift is +1.000 [+1.000, +1.000]",
+        "rule_defiant should move paranoid up, its shift is +0.000 [+0.000, +0.000]",
+    ]

@@ -1,0 +1,1 @@
+"""Every news item rewritten in every variant, judged, filtered, released."""

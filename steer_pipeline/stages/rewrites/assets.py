@@ -1,0 +1,250 @@
+"""Rewrites: every news item in every variant, the packs, what is worth keeping, and which version is released.
+
+`rewrite_raw` costs the accelerator and runs once for all requested variants; everything below it is cheap,
+per variant, and carries the gates.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import dagster as dg
+import polars as pl
+from pydantic import Field
+
+from steer_pipeline.execution import GPU_POOL, GPU_TAGS
+from steer_pipeline.io.store import ArtifactStore
+from steer_pipeline.io.versioned import note_input
+from steer_pipeline.partitions import VARIANT, VARIANT_NEEDS
+from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
+from steer_pipeline.settings import settings
+from steer_pipeline.stages.rewrites import comparing, making, release, verdicts
+
+COMMON: dict[str, Any] = {"group_name": "rewrites", "owners": ["team:steering"]}
+CPU, GPU = (
+    {"steer/stage": "rewrites", "steer/device": "cpu"},
+    {"steer/stage": "rewrites", "steer/device": "gpu"},
+)
+TARGETED_PERSONAS = dg.SpecificPartitionsPartitionMapping(sorted(comparing.targeted_personas(settings())))
+BASE_ONLY = dg.SpecificPartitionsPartitionMapping(["base"])
+
+
+class RewriteConfig(dg.Config):
+    """What `rewrite_raw` may be asked."""
+
+    size: Literal["pilot", "full"] = Field(
+        default="pilot",
+        description="`pilot`, or `full` once the gates of pilot packs of the same recipe have passed.",
+    )
+
+
+class ReleaseConfig(dg.Config):
+    """What `rewrite_release` may be asked."""
+
+    version: str | None = Field(
+        default=None,
+        description="Version of `rewrite_pack` to release (a hash or its beginning); default: the newest.",
+    )
+
+
+@dg.asset(
+    **COMMON,
+    partitions_def=VARIANT,
+    deps=[
+        dg.AssetDep("persona_vector", partition_mapping=VARIANT_NEEDS),
+        dg.AssetDep("dose_curve", partition_mapping=VARIANT_NEEDS),
+    ],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    pool=GPU_POOL,
+    op_tags=GPU_TAGS,
+    tags=GPU,
+    kinds={"pytorch", "parquet"},
+    code_version="1",
+    io_manager_key="parquet_io",
+)
+def rewrite_raw(
+    context: dg.AssetExecutionContext,
+    config: RewriteConfig,
+    truncated_news: pl.LazyFrame,
+    store: ArtifactStoreResource,
+    language_model: LanguageModelResource,
+) -> Any:
+    """Every requested variant of the first N news items, from one model load and one call of the engine.
+
+    One row is one news item in one variant. Finished rows are journalled: a killed run does only what is
+    missing, and a full pack takes the pilot's rows as they are. Before anything is generated a probe compares
+    steered with unsteered logits; a plan that changes nothing fails the run.
+    """
+    from steer_pipeline.lab.generation.probe import SteeringHasNoEffect
+
+    now, shelf = settings(), store.store()
+    asked = {name: spec for name, spec in now.variants.items() if name in context.partition_keys}
+    with _plain_failures(SteeringHasNoEffect):
+        made = making.make_raw(
+            truncated_news,
+            asked,
+            config.size,
+            _reader(context, shelf),
+            language_model.load(),
+            now,
+            shelf.work("rewrite_raw") / "journal.jsonl",
+            lambda recipes: verdicts.pilot_problems(shelf, recipes),
+            lambda progress: context.log.info(str(progress)),
+        )
+    for name, rows in made.packs.items():
+        numbers = {"size": config.size, "recipe": made.recipes[name], **_numbers(rows), **made.numbers}
+        context.add_asset_metadata(numbers | made.probes.get(name, {}), partition_key=name)
+    return made.packs if len(made.packs) > 1 else next(iter(made.packs.values()))
+
+
+@dg.asset(
+    **COMMON,
+    partitions_def=VARIANT,
+    tags=CPU,
+    kinds={"polars", "parquet"},
+    code_version="1",
+    io_manager_key="parquet_io",
+)
+def rewrite_pack(context: dg.AssetExecutionContext, rewrite_raw: pl.LazyFrame) -> pl.DataFrame:
+    """The pack of one variant: one row a news item, in the schema of `RewriteRow`, sorted by source index.
+
+    Its checks are the release gates. Each version is immutable; which one is released is `rewrite_release`'s
+    business.
+    """
+    from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA
+    from steer_pipeline.lab.rewrites.work import identity_of
+
+    rows = rewrite_raw.collect()
+    known = [name for name in REWRITE_SCHEMA if name in rows.columns]
+    pack = rows.select(known).sort("source_index") if "source_index" in known else rows.select(known)
+    recipe = identity_of(pack).recipe
+    told = {"size": pack["size"][0], "recipe": recipe, "preview": _preview(pack), **_numbers(pack)}
+    context.add_output_metadata(told)
+    return pack
+
+
+@dg.asset(
+    **COMMON,
+    partitions_def=VARIANT,
+    deps=["truncated_news", dg.AssetDep("rewrite_raw", partition_mapping=BASE_ONLY)],
+    tags=CPU,
+    kinds={"polars", "parquet"},
+    code_version="1",
+    io_manager_key="parquet_io",
+)
+def keep_set(
+    context: dg.AssetExecutionContext, rewrite_pack: pl.LazyFrame, store: ArtifactStoreResource
+) -> pl.DataFrame:
+    """All rows of a pack with the value of every criterion, `keep`, and the reasons against those not kept.
+
+    A steered rewrite that equals base's is not kept: nothing of the steering could be learnt from it.
+    """
+    from steer_pipeline.lab.quality import keep_filter, reason_counts
+
+    now, read, pack = settings(), _reader(context, store.store()), rewrite_pack.collect()
+    source = making.read_news_source(read, pack, now)
+    steered = now.variants[context.partition_key].role == "steered"
+    base = read.rows("rewrite_raw", "base") if steered else None
+    judged = keep_filter(source.beside(pack), base, source.facts, source="source_text").drop("source_text")
+    context.add_output_metadata(
+        {"kept_rows": int(judged["keep"].sum()), "kept_fraction": float(judged["keep"].mean() or 0.0)}
+        | {f"dropped_{reason}": count for reason, count in reason_counts(judged).items()}
+    )
+    return judged
+
+
+@dg.asset(
+    **COMMON,
+    deps=["rewrite_pack", "truncated_news", dg.AssetDep("contrast_set", partition_mapping=TARGETED_PERSONAS)],
+    tags=CPU,
+    kinds={"polars", "parquet"},
+    code_version="1",
+    io_manager_key="bundle_io",
+)
+def rewrite_comparison(
+    context: dg.AssetExecutionContext, store: ArtifactStoreResource
+) -> Iterator[dg.Output]:
+    """All packs side by side: likeness to base, length, facts kept, and each trait on two scales.
+
+    Files: `rows.parquet` (one row a variant and news item), `summary.parquet` (one row a variant and metric,
+    paired differences with 95% intervals, controls beside them), `distances`, `agreement`, `alignment` and
+    `scorers`; `versions.json` names the packs. The MiniLM scale is fitted on each persona's contrast set.
+    """
+    with _plain_failures(), tempfile.TemporaryDirectory(prefix="rewrite_comparison-") as folder:
+        tables, versions = comparing.compare_stored(_reader(context, store.store()), settings())
+        comparing.write_tables(tables, versions, Path(folder))
+        metadata = comparing.numbers(tables) | {"pack_versions": dg.MetadataValue.json(versions)}
+        yield dg.Output(Path(folder), metadata=metadata)
+
+
+@dg.asset(
+    **COMMON,
+    partitions_def=VARIANT,
+    deps=["rewrite_pack"],
+    tags=CPU,
+    kinds={"json"},
+    code_version="1",
+)
+def rewrite_release(
+    context: dg.AssetExecutionContext, config: ReleaseConfig, store: ArtifactStoreResource
+) -> dg.MaterializeResult:
+    """The released version of a variant's pack: a pointer to an immutable version, nothing is copied.
+
+    Materialise it to promote the newest pack; give `version` to roll back or forward. Only a version whose
+    stored gates all passed, or that was released before, is accepted. The list of materialisations is the
+    log of promotions and roll-backs; the data version is the pack's.
+    """
+    shelf, variant = store.store(), context.partition_key
+    with _plain_failures(available=lambda: release.available(shelf, variant)):
+        choice = release.choose(shelf, variant, config.version)
+    release.point(shelf, variant, choice, context.run_id, "1")
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(choice.version.sha),
+        metadata={
+            "version": choice.version.sha,
+            "previous": choice.previous or "none",
+            "action": choice.action,
+            "size": release.size_of(shelf, variant, choice.version.sha) or "empty",
+            "path": dg.MetadataValue.path(str(choice.version.path)),
+            **release.difference(shelf, variant, choice),
+        },
+    )
+
+
+def _reader(context: dg.AssetExecutionContext, shelf: ArtifactStore) -> making.Reader:
+    return making.Reader(shelf, lambda version: note_input(context, version))
+
+
+def _numbers(rows: pl.DataFrame) -> dict[str, float | int]:
+    """Numbers that the UI plots over time."""
+    if rows.is_empty() or not {"n_new_tokens", "truncated"} <= set(rows.columns):
+        return {"rows": rows.height}
+    return {
+        "rows": rows.height,
+        "mean_new_tokens": float(rows["n_new_tokens"].mean() or 0.0),
+        "truncated_rate": float(rows["truncated"].mean() or 0.0),
+    }
+
+
+def _preview(pack: pl.DataFrame) -> dg.MetadataValue:
+    """Three rows, texts cut short: the event log is no place for a corpus."""
+    shown = pack.head(3).select(
+        "source_index", pl.col("prompt").str.slice(0, 120), pl.col("output").str.slice(0, 240)
+    )
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in shown.to_dicts()])
+
+
+@contextmanager
+def _plain_failures(*others: type[Exception], available: Callable[[], list[str]] = list) -> Iterator[None]:
+    """What the user must mend becomes a failure that is not tried again, with its sentence as description."""
+    try:
+        yield
+    except (ValueError, *others) as error:
+        raise dg.Failure(
+            str(error), metadata={"available": available()} if available() else {}, allow_retries=False
+        ) from error
+
+
+ASSETS = [rewrite_raw, rewrite_pack, keep_set, rewrite_comparison, rewrite_release]

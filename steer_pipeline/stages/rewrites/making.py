@@ -1,0 +1,187 @@
+"""What the rewrite assets do with the store: gather vectors and doses, generate, read packs and their source.
+
+In: the store, the profile and a model. Out: frames and lab values. No Dagster here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from steer_pipeline.catalogue import load_personas
+from steer_pipeline.catalogue.models import VariantSpec
+from steer_pipeline.io.store import ArtifactStore, Version
+from steer_pipeline.settings import Settings
+
+PROBED_ROWS = 2
+
+
+@dataclass
+class Made:
+    """Raw packs and what is worth telling about the run that made them."""
+
+    packs: dict[str, pl.DataFrame]
+    recipes: dict[str, str]
+    probes: dict[str, dict[str, float]]
+    numbers: dict[str, float | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Current versions from the store; `note` is told of each, so that the manifest names what was read."""
+
+    store: ArtifactStore
+    note: Callable[[Version], Any] = lambda version: None
+
+    def current(self, asset: str, partition: str | None) -> Version | None:
+        version = self.store.current(asset, partition)
+        if version is not None:
+            self.note(version)
+        return version
+
+    def rows(self, asset: str, partition: str | None) -> pl.DataFrame | None:
+        """The current rows, or None where there are none."""
+        version = self.current(asset, partition)
+        return None if version is None else read_rows(version.path)
+
+
+class Refused(ValueError):
+    """What was asked may not be done yet; the message lists why and what to do."""
+
+
+def plan_variants(variants: Mapping[str, VariantSpec], read: Reader, model: Any, seed: int) -> dict[str, Any]:
+    """The steering plan of each variant, from the stored vectors and recommended doses.
+
+    Raises:
+        VectorError: a vector or dose is missing or does not fit the model.
+    """
+    from steer_pipeline.lab.personas import load_recommendation, load_vector, terms_for
+
+    vectors, doses, versions = {}, {}, {}
+    for persona in {term.persona for spec in variants.values() for term in spec.terms}:
+        if (vector := read.current("persona_vector", persona)) is not None:
+            vectors[persona], versions[persona] = load_vector(vector.path), vector.sha
+        if (dose := read.current("dose_curve", persona)) is not None:
+            doses[persona] = load_recommendation(dose.path)
+    return {
+        name: terms_for(spec, vectors, doses, model.n_blocks, model=model, versions=versions, seed=seed)
+        for name, spec in variants.items()
+    }
+
+
+def make_raw(
+    news: pl.LazyFrame,
+    variants: Mapping[str, VariantSpec],
+    size: str,
+    read: Reader,
+    model: Any,
+    now: Settings,
+    journal: Path,
+    allowed: Callable[[Mapping[str, str]], list[str]],
+    tell: Callable[[Any], None],
+) -> Made:
+    """Rewrites the first rows of `news` in all of `variants` in one call of the engine.
+
+    Args:
+        allowed: recipes of a full run -> what stands in its way.
+        tell: is given the engine's progress.
+
+    Raises:
+        Refused: the full size, and `allowed` objects.
+        SteeringHasNoEffect: a plan leaves the model's logits as they are.
+    """
+    from steer_pipeline.lab.generation.engine import decoding_hash, generate
+    from steer_pipeline.lab.generation.probe import probe_steering
+    from steer_pipeline.lab.rewrites import work
+
+    profile, personas = now.profile, load_personas()
+    sampling = profile.rewrites.sampling
+    plans = plan_variants(variants, read, model, sampling.seed)
+    engine = decoding_hash(sampling, model)
+    identities = {
+        name: work.identity(
+            profile,
+            work.settings_hash(engine, profile, work.system_turn(spec, profile, personas)),
+            plans[name],
+        )
+        for name, spec in variants.items()
+    }
+    recipes = {name: made.recipe for name, made in identities.items()}
+    if size == "full" and (problems := allowed(recipes)):
+        raise Refused(
+            "a full pack needs passed pilot gates of the same profile, decoding and vectors: "
+            + "; ".join(problems)
+            + ". Run `make pilot`, mend what fails, then ask again"
+        )
+    items = news.head(work.rows_wanted(profile, size)).collect()
+    rows = work.prompts(items, variants, profile, personas, model)
+    probes = probe_steering(model, rows[:PROBED_ROWS], [plan for plan in plans.values() if plan.terms])
+    last: list[Any] = []
+
+    def report(progress: Any) -> None:
+        last[:] = [progress]
+        tell(progress)
+
+    finished = generate(model, rows, list(plans.values()), sampling, journal=journal, progress=report)
+    packs = work.pack_rows(finished, items, identities, model.name, profile, size)
+    return Made(packs, recipes, _probe_numbers(probes), _run_numbers(last))
+
+
+def read_rows(folder: Path) -> pl.DataFrame:
+    return pl.read_parquet(folder / "data.parquet")
+
+
+def read_news_source(read: Reader, rows: pl.DataFrame, now: Settings) -> Any:
+    """Texts and facts of the news that `rows` (with row_id) were made from."""
+    from steer_pipeline.lab.rewrites.source import read_source
+
+    news = read.current("truncated_news", None)
+    if news is None:
+        raise Refused("truncated_news has not been made: materialise it first")
+    texts = pl.scan_parquet(news.path / "data.parquet").select("row_id", "text")
+    wanted = rows.lazy().select("row_id").unique()
+    return read_source(texts.join(wanted, on="row_id", how="semi").collect(), now.shipped / "facts.parquet")
+
+
+def news_count(store: ArtifactStore) -> int:
+    """News items that can be rewritten."""
+    news = store.current("truncated_news", None)
+    return (
+        0 if news is None else pl.scan_parquet(news.path / "data.parquet").select(pl.len()).collect().item()
+    )
+
+
+def made_with(pack: pl.DataFrame, size: str) -> dict[str, str]:
+    """Size, profile and recipe of a pack for its verdicts; a pack too broken to tell has no recipe."""
+    from steer_pipeline.lab.rewrites.work import identity_of
+
+    try:
+        made = identity_of(pack)
+    except (ValueError, KeyError, TypeError):
+        return {"size": size, "profile": "", "recipe": ""}
+    return {"size": size, "profile": made.profile, "recipe": made.recipe}
+
+
+def _probe_numbers(probes: Any) -> dict[str, dict[str, float]]:
+    """The weakest term of each variant: what a reader wants to know is far from the floor."""
+    numbers: dict[str, dict[str, float]] = {}
+    for probe in sorted(probes, key=lambda probe: -probe.max_abs_logit_delta):
+        numbers[probe.variant] = {
+            "probe_max_logit_delta": float(probe.max_abs_logit_delta),
+            "probe_greedy_changed_rate": probe.greedy_tokens_changed / max(probe.positions, 1),
+        }
+    return numbers
+
+
+def _run_numbers(last: list[Any]) -> dict[str, float | int]:
+    if not last:
+        return {}
+    progress = last[0]
+    return {
+        "generated_tokens": int(progress.tokens),
+        "tokens_per_second": float(progress.tokens_per_second),
+        "generation_seconds": float(progress.seconds),
+        "peak_memory_mb": progress.memory_bytes / 2**20,
+    }

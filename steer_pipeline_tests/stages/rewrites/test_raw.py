@@ -1,0 +1,193 @@
+"""Raw rows: one run for many variants; killed and resumed to the same packs; refused where nothing is proved."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+
+from steer_pipeline.lab.personas import PersonaVector, save_vector
+from steer_pipeline.lab.personas.vectors import model_fields
+from steer_pipeline.settings import settings
+from steer_pipeline.stages.rewrites import verdicts
+from steer_pipeline_tests.stages.rewrites.conftest import small_profile, stage_project
+from steer_pipeline_tests.tiny import tiny_model_dir
+
+SPAN = ("base", "paranoid_rule_defiant")  # base, paranoid, rule_defiant and both
+VARIANTS = ("base", "paranoid", "rule_defiant", "paranoid_rule_defiant")
+STEERED = """{
+  paranoid: [{persona: paranoid, block: 2, dose: {fraction: 0.5}}],
+  rule_defiant: [{persona: rule_defiant, block: 1, dose: {fraction: 0.5}}],
+  paranoid_rule_defiant: [
+    {persona: paranoid, block: 2, dose: {fraction: 0.5}},
+    {persona: rule_defiant, block: 1, dose: {fraction: 0.5}}]}"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A profile with a tiny model of random weights; most of what it says is suspect, so that gate is open."""
+    model = tiny_model_dir(tmp_path)
+    profile = small_profile(
+        tmp_path,
+        model=str(model),
+        gates="{max_suspect_rate: 1.0, min_kept_fraction: 0.01}",
+        variants=STEERED.replace("\n", " "),
+    )
+    monkeypatch.setenv("STEER_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("STEER_PROFILE", str(profile))
+    return tmp_path
+
+
+@pytest.fixture
+def project(place):
+    with stage_project(place / "store") as made:
+        put_vectors(made)
+        yield made
+
+
+def put_vectors(project, scale: float = 1.0) -> None:
+    """Random directions for both personas, as if extracted from the tiny model."""
+    from steer_pipeline.lab.models.loading import load_model
+
+    model = load_model(settings().profile.model, settings().home)
+    for seed, persona in enumerate(("paranoid", "rule_defiant")):
+        raw = np.random.default_rng(seed).standard_normal((model.n_blocks, model.hidden_size))
+        metadata = model_fields(model) | {"residual_norms": [8.0 * scale] * model.n_blocks}
+        vector = PersonaVector(persona, raw.astype(np.float32), metadata)
+        project.store.write(
+            "persona_vector",
+            persona,
+            lambda folder, vector=vector: save_vector(vector, folder),
+            metadata={},
+            inputs={},
+            code_version="1",
+            run_id=None,
+        )
+
+
+def raw_versions(project) -> dict[str, str]:
+    return {name: project.store.current("rewrite_raw", name).sha for name in VARIANTS}
+
+
+def test_one_run_makes_every_variant_with_its_doses_and_versions(project):
+    outcome = project.driver.materialize(["rewrite_raw"], span=SPAN)
+    assert outcome.success, outcome
+    for name in VARIANTS:
+        rows = pl.read_parquet(project.store.current("rewrite_raw", name).path / "data.parquet")
+        assert rows["source_index"].to_list() == list(range(24))
+        assert set(rows["variant"]) == {name}
+    both = rows["personas"][0].to_list()
+    assert [(dose["name"], dose["block"]) for dose in both] == [("paranoid", 2), ("rule_defiant", 1)]
+    assert both[0]["version"] == project.store.current("persona_vector", "paranoid").sha
+    assert both[0]["alpha"] == pytest.approx(4.0)
+    manifest = project.store.current("rewrite_raw", "paranoid").manifest
+    assert manifest["inputs"]["persona_vector[paranoid]"] == both[0]["version"]
+    assert manifest["metadata"]["probe_max_logit_delta"] > 0
+
+
+def test_packs_do_not_depend_on_which_variants_were_asked_together(project):
+    assert project.driver.materialize(["rewrite_raw"], span=SPAN).success
+    together = raw_versions(project)
+    for path in project.store.work("rewrite_raw").iterdir():
+        path.unlink()
+    assert project.driver.materialize(["rewrite_raw"], partition="paranoid").success
+    assert project.store.current("rewrite_raw", "paranoid").sha == together["paranoid"]
+
+
+def test_a_killed_run_resumes_to_the_identical_packs(place, project):
+    assert project.driver.materialize(["rewrite_raw"], span=SPAN).success
+    whole = raw_versions(project)
+    journal = project.store.work("rewrite_raw") / "journal.jsonl"
+    journal.unlink()
+    script = (
+        "import sys, pathlib\n"
+        "from steer_pipeline_tests.stages.rewrites.conftest import stage_project\n"
+        "with stage_project(pathlib.Path(sys.argv[1])) as project:\n"
+        f"    project.driver.materialize(['rewrite_raw'], span={SPAN!r})\n"
+    )
+    child = subprocess.Popen([sys.executable, "-W", "ignore", "-c", script, str(place / "store")])
+    deadline = time.monotonic() + 240
+    while not (journal.exists() and journal.stat().st_size) and child.poll() is None:
+        assert time.monotonic() < deadline, "the run never finished a row"
+        time.sleep(0.005)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    done = len(journal.read_bytes().splitlines())
+    assert 0 < done < 24 * len(VARIANTS), "the run was killed too early or too late to prove anything"
+    assert project.driver.materialize(["rewrite_raw"], span=SPAN).success
+    assert raw_versions(project) == whole
+    kept = [json.loads(line.partition(b" ")[2])["row"] for line in journal.read_bytes().splitlines()]
+    assert len({(row["row_id"], row["variant"]) for row in kept}) == len(kept) == 24 * len(VARIANTS)
+
+
+@pytest.mark.parametrize("fault", ["dose 0", "dose too small"])
+def test_steering_that_does_nothing_fails_the_run_loudly(place, monkeypatch, fault):
+    fraction = {"dose 0": "0.0", "dose too small": "1.0e-9"}[fault]
+    profile = small_profile(
+        place,
+        model=str(place / "tiny-qwen3"),
+        variants=f"{{paranoid: [{{persona: paranoid, block: 2, dose: {{fraction: {fraction}}}}}]}}",
+    )
+    monkeypatch.setenv("STEER_PROFILE", str(profile.rename(place / f"null{fraction}.yaml")))
+    with stage_project(place / "store") as project:
+        put_vectors(project)
+        outcome = project.driver.materialize(["rewrite_raw"], partition="paranoid")
+        assert not outcome.success
+        assert "variant 'paranoid'" in outcome.errors[0]
+        assert "changes no logit" in outcome.errors[0]
+        assert project.store.current("rewrite_raw", "paranoid") is None
+
+
+def test_a_missing_vector_is_named_with_the_cure(place):
+    with stage_project(place / "store") as project:
+        outcome = project.driver.materialize(["rewrite_raw"], partition="paranoid")
+        assert "no vector; materialise persona_vector for paranoid" in outcome.errors[0]
+
+
+def test_full_packs_are_refused_until_the_pilots_gates_have_passed(project):
+    full = {"rewrite_raw": {"size": "full"}}
+    outcome = project.driver.materialize(["rewrite_raw"], partition="base", config=full)
+    assert "base: no pilot pack of this profile, decoding and vectors has been judged" in outcome.errors[0]
+    assert "make pilot" in outcome.errors[0]
+
+    assert project.driver.materialize(["rewrite_raw"], span=("base", "paranoid")).success
+    resampled = pl.read_parquet(project.store.current("rewrite_raw", "base").path / "data.parquet")
+    project.put("rewrite_raw", "base_resample", resampled.with_columns(variant=pl.lit("base_resample")))
+    # A pilot whose gate fails: one row is lost between raw and pack.
+    lost = pl.read_parquet(project.store.current("rewrite_raw", "paranoid").path / "data.parquet")
+    project.put("rewrite_pack", "paranoid", lost.head(23))
+    gates = [("rewrite_pack", gate) for gate in ("row_count_is_right",)]
+    assert not project.driver.materialize(["rewrite_release"], partition="paranoid", checks=gates).success
+    outcome = project.driver.materialize(["rewrite_raw"], partition="paranoid", config=full)
+    assert "paranoid: row_count_is_right: 23 rows, expected 24" in outcome.errors[0]
+
+    for name in ("base", "paranoid"):
+        assert project.driver.materialize(["rewrite_pack"], partition=name).success
+    journal = project.store.work("rewrite_raw") / "journal.jsonl"
+    before = len(journal.read_bytes().splitlines())
+    assert project.driver.materialize(["rewrite_raw"], span=("base", "paranoid"), config=full).success
+    assert len(journal.read_bytes().splitlines()) == before + 2 * 8  # the pilot's rows are not made again
+    rows = pl.read_parquet(project.store.current("rewrite_raw", "paranoid").path / "data.parquet")
+    assert rows.height == 32
+    assert set(rows["size"]) == {"full"}
+
+
+def test_another_dose_needs_another_pilot(place, project, monkeypatch):
+    for name in ("base", "base_resample"):
+        assert project.driver.materialize(["rewrite_raw"], partition=name).success
+    assert project.driver.materialize(["rewrite_raw"], partition="paranoid").success
+    assert project.driver.materialize(["rewrite_pack"], partition="paranoid").success
+    version = project.store.current("rewrite_pack", "paranoid")
+    recipe = project.store.annotation(verdicts.PACK, "paranoid", version.sha, verdicts.GATES)["recipe"]
+    assert verdicts.pilot_problems(project.store, {"paranoid": recipe}) == []
+    put_vectors(project, scale=1.5)  # the same fraction is another length now
+    full = {"rewrite_raw": {"size": "full"}}
+    outcome = project.driver.materialize(["rewrite_raw"], partition="paranoid", config=full)
+    assert (
+        "paranoid: no pilot pack of this profile, decoding and vectors has been judged" in outcome.errors[0]
+    )
