@@ -82,6 +82,12 @@ def embed(texts: Sequence[str]) -> np.ndarray:
     return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
 
 
+@lru_cache(maxsize=2)
+def _embed_once(texts: tuple[str, ...]) -> np.ndarray:
+    """Scorers of several personas score the same texts in turn; they are embedded once."""
+    return embed(texts)
+
+
 @dataclass(frozen=True)
 class SeparationReport:
     """How well a fitted scorer tells the poles apart where it was not trained.
@@ -187,7 +193,11 @@ class MiniLMScorer:
         new = list(dict.fromkeys(text for text in texts if text not in known))
         if new:
             known |= dict(
-                zip(new, (2 * self._model.predict_proba(embed(new))[:, 1] - 1).tolist(), strict=True)
+                zip(
+                    new,
+                    (2 * self._model.predict_proba(_embed_once(tuple(new)))[:, 1] - 1).tolist(),
+                    strict=True,
+                )
             )
         return np.array([known[text] for text in texts], dtype=np.float64)
 

@@ -72,7 +72,7 @@ DOSES = {
 def make_packs(
     n: int = 60, seed: int = 1, change: Callable[[str, str, str], str] | None = None
 ) -> tuple[dict[str, pl.DataFrame], dict[str, list[str]]]:
-    """Packs of all variants and the facts of each row. `change(variant, row_id, output)` may spoil an output."""
+    """Packs of all variants and facts by row; `change(variant, row_id, output)` may spoil an output."""
     rng = np.random.default_rng(seed)
     facts, packs = {}, {variant: [] for variant in EFFECTS}
     for i in range(n):
