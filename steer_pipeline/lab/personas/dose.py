@@ -25,6 +25,7 @@ from steer_pipeline.lab.quality import facts_kept, scan_suspects
 from steer_pipeline.lab.stats import Interval, mean_intervals
 
 REACH = 0.9  # share of the best coherent shift that a recommended dose must reach
+KL_ROWS = 8  # rows a cell whose KL is measured: two more passes each, and the mean settles early
 
 ROW_SCHEMA: dict[str, Any] = {
     "row_id": pl.String,
@@ -131,7 +132,7 @@ def sweep_rows(
 
     Returns:
         Rows of `ROW_SCHEMA`; base once, with block null. `kl` is the mean over the completion's positions of
-        KL(steered || base) in nats; null for an empty completion.
+        KL(steered || base) in nats, for the first `KL_ROWS` rows of a cell that say something; else null.
 
     Raises:
         VectorError: the vector was made on another model.
@@ -220,7 +221,7 @@ class _Sweep:
         """KL(steered || base) a token over each completion."""
         if cell.direction == "base":
             return [0.0] * len(rows)
-        told = [row for row in rows if row.token_ids]
+        told = [row for row in rows if row.token_ids][:KL_ROWS]
         by_row = {row.row_id: row.ids["*"] for row in self.prompts}
         prompts = [by_row[row.row_id] for row in told]
         ids = [prompt + row.token_ids for prompt, row in zip(prompts, told, strict=True)]

@@ -1,0 +1,1 @@
+"""Stage personas: contrast sets, persona vectors and dose curves, one partition a persona."""

@@ -1,0 +1,238 @@
+"""The stage makes a contrast set, a vector and a dose curve a persona; its checks stop what is broken."""
+
+import json
+
+import dagster as dg
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.numpy import save_file
+
+from steer_pipeline.catalogue import load_personas
+from steer_pipeline.catalogue.models import ImportedVector
+from steer_pipeline.io.bundle import BundleIO
+from steer_pipeline.io.parquet import ParquetIO
+from steer_pipeline.io.store import ArtifactStore
+from steer_pipeline.lab.models import loading
+from steer_pipeline.lab.personas import load_recommendation, load_vector, save_vector
+from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
+from steer_pipeline.stages.personas import assets, checks
+from steer_pipeline.tools.driver import Driver
+from steer_pipeline_tests.lab.personas.builders import vector
+from steer_pipeline_tests.tiny import tiny_model_dir
+
+PROFILE = """
+name: newsroom
+summary: A small project for tests.
+model: {{path: {model}, dtype: float32, device: cpu}}
+contrast: {{contexts: news, n_contexts: 16, max_new_tokens: 5}}
+dose: {{blocks: [1, 2], fractions: [-0.5, 0.0, 0.5], n_rows: 4, max_kl_nats: 100, max_suspect_rate: 1}}
+rewrites: {{pilot_rows: 4, full_rows: 12, sampling: {{max_new_tokens: 5}}}}
+"""
+STORED = {"dagster/io_manager_key": "parquet_io"}
+CHAIN = ["contrast_set", "persona_vector", "dose_curve"]
+
+
+class Project:
+    """A store with news, and a driver on the stage."""
+
+    def __init__(self, store: ArtifactStore, instance: dg.DagsterInstance) -> None:
+        self.store, self.instance = store, instance
+        shelf = ArtifactStoreResource()
+        self.driver = Driver(
+            dg.Definitions(
+                assets=[*assets.ASSETS, dg.AssetSpec("truncated_news", metadata=STORED)],
+                asset_checks=checks.CHECKS,
+                resources={
+                    "store": shelf,
+                    "language_model": LanguageModelResource(),
+                    "parquet_io": ParquetIO(store=shelf),
+                    "bundle_io": BundleIO(store=shelf),
+                },
+                executor=dg.in_process_executor,
+            ),
+            instance,
+        )
+
+    def put(self, asset, writer, partition="paranoid"):
+        return self.store.write(
+            asset, partition, writer, metadata={}, inputs={}, code_version="1", run_id=None
+        )
+
+    def folder(self, asset, partition="paranoid"):
+        return self.store.current(asset, partition).path
+
+    def checks(self, asset):
+        """Check name -> (passed, severity) of the last evaluations of the paranoid partition."""
+        found = {}
+        for name in (spec.name for check in checks.CHECKS for spec in check.check_specs):
+            record = self.instance.event_log_storage.get_asset_check_execution_history(
+                dg.AssetCheckKey(dg.AssetKey(asset), name), limit=1
+            )
+            if record:
+                evaluation = record[0].event.dagster_event.event_specific_data
+                assert evaluation.partition == "paranoid"
+                found[name] = (evaluation.passed, evaluation.severity.value)
+        return found
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "small.yaml").write_text(PROFILE.format(model=tiny_model_dir(tmp_path)))
+    monkeypatch.setenv("STEER_PROFILE", str(tmp_path / "small.yaml"))
+    monkeypatch.setenv("STEER_STORE", str(tmp_path / "store"))
+    with dg.DagsterInstance.ephemeral() as instance:
+        made = Project(ArtifactStore(str(tmp_path / "store")), instance)
+        rows = pl.DataFrame(
+            {
+                "row_id": [f"{i:016x}" for i in range(40)],
+                "source_index": list(range(40)),
+                "text": [f"The council of Northport spent {i} million." for i in range(40)],
+            }
+        )
+        made.put("truncated_news", lambda folder: rows.write_parquet(folder / "data.parquet"), None)
+        yield made
+
+
+def test_one_run_makes_all_three_with_one_model_load_and_evaluated_checks(project, monkeypatch):
+    loads = []
+    original = loading._load_torch
+    monkeypatch.setattr(loading, "_load_torch", lambda *args: loads.append(1) or original(*args))
+    outcome = project.driver.materialize(CHAIN, partition="paranoid")
+    assert outcome.success, outcome
+    assert sorted(outcome.materialised) == sorted(CHAIN)
+    assert len(loads) <= 1
+
+    contrast = pl.read_parquet(project.folder("contrast_set") / "data.parquet")
+    assert contrast.height == 32
+    assert set(contrast["category"]) == {"rewrite"}
+    used = {int(user.split("spent ")[1].split()[0]) for user in contrast["user"]}
+    assert min(used) >= 12  # the variants rewrite the first twelve
+
+    found = load_vector(project.folder("persona_vector"))
+    assert found.raw.shape == (4, 64)
+    dose = project.folder("dose_curve")
+    assert {path.name for path in dose.iterdir() if path.suffix != ".json" or path.stem != "MANIFEST"} == {
+        "rows.parquet",
+        "sweep.parquet",
+        "recommendation.json",
+        "probe.json",
+        "dose_curve.png",
+    }
+    sources = set(pl.read_parquet(dose / "rows.parquet")["row_id"])
+    assert len(sources) == 4
+    assert not {int(row, 16) for row in sources} & used
+    assert load_recommendation(dose).persona == "paranoid"
+
+    blocking = {
+        "contrast_set": "sides_share_their_contexts",
+        "persona_vector": "directions_are_sound",
+        "dose_curve": "steering_takes_effect",
+    }
+    for asset, gate in blocking.items():
+        assert project.checks(asset)[gate] == (True, "ERROR")
+    assert project.checks("persona_vector").keys() == {
+        "directions_are_sound",
+        "halves_agree",
+        "separates_held_out_contexts",
+    }
+    assert project.checks("contrast_set")["completions_show_the_contrast"] == (False, "WARN")
+
+
+def test_the_same_inputs_give_the_same_versions(project):
+    assert project.driver.materialize(CHAIN, partition="paranoid").success
+    before = {asset: project.store.current(asset, "paranoid").sha for asset in CHAIN}
+    assert project.driver.materialize(CHAIN, partition="paranoid").success
+    assert {asset: project.store.current(asset, "paranoid").sha for asset in CHAIN} == before
+
+
+def test_sides_that_do_not_match_stop_the_vector(project):
+    assert project.driver.materialize(["contrast_set"], partition="paranoid").success
+    broken = pl.read_parquet(project.folder("contrast_set") / "data.parquet").slice(1)
+    project.put("contrast_set", lambda folder: broken.write_parquet(folder / "data.parquet"))
+    gates = [
+        ("contrast_set", name) for name in ("sides_share_their_contexts", "completions_show_the_contrast")
+    ]
+    outcome = project.driver.materialize(["persona_vector"], checks=gates, partition="paranoid")
+    assert not outcome.success
+    assert "sides_share_their_contexts: 1 contexts differ" in outcome.stopped_by[0]
+    assert project.store.current("persona_vector", "paranoid") is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda raw: np.where(np.arange(64) == 3, np.nan, raw), "block 0 has 1 values that are not finite"),
+        (lambda raw: raw * (np.arange(4) != 2)[:, None], "block 2 is zero"),
+        (lambda raw: raw[:, :32], "32 wide, the model is 64"),
+    ],
+)
+def test_a_broken_vector_stops_the_dose_curve(project, damage, told):
+    assert project.driver.materialize(CHAIN[:2], partition="paranoid").success
+    good = load_vector(project.folder("persona_vector"))
+
+    def write(folder):
+        save_vector(good, folder)
+        broken = np.ascontiguousarray(damage(good.raw), dtype=np.float32)
+        save_file({"directions": broken}, folder / "vector.safetensors")
+
+    project.put("persona_vector", write)
+    gates = [
+        ("persona_vector", name)
+        for name in ("directions_are_sound", "halves_agree", "separates_held_out_contexts")
+    ]
+    outcome = project.driver.materialize(["dose_curve"], checks=gates, partition="paranoid")
+    assert not outcome.success
+    assert told in outcome.stopped_by[0]
+    assert project.store.current("dose_curve", "paranoid") is None
+
+
+def test_a_vector_of_another_model_fails_with_the_difference(project):
+    assert project.driver.materialize(["contrast_set"], partition="paranoid").success
+    project.put("persona_vector", lambda folder: save_vector(vector(hidden=64, model="other"), folder))
+    outcome = project.driver.materialize(["dose_curve"], partition="paranoid")
+    assert not outcome.success
+    assert "another model" in outcome.errors[0]
+
+
+def test_steering_without_effect_fails_the_dose_curve_with_the_numbers(project, monkeypatch, tmp_path):
+    quiet = (tmp_path / "small.yaml").read_text().replace("[-0.5, 0.0, 0.5]", "[0.0, 0.000000001]")
+    (tmp_path / "quiet.yaml").write_text(quiet)
+    monkeypatch.setenv("STEER_PROFILE", str(tmp_path / "quiet.yaml"))
+    outcome = project.driver.materialize(CHAIN, partition="paranoid")
+    assert not outcome.success
+    assert "changes no logit by more than" in outcome.errors[0]
+    assert project.store.current("dose_curve", "paranoid") is None
+
+
+def test_an_imported_vector_goes_the_same_way_as_a_computed_one(project, monkeypatch, tmp_path):
+    import torch
+
+    torch.manual_seed(0)
+    (tmp_path / "p.json").write_text(json.dumps({"layer_idx": -3, "hidden_size": 64}))
+    torch.save(torch.nn.functional.normalize(torch.randn(64), dim=0), tmp_path / "p.pt")
+    source = ImportedVector(format="janus", path=str(tmp_path / "p.json"))
+    imported = load_personas()["paranoid"].model_copy(update={"vector": source})
+    monkeypatch.setattr(assets, "load_personas", lambda: {"paranoid": imported})
+    outcome = project.driver.materialize(CHAIN, partition="paranoid")
+    assert outcome.success, outcome
+    stored = load_vector(project.folder("persona_vector"))
+    assert stored.present_blocks == (1,)
+    assert stored.metadata["source"]["kind"] == "janus"
+    assert stored.metadata["held_out_auc"][1] is not None
+    swept = pl.read_parquet(project.folder("dose_curve") / "sweep.parquet")
+    assert set(swept["block"]) == {1}
+    assert project.checks("persona_vector")["halves_agree"] == (True, "WARN")
+
+
+def test_a_persona_without_lexicon_is_scored_by_embeddings(project, monkeypatch):
+    persona = load_personas()["paranoid"]
+    poles = {
+        side: getattr(persona, side).model_copy(update={"lexicon": []}) for side in ("positive", "negative")
+    }
+    monkeypatch.setattr(assets, "load_personas", lambda: {"paranoid": persona.model_copy(update=poles)})
+    outcome = project.driver.materialize(CHAIN, partition="paranoid")
+    assert outcome.success, outcome
+    rows = pl.read_parquet(project.folder("dose_curve") / "rows.parquet")
+    assert rows["trait"].n_unique() > 3
+    assert rows["trait"].abs().max() <= 1
