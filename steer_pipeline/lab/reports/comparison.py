@@ -84,7 +84,7 @@ class ComparisonTables:
             and all personas of a scale.
         distances: one row a variant: is it further from base than the resample is? One-sided paired test of
             1 - overlap.
-        agreement: one row a news item: distinct outputs among base and the variants that are no controls.
+        agreement: one row a news item: distinct outputs among base and the steered variants.
         alignment: one row a variant: rows, and missing, extra and duplicated row ids against base.
         scorers: one row a persona and scale that reports how well it separates held-out texts.
     """
@@ -397,7 +397,7 @@ def _distances(rows: pl.DataFrame, order: Sequence[str], seed: int) -> pl.DataFr
 
 
 def _agreement(rows: pl.DataFrame, order: Sequence[str]) -> pl.DataFrame:
-    compared = [name for name in order if role_of(name) != "control"]
+    compared = [name for name in order if role_of(name) in ("base", "steered")]
     return (
         rows.filter(pl.col("variant").is_in(compared))
         .group_by("row_id", maintain_order=True)

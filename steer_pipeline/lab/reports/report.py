@@ -175,12 +175,13 @@ def _shift(row: Mapping[str, Any], digits: int = 3) -> str:
     return f"{_num(row['difference'], digits, signed=True)} {_interval(row['low'], row['high'], digits)}"
 
 
-def _beside(row: Mapping[str, Any], control: str) -> str:
+def _beside(row: Mapping[str, Any], control: str, digits: int = 3) -> str:
     """A control's difference with its interval, from a row of the summary."""
     difference = row[f"{control}_difference"]
     if difference is None:
         return "–"
-    return f"{_num(difference, signed=True)} {_interval(row[f'{control}_low'], row[f'{control}_high'])}"
+    interval = _interval(row[f"{control}_low"], row[f"{control}_high"], digits)
+    return f"{_num(difference, digits, signed=True)} {interval}"
 
 
 def _personas(tables: ComparisonTables) -> list[str]:
@@ -453,8 +454,8 @@ def _content(tables: ComparisonTables) -> list[Block]:
                     _shift(row, digits),
                     _p(row["p"]),
                     _p(row["p_holm"]),
-                    "–" if own else _beside(row, "resample"),
-                    "–" if own else _beside(row, "random"),
+                    "–" if own else _beside(row, "resample", digits),
+                    "–" if own else _beside(row, "random", digits),
                 ]
             )
     columns = [
@@ -510,7 +511,7 @@ def _validation(tables: ComparisonTables) -> list[Block]:
     ours = [int(tables.rows.filter(pl.col("variant") == name)["suspect"].sum()) for name in tables.variants]
     suspects.append(["any of ours", "ours", *map(str, ours)])
     all_differ, n = int(tables.agreement["all_differ"].sum()), tables.agreement.height
-    compared = [name for name in tables.variants if role_of(name) != "control"]
+    compared = [name for name in tables.variants if role_of(name) in ("base", "steered")]
     distances = [
         [
             f"`{row['variant']}`",
@@ -598,7 +599,7 @@ def _doses(
                 [
                     f"`{name}`",
                     term["name"],
-                    (term["version"] or "–")[:16],
+                    f"`{term['version'][:16]}`" if term["version"] else "–",
                     str(term["block"]),
                     _num(term["alpha"], signed=True),
                     _num(norm, 2),
@@ -631,7 +632,7 @@ def _doses(
     recommended = [
         [
             d.persona,
-            d.version[:16],
+            f"`{d.version[:16]}`",
             str(d.block if d.block is not None else "–"),
             _share(d.fraction),
             _num(d.alpha),
@@ -706,7 +707,7 @@ def _vectors(vectors: Sequence[VectorInfo], tables: ComparisonTables) -> list[Bl
             rows.append(
                 [
                     info.persona,
-                    info.version[:16],
+                    f"`{info.version[:16]}`",
                     str(data.get("model", "–")),
                     str(data.get("method", data.get("source", "–"))),
                     str(data.get("readout", "–")),
