@@ -38,6 +38,13 @@ class BrokenLogits(RuntimeError):
     """The model's logits are NaN or infinite. The message names row and variant."""
 
 
+def broken_logits(row_id: str, variant: str) -> BrokenLogits:
+    return BrokenLogits(
+        f"row {row_id!r}, variant {variant!r}: the logits are NaN or infinite; check the weights for NaN, "
+        "lower the dose, or use bfloat16 or float32 for float16"
+    )
+
+
 class OutOfMemory(RuntimeError):
     """One row alone does not fit. The message names the row and the cure."""
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from steer_pipeline.catalogue.models import SamplingSpec
-from steer_pipeline.lab.generation.engine import BrokenLogits, Job, OutOfMemory, Said
+from steer_pipeline.lab.generation.engine import Job, OutOfMemory, Said, broken_logits
 from steer_pipeline.lab.generation.sampler import History, pick, stream_key, uniforms
 from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, blocks_of, cap, causal
 from steer_pipeline.lab.models.loading import LoadedModel
@@ -254,7 +254,7 @@ class _Prefix:
         self._link(stream_of_lane)
 
     def _link(self, stream_of_lane: np.ndarray) -> None:
-        """Sets `members` [s * m]: the sequence at each of a stream's m seats; `seat` [n]: a sequence's seat."""
+        """Sets `members` [s * m], the sequence at each of a stream's m seats, and `seat` [n], a sequence's seat."""
         self.stream_of_lane = stream_of_lane
         n, s = len(stream_of_lane), self.key.shape[0]
         self.direct = self._least == 1 and n == s and bool((stream_of_lane == np.arange(n)).all())
@@ -520,12 +520,7 @@ class _Batch:
         ]
         for i in (~fine).nonzero()[:, 0].tolist():
             if (lane := lanes[i]) is not None:
-                raise BrokenLogits(
-                    f"row {lane.row_id!r}, variant {self.decoder.plans[lane.plan].variant!r}: "
-                    "the logits are NaN or "
-                    "infinite; check the weights for NaN, lower the dose, or use bfloat16 or "
-                    "float32 for float16"
-                )
+                raise broken_logits(lane.row_id, self.decoder.plans[lane.plan].variant)
 
 
 def _padding(rows: int) -> int:

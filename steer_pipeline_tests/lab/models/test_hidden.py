@@ -1,4 +1,4 @@
-"""Claims about reading a model: the site of collection is the site of injection, sums are transformers' own."""
+"""Claims about reading a model: vectors are collected where they are injected, sums are transformers' own."""
 
 import numpy as np
 import pytest

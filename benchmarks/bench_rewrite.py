@@ -1,0 +1,250 @@
+"""How much faster the engine is than plain ways of generating the same variants of the same rows.
+
+(a) row by row and variant by variant, `generate` with hooks; (b) batched `generate`, variant by variant, hooks per
+variant; (c) the engine. One process, alternating rounds, medians; prints one JSON line. All ways sample with the same
+settings and generate exactly `--new-tokens` tokens a sequence (end tokens do not stop them). (a) is timed on
+`--rows-seed` rows: its cost is linear in rows. Without a trained newsroom, a random model of its shape is used.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from steer_pipeline.catalogue.models import ModelSpec, SamplingSpec
+from steer_pipeline.lab.generation.engine import generate
+from steer_pipeline.lab.generation.schema import PromptRow
+from steer_pipeline.lab.models.blocks import blocks_of
+from steer_pipeline.lab.models.hidden import residual_norms
+from steer_pipeline.lab.models.loading import LoadedModel, load_model
+from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm
+
+HOME = Path(__file__).resolve().parent.parent
+SHAPES = {  # of random models
+    "newsroom": {
+        "vocab_size": 2048,
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+        "head_dim": 32,
+        "max_position_embeddings": 1024,
+    },
+    "qwen3-4b": {
+        "vocab_size": 151936,
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 8192,
+    },
+}
+
+
+def random_model(shape: str, folder: Path, dtype: torch.dtype, device: str) -> Path:
+    """Saves a seeded random Qwen3 of this shape, with a tokenizer that only has to exist."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        **SHAPES[shape], tie_word_embeddings=True, eos_token_id=0, pad_token_id=0, bos_token_id=None
+    )
+    with torch.device(device):
+        model = Qwen3ForCausalLM._from_config(config, dtype=dtype)
+    model.save_pretrained(folder)
+    raw = Tokenizer(models.WordLevel({f"t{i}": i for i in range(config.vocab_size)}, unk_token="t0"))
+    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="t0", pad_token="t0").save_pretrained(folder)
+    return folder
+
+
+def plans_for(model: LoadedModel, rows: list[PromptRow], scope: str, block: int) -> list[SteeringPlan]:
+    """Five variants and two controls, steered at one block, the combination at two."""
+    norms = residual_norms(model, [row.ids["*"] for row in rows[:4]])
+    rng = np.random.default_rng(0)
+    second = min(block + 1, model.n_blocks - 1)
+
+    def term(name: str, at: int, fraction: float) -> SteeringTerm:
+        vector = np.random.default_rng(len(name)).standard_normal(model.hidden_size)
+        vector = vector if name != "random" else rng.standard_normal(model.hidden_size)
+        unit = (vector / np.linalg.norm(vector)).astype(np.float32)
+        return SteeringTerm(name, unit, Site(at), float(fraction * norms[at]))
+
+    paranoid, defiant = term("paranoid", block, 0.3), term("rule_defiant", second, 0.3)
+    return [
+        SteeringPlan("base"),
+        SteeringPlan("paranoid", (paranoid,), scope),
+        SteeringPlan("rule_defiant", (defiant,), scope),
+        SteeringPlan("paranoid_rule_defiant", (paranoid, defiant), scope),
+        SteeringPlan("trusting", (replace(paranoid, alpha=-paranoid.alpha),), scope),
+        SteeringPlan("base_resample"),
+        SteeringPlan("random_direction", (term("random", block, 0.3),), scope),
+    ]
+
+
+@contextmanager
+def hooks(model: LoadedModel, plan: SteeringPlan):
+    """The plan's vectors as forward hooks on transformers' own blocks."""
+    blocks = blocks_of(model)
+    handles = []
+    for one in plan.terms:
+        delta = torch.from_numpy(np.float32(one.alpha) * one.unit).to(blocks.device, blocks.dtype)
+
+        def add(_module, _inputs, output, delta=delta):
+            return output if plan.scope == "generated" and output.shape[1] > 1 else output + delta
+
+        handles.append(blocks.layers[one.site.block].register_forward_hook(add))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def plain_generate(
+    model: LoadedModel, batch: list[PromptRow], plan: SteeringPlan, sampling: SamplingSpec
+) -> None:
+    """One call of transformers' generate over left-padded rows."""
+    longest = max(len(row.ids["*"]) for row in batch)
+    ids = torch.tensor([[0] * (longest - len(row.ids["*"])) + row.ids["*"] for row in batch])
+    mask = torch.tensor([[0] * (longest - len(row.ids["*"])) + [1] * len(row.ids["*"]) for row in batch])
+    device = blocks_of(model).device
+    with hooks(model, plan), torch.inference_mode():
+        out = model.module.generate(
+            ids.to(device),
+            attention_mask=mask.to(device),
+            do_sample=True,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=0,
+            min_new_tokens=sampling.max_new_tokens,
+            max_new_tokens=sampling.max_new_tokens,
+            pad_token_id=0,
+        )
+    assert out.shape[1] == longest + sampling.max_new_tokens
+
+
+def seconds(work, clock) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = clock()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=None, help="model directory; default: the newsroom, else random")
+    parser.add_argument("--shape", default="newsroom", choices=sorted(SHAPES), help="shape of a random model")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows-seed", type=int, default=2, help="rows timed row by row")
+    parser.add_argument("--rows-batch", type=int, default=64, help="batch of plain batched generate")
+    parser.add_argument("--prompt-tokens", type=int, default=380)
+    parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--block", type=int, default=2, help="steered block; negative counts from the end")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-tokens", type=int, default=None, help="default: the newsroom profile's")
+    parser.add_argument(
+        "--clock",
+        default="wall",
+        choices=["wall", "cpu"],
+        help="cpu: processor time, for a machine that is busy with other work",
+    )
+    options = parser.parse_args()
+
+    from steer_pipeline.catalogue.loading import load_profile
+
+    profile = load_profile("newsroom").model
+    shipped = HOME / profile.path
+    with tempfile.TemporaryDirectory() as folder:
+        name = options.model or (str(shipped) if shipped.is_dir() and options.shape == "newsroom" else None)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = getattr(torch, options.dtype)
+        path = name or str(random_model(options.shape, Path(folder), dtype, device))
+        budget = options.batch_tokens or profile.batch_tokens
+        spec = ModelSpec(path=path, dtype=options.dtype, batch_tokens=budget)
+        model = replace(load_model(spec, HOME), eos_ids=frozenset())  # nothing ends a sequence early
+        result = measure(model, options)
+    result["model"] = "shipped newsroom" if name else f"random {options.shape}"
+    print(json.dumps(result))
+
+
+def measure(model: LoadedModel, options: argparse.Namespace) -> dict[str, object]:
+    rng = np.random.default_rng(1)
+    vocabulary = blocks_of(model).config.vocab_size
+    lengths = rng.integers(int(0.85 * options.prompt_tokens), int(1.1 * options.prompt_tokens), options.rows)
+    rows = [
+        PromptRow(f"row{i}", {"*": rng.integers(8, vocabulary, n).tolist()}) for i, n in enumerate(lengths)
+    ]
+    sampling = SamplingSpec(temperature=0.6, top_p=0.9, max_new_tokens=options.new_tokens)
+    block = options.block % model.n_blocks
+    scopes = {scope: plans_for(model, rows, scope, block) for scope in ("generated", "all")}
+    per_row = len(scopes["all"]) * options.new_tokens
+
+    def seed() -> None:
+        for row in rows[: options.rows_seed]:
+            for plan in scopes["all"]:
+                plain_generate(model, [row], plan, sampling)
+
+    def batched(scope: str):
+        def work() -> None:
+            for plan in scopes[scope]:
+                for at in range(0, len(rows), options.rows_batch):
+                    plain_generate(model, rows[at : at + options.rows_batch], plan, sampling)
+
+        return work
+
+    def engine(scope: str):
+        def work() -> None:
+            done = list(generate(model, rows, scopes[scope], sampling))
+            assert sum(row.n_new_tokens for row in done) == per_row * len(rows)
+
+        return work
+
+    ways = {
+        "seed": (seed, options.rows_seed),
+        "batched": (batched("generated"), options.rows),
+        "batched_all": (batched("all"), options.rows),
+        "engine": (engine("generated"), options.rows),
+        "engine_all": (engine("all"), options.rows),
+    }
+    clock = {"wall": time.perf_counter, "cpu": time.process_time}[options.clock]
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    plain_generate(model, rows[:1], scopes["all"][0], sampling.model_copy(update={"max_new_tokens": 4}))
+    for _ in range(options.rounds):
+        for way, (work, n) in ways.items():
+            rates[way].append(n * per_row / seconds(work, clock))
+    rate = {way: statistics.median(values) for way, values in rates.items()}
+    return {
+        "engine_over_seed": round(rate["engine_all"] / rate["seed"], 2),
+        "engine_over_batched": round(rate["engine"] / rate["batched"], 2),
+        "engine_over_batched_all": round(rate["engine_all"] / rate["batched_all"], 2),
+        "tokens_per_second": {way: round(value, 1) for way, value in rate.items()},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "dtype": options.dtype,
+        "clock": options.clock,
+        "rows": options.rows,
+        "rows_seed": options.rows_seed,
+        "variants": len(scopes["all"]),
+        "block": block,
+        "new_tokens": options.new_tokens,
+        "rounds": options.rounds,
+    }
+
+
+if __name__ == "__main__":
+    main()

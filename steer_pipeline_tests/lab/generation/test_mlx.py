@@ -1,0 +1,100 @@
+"""Claims about the MLX back end: the same tokens and logits as Torch, and steering that is never lost."""
+
+import numpy as np
+import pytest
+
+from steer_pipeline.catalogue.models import SamplingSpec
+from steer_pipeline.lab.generation.engine import generate
+from steer_pipeline.lab.generation.probe import probe_steering
+from steer_pipeline.lab.generation.schema import PromptRow
+from steer_pipeline.lab.models import hidden
+from steer_pipeline.lab.models.loading import ModelLoadError
+from steer_pipeline.lab.models.steering import SteeringPlan
+from steer_pipeline_tests.lab.generation.reference import loaded, plans, prompts, term, with_budget
+
+mlx = pytest.importorskip("steer_pipeline.lab.models.mlx")
+GREEDY = SamplingSpec(temperature=0, top_p=1, max_new_tokens=16)
+
+
+def said(model, chosen, spec=GREEDY, n=4):
+    rows = [PromptRow(f"row{i}", {"*": ids}) for i, ids in enumerate(prompts(model, n))]
+    return {(row.row_id, row.variant): row for row in generate(model, rows, chosen, spec)}
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "llama", "gemma"])
+@pytest.mark.parametrize("scope", ["all", "generated"])
+def test_greedy_tokens_are_those_of_torch(tmp_path, arch, scope):
+    chosen = [*plans(scope), SteeringPlan("bias", (term(3, 6.0, kind="logits"),), scope)]
+    expected = said(loaded(tmp_path, arch), chosen)
+    assert said(loaded(tmp_path, arch, backend="mlx"), chosen) == expected
+    assert len({tuple(row.token_ids) for row in expected.values()}) > 3  # steering does something
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "llama"])
+def test_logits_are_those_of_torch_within_tolerance(tmp_path, arch):
+    torch_model = loaded(tmp_path, arch)
+    ids = prompts(torch_model, 3)
+    starts = [len(one) - 5 for one in ids]
+    for plan in (None, *plans("generated")[2:5], *plans("all")[2:5]):
+        ours = mlx.answer_logits(loaded(tmp_path, arch, backend="mlx"), ids, starts, plan)
+        theirs = hidden.answer_logits(loaded(tmp_path, arch), ids, starts, plan)
+        for a, b in zip(ours, theirs, strict=True):
+            assert np.allclose(a, b, atol=2e-3)
+
+
+def test_sampled_tokens_are_those_of_torch_with_every_guard(tmp_path):
+    spec = SamplingSpec(
+        temperature=0.8,
+        top_k=40,
+        top_p=0.9,
+        min_p=0.01,
+        repetition_penalty=1.1,
+        frequency_penalty=0.1,
+        presence_penalty=0.1,
+        no_repeat_ngram=3,
+        penalty_scope="prompt_and_generated",
+        max_new_tokens=16,
+    )
+    assert said(loaded(tmp_path, backend="mlx"), plans(), spec) == said(loaded(tmp_path), plans(), spec)
+
+
+def test_small_batches_that_refill_give_the_same(tmp_path):
+    model = loaded(tmp_path, "llama", backend="mlx")
+    spec = SamplingSpec(temperature=0.8, max_new_tokens=30)
+    whole = said(model, plans(), spec)
+    assert any(row.finish_reason == "eos" for row in whole.values())
+    assert said(with_budget(model, 700), plans(), spec) == whole
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_quantised_and_tied_heads_are_steered_too(tmp_path, tied):
+    from mlx_lm.utils import load_config, load_model, quantize_model, save_config, save_model
+
+    from steer_pipeline.catalogue.models import ModelSpec
+    from steer_pipeline.lab.models.loading import load_model as load
+    from steer_pipeline_tests.tiny import tiny_model_dir
+
+    folder = tiny_model_dir(tmp_path, "qwen3", tied)
+    model, config = load_model(folder, model_config=mlx._mlx_names(load_config(folder)))
+    model, config = quantize_model(model, config, group_size=32, bits=8)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    save_model(folder, model)
+    save_config(config, folder / "config.json")
+    quantised = load(ModelSpec(path=str(folder), backend="mlx"), tmp_path)
+    bias = SteeringPlan("bias", (term(3, 6.0, kind="logits"),))
+    rows = [PromptRow("a", {"*": prompts(quantised, 1)[0]})]
+    for result in probe_steering(quantised, rows, [*plans()[2:], bias]):
+        assert result.max_abs_logit_delta > 0.05
+
+
+def test_a_model_that_mlx_lm_cannot_batch_is_refused(tmp_path):
+    with pytest.raises(ModelLoadError, match="padded batches.*use torch"):
+        loaded(tmp_path, "gemma2", backend="mlx")
+
+
+def test_a_peft_adapter_is_refused(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match="merge it or use torch"):
+        loaded(tmp_path, backend="mlx", adapter="adapter")
