@@ -1,0 +1,172 @@
+"""Frees the store of what nothing needs: leftovers of killed writers, and old versions that nothing refers to.
+
+    python -m steer_pipeline.tools.prune                     what would go, and how many bytes
+    python -m steer_pipeline.tools.prune --yes               delete it
+    python -m steer_pipeline.tools.prune --keep-days 90      keep younger versions than that
+
+Kept are current versions, every release and what was ever released, all that these were made from, step by step, and
+what is younger than `--keep-days`. Run it while no run writes: a running one may read what it makes outdated.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from steer_pipeline.io.store import ArtifactStore, StoreError, Version, label
+from steer_pipeline.resources import open_store
+from steer_pipeline.stages.rewrites.release import POINTER, RELEASE
+from steer_pipeline.stages.rewrites.verdicts import PACK, RELEASED
+
+KEEP_DAYS = 14.0
+LEFTOVER_AGE_S = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Old:
+    """A version that nothing refers to."""
+
+    asset: str
+    partition: str | None
+    version: Version
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What a killed writer left in the store's staging folder."""
+
+    path: Path
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Waste:
+    """What may go."""
+
+    versions: tuple[Old, ...]
+    leftovers: tuple[Leftover, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(old.version.bytes for old in self.versions) + sum(each.bytes for each in self.leftovers)
+
+
+def find_waste(store: ArtifactStore, keep_days: float = KEEP_DAYS) -> Waste:
+    """Versions that nothing refers to and that are older than `keep_days`, and leftovers older than a day."""
+    every = list(_versions(store))
+    needed = _needed(store, every)
+    limit = datetime.now(UTC) - timedelta(days=keep_days)
+    return Waste(
+        tuple(old for old in every if old.version.sha not in needed and _written(old.version) < limit),
+        tuple(Leftover(path, _bytes(path)) for path in store.leftovers(LEFTOVER_AGE_S)),
+    )
+
+
+def remove(store: ArtifactStore, waste: Waste) -> None:
+    """Deletes it.
+
+    Raises:
+        StoreError: a version has become current meanwhile.
+    """
+    for old in waste.versions:
+        store.remove(old.asset, old.partition, old.version.sha)
+    for leftover in waste.leftovers:
+        if leftover.path.is_dir():
+            shutil.rmtree(leftover.path)
+        else:
+            leftover.path.unlink(missing_ok=True)
+
+
+def _versions(store: ArtifactStore) -> Iterator[Old]:
+    for asset in store.assets():
+        for partition in store.partitions(asset) or [None]:
+            for version in store.versions(asset, partition):
+                yield Old(asset, partition, version)
+
+
+def _needed(store: ArtifactStore, every: Sequence[Old]) -> set[str]:
+    """Hashes of versions to keep. A hash stands for its content wherever it lies, so no place is looked at."""
+    inputs: dict[str, set[str]] = {}
+    for old in every:
+        inputs.setdefault(old.version.sha, set()).update(old.version.manifest["inputs"].values())
+    rest = {sha for old in every for sha in _roots(store, old)}
+    needed: set[str] = set()
+    while rest:
+        needed |= rest
+        rest = {source for sha in rest for source in inputs.get(sha, ())} - needed
+    return needed
+
+
+def _roots(store: ArtifactStore, old: Old) -> list[str]:
+    """What is needed because of one version itself."""
+    asset, partition, version = old.asset, old.partition, old.version
+    if asset == RELEASE:  # each of them is an entry of the history
+        return [version.sha, json.loads((version.path / POINTER).read_text())["version"]]
+    if asset == PACK and store.annotation(asset, partition, version.sha, RELEASED) is not None:
+        return [version.sha]
+    current = store.current(asset, partition)
+    return [version.sha] if current and current.sha == version.sha else []
+
+
+def _written(version: Version) -> datetime:
+    return datetime.fromisoformat(version.manifest["created"])
+
+
+def _bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def readable(size: int) -> str:
+    """Bytes in decimal units."""
+    amount, unit = float(size), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if amount < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{size} bytes" if unit == "bytes" else f"{amount:.1f} {unit}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m steer_pipeline.tools.prune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--yes", action="store_true", help="delete; without it, only say what would go")
+    parser.add_argument(
+        "--keep-days",
+        type=float,
+        default=KEEP_DAYS,
+        help="versions younger than this stay (default: %(default)g)",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        store = open_store()
+        waste = find_waste(store, options.keep_days)
+        if options.yes:
+            remove(store, waste)
+    except StoreError as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
+    for old in waste.versions:
+        name = label(old.asset, old.partition)
+        print(
+            f"{name:<48} {old.version.sha}  {_written(old.version):%Y-%m-%d}  {readable(old.version.bytes):>12}"
+        )
+    for leftover in waste.leftovers:
+        print(f"{f'leftover {leftover.path.name}':<78}  {readable(leftover.bytes):>12}")
+    counts = f"{len(waste.versions)} versions and {len(waste.leftovers)} leftovers, {readable(waste.bytes)}"
+    if options.yes:
+        print(f"removed {counts}")
+    else:
+        print(f"would remove {counts}" + ("; --yes does it" if waste.bytes else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
