@@ -14,6 +14,7 @@ import dagster as dg
 import polars as pl
 from pydantic import Field
 
+from steer_pipeline import show
 from steer_pipeline.execution import GPU_POOL, GPU_TAGS
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.io.versioned import note_input
@@ -79,7 +80,7 @@ def rewrite_raw(
     """
     from steer_pipeline.lab.generation.probe import SteeringHasNoEffect
 
-    now, shelf = settings(), store.store()
+    now, shelf, work, model = settings(), store.store(), show.Work(), language_model.load()
     asked = {name: spec for name, spec in now.variants.items() if name in context.partition_keys}
     with _plain_failures(SteeringHasNoEffect):
         made = making.make_raw(
@@ -87,14 +88,21 @@ def rewrite_raw(
             asked,
             config.size,
             _reader(context, shelf),
-            language_model.load(),
+            model,
             now,
             shelf.work("rewrite_raw") / "journal.jsonl",
             lambda recipes: verdicts.pilot_problems(shelf, recipes),
             lambda progress: context.log.info(str(progress)),
         )
+    cost = show.provenance(model=model, seed=now.profile.rewrites.sampling.seed, work=work)
     for name, rows in made.packs.items():
-        numbers = {"size": config.size, "recipe": made.recipes[name], **_numbers(rows), **made.numbers}
+        numbers = {
+            **cost,
+            "size": config.size,
+            "recipe": made.recipes[name],
+            **_numbers(rows),
+            **made.numbers,
+        }
         context.add_asset_metadata(numbers | made.probes.get(name, {}), partition_key=name)
     return made.packs if len(made.packs) > 1 else next(iter(made.packs.values()))
 
@@ -120,7 +128,7 @@ def rewrite_pack(context: dg.AssetExecutionContext, rewrite_raw: pl.LazyFrame) -
     known = [name for name in REWRITE_SCHEMA if name in rows.columns]
     pack = rows.select(known).sort("source_index") if "source_index" in known else rows.select(known)
     recipe = identity_of(pack).recipe
-    told = {"size": pack["size"][0], "recipe": recipe, "preview": _preview(pack), **_numbers(pack)}
+    told = {"size": pack["size"][0], "recipe": recipe, "samples": _beside_news(pack), **_numbers(pack)}
     context.add_output_metadata(told)
     return pack
 
@@ -176,6 +184,9 @@ def rewrite_comparison(
         tables, versions = comparing.compare_stored(_reader(context, store.store()), settings())
         comparing.write_tables(tables, versions, Path(folder))
         metadata = comparing.numbers(tables) | {"pack_versions": dg.MetadataValue.json(versions)}
+        metadata |= {
+            f"shifts_{name}": show.intervals(*drawn) for name, drawn in comparing.shifts(tables).items()
+        }
         yield dg.Output(Path(folder), metadata=metadata)
 
 
@@ -228,12 +239,10 @@ def _numbers(rows: pl.DataFrame) -> dict[str, float | int]:
     }
 
 
-def _preview(pack: pl.DataFrame) -> dg.MetadataValue:
-    """Three rows, texts cut short: the event log is no place for a corpus."""
-    shown = pack.head(3).select(
-        "source_index", pl.col("prompt").str.slice(0, 120), pl.col("output").str.slice(0, 240)
-    )
-    return dg.MetadataValue.table([dg.TableRecord(row) for row in shown.to_dicts()])
+def _beside_news(pack: pl.DataFrame) -> dg.MetadataValue:
+    """Three rewrites beside what was asked, for the eye of whoever promotes the pack."""
+    shown = pack.head(3).select("source_index", "prompt", "output")
+    return show.samples([{name: str(value) for name, value in row.items()} for row in shown.to_dicts()])
 
 
 @contextmanager

@@ -96,3 +96,14 @@ def numbers(tables: Any) -> dict[str, float | int]:
         elif row["metric"] in ("facts_kept", "suspect") and row["mean"] is not None:
             plotted[f"{row['metric']}_{row['variant']}"] = row["mean"]
     return plotted
+
+
+def shifts(tables: Any) -> dict[str, tuple[dict[str, tuple[float, float, float]], str]]:
+    """Trait metric -> (variant -> shift, low, high; label of the axis), for the plots in the UI."""
+    drawn: dict[str, tuple[dict[str, tuple[float, float, float]], str]] = {}
+    for row in tables.summary.iter_rows(named=True):
+        if row["metric"].startswith("trait_") and row["low"] is not None:
+            trait = row["metric"].removeprefix("trait_")
+            lines, _ = drawn.setdefault(trait, ({}, f"shift of {trait.replace('_', ' ')} to base, 95%"))
+            lines[row["variant"]] = (row["difference"], row["low"], row["high"])
+    return drawn
