@@ -4,7 +4,15 @@ The tags of other launchers are inert where nobody reads them, so the same asset
 machine, Ray and Kubernetes by configuration of the instance alone.
 """
 
+import warnings
+
 import dagster as dg
+
+# Parts of Dagster that we use on purpose while they are a preview, and jobs that backfill one run a
+# partition although an asset in them can do all in one: nothing that a user could act on.
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", message=r"Asset job \S+ materializes assets with varying BackfillPolicies")
 
 GPU_POOL = "gpu"
 GPU_TAGS: dict[str, object] = {

@@ -1,0 +1,42 @@
+"""The asset graph: stages, resources, automation and the executor. Start reading at stages/<stage>/assets.py."""
+
+import dagster as dg
+
+from steer_pipeline.automation.conditions import with_conditions
+from steer_pipeline.automation.jobs import JOBS
+from steer_pipeline.automation.schedules import SCHEDULES
+from steer_pipeline.automation.sensors import SENSORS
+from steer_pipeline.execution import EXECUTOR
+from steer_pipeline.io.bundle import BundleIO
+from steer_pipeline.io.parquet import ParquetIO
+from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
+from steer_pipeline.stages.corpus import assets as corpus
+from steer_pipeline.stages.corpus import checks as corpus_checks
+from steer_pipeline.stages.personas import assets as personas
+from steer_pipeline.stages.personas import checks as persona_checks
+from steer_pipeline.stages.reports import assets as reports
+from steer_pipeline.stages.reports import checks as report_checks
+from steer_pipeline.stages.rewrites import assets as rewrites
+from steer_pipeline.stages.rewrites import checks as rewrite_checks
+
+store = ArtifactStoreResource()
+
+defs = dg.Definitions(
+    assets=with_conditions([*corpus.ASSETS, *personas.ASSETS, *rewrites.ASSETS, *reports.ASSETS]),
+    asset_checks=[
+        *corpus_checks.CHECKS,
+        *persona_checks.CHECKS,
+        *rewrite_checks.CHECKS,
+        *report_checks.CHECKS,
+    ],
+    resources={
+        "store": store,
+        "parquet_io": ParquetIO(store=store),
+        "bundle_io": BundleIO(store=store),
+        "language_model": LanguageModelResource(),
+    },
+    jobs=JOBS,
+    schedules=SCHEDULES,
+    sensors=SENSORS,
+    executor=EXECUTOR,
+)
