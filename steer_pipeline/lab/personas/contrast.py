@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from steer_pipeline.catalogue.models import ContrastSpec, Persona, SamplingSpec
+from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_prompt
 from steer_pipeline.lab.models.steering import SteeringPlan
 from steer_pipeline.lab.personas.contexts import HELD_OUT, TRAIN, Context
@@ -85,7 +86,7 @@ def build_contrast_prompts(persona: Persona, spec: ContrastSpec, contexts: Seque
 
 
 def complete_contrast(
-    model: Any, prompts: pl.DataFrame, spec: ContrastSpec, chat_template: bool = True
+    model: LoadedModel, prompts: pl.DataFrame, spec: ContrastSpec, chat_template: bool = True
 ) -> pl.DataFrame:
     """The model's answers to both sides, sampled with common random numbers.
 
@@ -93,7 +94,6 @@ def complete_contrast(
     instruction and by nothing else. A pair in which either side is empty is dropped.
 
     Args:
-        model: LoadedModel.
         prompts: rows of `PROMPT_SCHEMA`, two a context.
 
     Returns:

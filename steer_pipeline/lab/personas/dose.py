@@ -17,6 +17,7 @@ from steer_pipeline.catalogue.models import DoseSpec, RewriteSpec
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
 from steer_pipeline.lab.models.hidden import mean_kl
+from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_prompt
 from steer_pipeline.lab.models.steering import Site, SteeringPlan, resolve_site
 from steer_pipeline.lab.personas.plans import Recommendation, make_term, random_like
@@ -108,7 +109,7 @@ def sweep_blocks(vector: PersonaVector, spec: DoseSpec) -> list[int]:
 
 
 def sweep_rows(
-    model: Any,
+    model: LoadedModel,
     vector: PersonaVector,
     spec: DoseSpec,
     rows: pl.DataFrame,
@@ -148,7 +149,9 @@ def sweep_rows(
     return pl.concat([first, sweep.run(random_cells(vector, control, spec.fractions, spec.seed))])
 
 
-def prompt_rows(model: Any, rows: pl.DataFrame, rewrite: RewriteSpec, chat_template: bool) -> list[PromptRow]:
+def prompt_rows(
+    model: LoadedModel, rows: pl.DataFrame, rewrite: RewriteSpec, chat_template: bool
+) -> list[PromptRow]:
     """The neutral rewrite prompt of each row (columns `row_id`, `text`), tokenised."""
     return [
         PromptRow(
@@ -171,7 +174,7 @@ class _Sweep:
 
     def __init__(
         self,
-        model: Any,
+        model: LoadedModel,
         rows: pl.DataFrame,
         rewrite: RewriteSpec,
         scorer: TraitScorer,
@@ -293,7 +296,7 @@ def _summary(
 
 
 def dose_sweep(
-    model: Any,
+    model: LoadedModel,
     vector: PersonaVector,
     spec: DoseSpec,
     rows: pl.DataFrame,

@@ -15,9 +15,15 @@ from scipy.stats import rankdata
 
 from steer_pipeline.catalogue.models import VectorSpec
 from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means, residual_norms
+from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.personas.contexts import HELD_OUT, TRAIN
 from steer_pipeline.lab.personas.contrast import SIDES, require_matched_sides
-from steer_pipeline.lab.personas.vectors import PersonaVector, VectorError, model_fields
+from steer_pipeline.lab.personas.vectors import (
+    PersonaVector,
+    VectorError,
+    model_fields,
+    require_same_model,
+)
 
 N_SHUFFLES = 200  # refits of the shuffled-label null
 N_HALVES = 20  # random splits of the training pairs into halves
@@ -34,11 +40,10 @@ class PairedStates:
     held_out: np.ndarray  # bool [pairs]
 
 
-def collect_states(model: Any, contrast: pl.DataFrame, readout: str) -> PairedStates:
+def collect_states(model: LoadedModel, contrast: pl.DataFrame, readout: str) -> PairedStates:
     """Reads every block's output for both sides of every context, one pass a sequence.
 
     Args:
-        model: LoadedModel.
         contrast: rows of `contrast.CONTRAST_SCHEMA`.
         readout: "response_tokens" averages over the completion (end-of-turn left out); "last_prompt_token"
             reads the last token before the answer.
@@ -71,7 +76,9 @@ def collect_states(model: Any, contrast: pl.DataFrame, readout: str) -> PairedSt
     return PairedStates(states[: len(held_out)], states[len(held_out) :], held_out)
 
 
-def extract_vector(model: Any, contrast: pl.DataFrame, persona: str, spec: VectorSpec) -> PersonaVector:
+def extract_vector(
+    model: LoadedModel, contrast: pl.DataFrame, persona: str, spec: VectorSpec
+) -> PersonaVector:
     """A vector for every block from one pass over the contrast set, with its evidence in the metadata.
 
     The direction is fitted on the train pairs (`fit_directions`); `split_half_cosine` says how much it owes
@@ -79,7 +86,6 @@ def extract_vector(model: Any, contrast: pl.DataFrame, persona: str, spec: Vecto
     same procedure under labels flipped within pairs (`separation`).
 
     Args:
-        model: LoadedModel.
         contrast: rows of `contrast.CONTRAST_SCHEMA`.
         persona: name in the catalogue.
 
@@ -118,7 +124,9 @@ def _sequences(contrast: pl.DataFrame) -> list[list[int]]:
     ]
 
 
-def with_residual_norms(vector: PersonaVector, model: Any, sequences: list[list[int]]) -> PersonaVector:
+def with_residual_norms(
+    vector: PersonaVector, model: LoadedModel, sequences: list[list[int]]
+) -> PersonaVector:
     """The same vector with the mean residual norm of each block of the model over `sequences` (token ids)."""
     norms = residual_norms(model, sequences)
     return replace(vector, metadata={**vector.metadata, "residual_norms": _rounded(norms)})
@@ -258,12 +266,16 @@ def auc_columns(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
 
 
 def judge_imported(
-    vector: PersonaVector, model: Any, contrast: pl.DataFrame, spec: VectorSpec
+    vector: PersonaVector, model: LoadedModel, contrast: pl.DataFrame, spec: VectorSpec
 ) -> PersonaVector:
     """An imported vector with residual norms and held-out separation measured on this model.
 
     The direction is not refitted, so every pair counts as held out; the null flips the labels within pairs.
+
+    Raises:
+        VectorError: its width, or what its file says of its model, is not this model's; too few pairs.
     """
+    require_same_model(vector, model)
     states = collect_states(model, contrast, spec.readout)
     blocks = list(vector.present_blocks)
     everything = PairedStates(

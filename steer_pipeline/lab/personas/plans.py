@@ -8,11 +8,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from steer_pipeline.catalogue.models import VariantSpec, VariantTerm
+from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm, resolve_site
 from steer_pipeline.lab.personas.vectors import PersonaVector, VectorError, require_same_model
 
@@ -94,7 +94,7 @@ def terms_for(
     recommendations: Mapping[str, Recommendation],
     n_blocks: int,
     *,
-    model: Any = None,
+    model: LoadedModel | None = None,
     versions: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> SteeringPlan:

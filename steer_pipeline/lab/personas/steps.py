@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,6 +16,7 @@ import polars as pl
 from steer_pipeline.catalogue.models import Persona, Profile
 from steer_pipeline.lab.evaluation import LexiconScorer, MiniLMScorer
 from steer_pipeline.lab.generation.probe import probe_steering
+from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.personas.contexts import (
     Context,
     general_contexts,
@@ -76,7 +76,7 @@ def _reserved(profile: Profile, news: pl.DataFrame) -> pl.DataFrame:
 
 
 def make_contrast(
-    model: Any, persona: Persona, profile: Profile, news: pl.DataFrame
+    model: LoadedModel, persona: Persona, profile: Profile, news: pl.DataFrame
 ) -> tuple[pl.DataFrame, int]:
     """The contrast set (rows of `contrast.CONTRAST_SCHEMA`) and the number of pairs dropped as empty."""
     prompts = build_contrast_prompts(persona, profile.contrast, profile_contexts(profile, news))
@@ -85,7 +85,7 @@ def make_contrast(
 
 
 def make_vector(
-    model: Any, persona: Persona, profile: Profile, contrast: pl.DataFrame, home: Path
+    model: LoadedModel, persona: Persona, profile: Profile, contrast: pl.DataFrame, home: Path
 ) -> PersonaVector:
     """The persona's vector, computed or imported as the catalogue says, with its evidence on this model."""
     if persona.vector == "computed":
@@ -97,7 +97,7 @@ def make_vector(
 
 
 def make_dose_curve(
-    model: Any,
+    model: LoadedModel,
     vector: PersonaVector,
     persona: Persona,
     profile: Profile,

@@ -9,12 +9,14 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from steer_pipeline.lab.models.loading import LoadedModel
 
 TENSORS, SIDECAR = "vector.safetensors", "vector.json"
 
@@ -41,7 +43,7 @@ class PersonaVector:
 
     persona: str
     raw: np.ndarray
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any]
     present_blocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -198,7 +200,7 @@ def load_vector(folder: Path) -> PersonaVector:
     return vector
 
 
-def model_fields(model: Any) -> dict[str, Any]:
+def model_fields(model: LoadedModel) -> dict[str, Any]:
     """What identifies a LoadedModel in a vector's metadata."""
     return {
         "model": model.name,
@@ -211,7 +213,7 @@ def model_fields(model: Any) -> dict[str, Any]:
     }
 
 
-def require_same_model(vector: PersonaVector, model: Any, *, allow_other_model: bool = False) -> None:
+def require_same_model(vector: PersonaVector, model: LoadedModel, *, allow_other_model: bool = False) -> None:
     """The vector was made on this model: name, revision, width, depth and weights.
 
     What an imported file does not say (weights, revision) is not compared. Another width is never allowed.

@@ -1,5 +1,6 @@
 """Contrast sets hold the same contexts on both sides, drawn with the same random numbers."""
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -16,7 +17,7 @@ from steer_pipeline.lab.personas import (
     require_matched_sides,
     split_contexts,
 )
-from steer_pipeline.lab.personas.contrast import CONTRAST_SCHEMA, score_sides
+from steer_pipeline.lab.personas.contrast import CONTRAST_SCHEMA, measure_contrast, score_sides
 from steer_pipeline_tests.lab.personas.builders import persona
 from steer_pipeline_tests.tiny import tiny_model_dir
 
@@ -151,3 +152,17 @@ def test_scores_are_paired_by_context(contrast):
     assert paired.height == 16
     assert (paired.get_column("positive") == 1).all()
     assert (paired.get_column("negative") == 0).all()
+
+
+def test_the_contrast_is_measured_on_pairs_with_an_interval_and_an_auc(contrast):
+    class Told:
+        """Scores the positive side 0.5 higher, whatever it says."""
+
+        def score_many(self, texts):
+            return np.array([0.5 * (side == "positive") for side in contrast.get_column("side")])
+
+    found = measure_contrast(contrast, Told())
+    assert (found["positive"], found["negative"], found["auc"]) == (0.5, 0.0, 1.0)
+    assert found["difference_low"] == found["difference"] == 0.5
+    blind = measure_contrast(contrast, type("Blind", (), {"score_many": lambda self, t: np.zeros(len(t))})())
+    assert (blind["auc"], blind["difference_high"]) == (0.5, 0.0)

@@ -204,7 +204,7 @@ def test_too_few_pairs_and_empty_completions_are_named(model, contrast):
 def test_an_imported_vector_is_judged_at_the_blocks_it_has(model, contrast):
     computed = extract_vector(model, contrast, "paranoid", VectorSpec())
     imported = PersonaVector(
-        "paranoid", computed.raw[[1, 3]], {"n_blocks": 4, "hidden_size": 64, "model": "m"}, (1, 3)
+        "paranoid", computed.raw[[1, 3]], {"n_blocks": 4, "hidden_size": 64, "model": model.name}, (1, 3)
     )
     judged = judge_imported(imported, model, contrast, VectorSpec())
     measured = judged.metadata["held_out_auc"]
@@ -213,3 +213,9 @@ def test_an_imported_vector_is_judged_at_the_blocks_it_has(model, contrast):
     assert len(judged.metadata["residual_norms"]) == 4
     flipped = judge_imported(replace(imported, raw=-imported.raw), model, contrast, VectorSpec())
     assert flipped.metadata["held_out_auc"][3] == pytest.approx(1 - measured[3], abs=1e-6)
+
+
+def test_an_imported_vector_of_another_width_is_refused(model, contrast):
+    narrow = PersonaVector("p", np.ones((1, 32), np.float32), {"n_blocks": 4, "hidden_size": 32}, (2,))
+    with pytest.raises(VectorError, match="hidden_size 32 against 64"):
+        judge_imported(narrow, model, contrast, VectorSpec())
