@@ -13,10 +13,9 @@ import math
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -296,36 +295,14 @@ def _image(source: str, alt: str) -> dg.MarkdownMetadataValue:
 # ------------------------------------------------------------------------------------- provenance
 
 
-@dataclass
-class Work:
-    """Measures a piece of work: make it at the start, count rows and tokens, hand it to `provenance`."""
-
-    rows_in: int | None = None
-    rows_out: int | None = None
-    tokens: int | None = None
-    _started: float = field(default_factory=time.monotonic, repr=False)
-
-    def numbers(self) -> dict[str, float | int]:
-        """Rows, seconds, tokens per second and the process's peak memory so far."""
-        seconds = time.monotonic() - self._started
-        counted = {"rows_in": self.rows_in, "rows_out": self.rows_out, "generated_tokens": self.tokens}
-        numbers: dict[str, float | int] = {k: v for k, v in counted.items() if v is not None}
-        if self.tokens is not None:
-            numbers["tokens_per_second"] = self.tokens / max(seconds, 1e-9)
-        return numbers | {"seconds": seconds, "peak_memory_mb": peak_memory_mb()}
-
-
-def provenance(
-    *, model: Any = None, seed: int | None = None, work: Work | None = None
-) -> dict[str, str | float | int | bool]:
-    """Where a result comes from: code, profile, model, seed, libraries and what it cost.
+def provenance(*, model: Any = None) -> dict[str, str | float | int | bool]:
+    """Where a result comes from: profile, model and libraries. `git_state` knows the code.
 
     Args:
         model: a LoadedModel (lab/models/loading.py), where one was used.
     """
     profile = settings().profile
     facts: dict[str, str | float | int | bool] = {
-        **git_state(),
         "profile": profile.name,
         "profile_sha": hashlib.sha256(profile.model_dump_json().encode()).hexdigest()[:16],
         "libraries": ", ".join(f"{name} {version}" for name, version in library_versions().items()),
@@ -339,9 +316,7 @@ def provenance(
             "device": model.device,
             "backend": model.backend,
         }
-    if seed is not None:
-        facts["seed"] = seed
-    return facts | (work.numbers() if work else {})
+    return facts
 
 
 def git_state() -> dict[str, str | bool]:

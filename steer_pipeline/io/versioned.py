@@ -8,17 +8,21 @@ has. The versions that a step read are written into the manifest of what it made
 import hashlib
 import json
 import math
+import time
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_origin
 
 import dagster as dg
 
+from steer_pipeline import show
 from steer_pipeline.io.store import SHA_LENGTH, ArtifactStore, StoreError, Version, label
 from steer_pipeline.resources.artifact_store import ArtifactStoreResource
+from steer_pipeline.resources.language_model import last_loaded
 
 ALLOW_MISSING = "allow_missing_partitions"
 _REMEMBERED_STEPS = 256
@@ -100,6 +104,8 @@ class VersionedIO(dg.ConfigurableIOManager):
         store, step = self.store.store(), context.step_context
         before = store.current(asset, partition)
         described: dict[str, Any] = {}
+        of_body = _metadata_of_body(context, partition)
+        origin = {name: fact for name, fact in _origin(step).items() if name not in of_body}
 
         def fill(folder: Path) -> None:
             described.update(self.dump(value, folder))
@@ -108,12 +114,13 @@ class VersionedIO(dg.ConfigurableIOManager):
             asset,
             partition,
             fill,
-            metadata=_plain(_metadata_of_body(context, partition)),
+            metadata=_plain({**origin, **of_body}),
             inputs=_inputs_of_step.get((step.run_id, step.step.key), {}),
             code_version=context.asset_spec.code_version or "",
             run_id=step.run_id,
         )
         metadata = {
+            **origin,
             **described,
             "version": version.sha,
             "is_new_version": before is None or before.sha != version.sha,
@@ -123,6 +130,22 @@ class VersionedIO(dg.ConfigurableIOManager):
         _add_metadata(context, partition, metadata)
         _set_data_version(context, version.sha)
         return version
+
+
+def _origin(step: Any) -> dict[str, Any]:
+    """Code, profile, libraries, cost, and the model if the step uses one: what every result must carry."""
+    model = last_loaded() if "language_model" in step.required_resource_keys else None
+    facts: dict[str, Any] = {**_of_run(step.run_id), **show.provenance(model=model)}
+    (stats,) = step.instance.get_run_step_stats(step.run_id, [step.step.key]) or (None,)
+    if stats is not None and stats.start_time is not None:
+        facts["seconds"] = time.time() - stats.start_time
+    return facts | {"peak_memory_mb": show.peak_memory_mb()}
+
+
+@lru_cache(maxsize=16)
+def _of_run(run_id: str) -> dict[str, Any]:
+    """What cannot change during a run, asked of git once."""
+    return show.git_state()
 
 
 def _by_partition(asset: str, keys: list[str], value: Any) -> Mapping[str, Any]:

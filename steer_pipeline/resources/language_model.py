@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from steer_pipeline.lab.models.loading import LoadedModel
 
 
+_loaded: list[Any] = []  # at most one: what was last loaded in this process
+
+
+def last_loaded() -> "LoadedModel | None":
+    """The model that this process loaded last; for provenance, which must not load one."""
+    return _loaded[0] if _loaded else None
+
+
 class LanguageModelResource(dg.ConfigurableResource):
     """Gives the model of the profile, with single fields replaced where they are set here."""
 
@@ -32,4 +40,5 @@ class LanguageModelResource(dg.ConfigurableResource):
         """The model; a second call with the same spec costs nothing."""
         from steer_pipeline.lab.models.loading import load_model
 
-        return load_model(self.spec(), settings().home)
+        _loaded[:] = [load_model(self.spec(), settings().home)]
+        return _loaded[0]

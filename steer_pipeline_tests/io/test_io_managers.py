@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import polars as pl
@@ -11,7 +12,7 @@ from steer_pipeline.io.bundle import BundleIO
 from steer_pipeline.io.parquet import ParquetIO
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.io.versioned import note_input
-from steer_pipeline.resources import ArtifactStoreResource, open_store
+from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource, open_store
 from steer_pipeline.settings import settings
 
 LETTERS = dg.StaticPartitionsDefinition(["c", "a", "b"])
@@ -73,7 +74,8 @@ def test_a_table_comes_back_as_lazy_frame_with_its_content_as_data_version(store
     assert pl.read_parquet(below.path / "data.parquet")["x"].to_list() == [2, 4]
     assert data_version(result, "numbers") == version.sha
     assert below.manifest["inputs"] == {"numbers": version.sha}
-    assert version.manifest["metadata"] == {"mean": 1.5}
+    assert version.manifest["metadata"]["mean"] == 1.5
+    assert "plot" not in version.manifest["metadata"]
     assert version.manifest["code_version"] == "1"
     assert version.manifest["run_id"] == result.run_id
     shown = record(result, "numbers").metadata
@@ -98,6 +100,42 @@ def test_a_table_streamed_twice_is_one_version(store, tmp_path):
         materialize(table)
     (version,) = store.versions("table", None)
     assert pl.read_parquet(version.path / "data.parquet").equals(many)
+
+
+def test_every_materialisation_says_where_it_comes_from(store):
+    @dg.asset(**TABLE)
+    def numbers(context: dg.AssetExecutionContext) -> pl.DataFrame:
+        context.add_output_metadata({"profile": "said by the body"})
+        return pl.DataFrame({"x": [1]})
+
+    shown = record(materialize(numbers), "numbers").metadata
+    manifest = store.current("numbers", None).manifest["metadata"]
+    for name in ("git_commit", "profile_sha", "libraries", "peak_memory_mb", "seconds"):
+        assert shown[name].value == manifest[name]
+    assert shown["profile"].value == manifest["profile"] == "said by the body"
+    assert 0 <= shown["seconds"].value < 60
+    assert "model" not in shown
+
+
+def test_a_materialisation_names_the_model_only_if_its_step_uses_one(monkeypatch):
+    model = SimpleNamespace(
+        name="tiny", revision="r1", weights_sha="ab", dtype="float32", device="cpu", backend="torch"
+    )
+    monkeypatch.setattr("steer_pipeline.resources.language_model._loaded", [model])
+
+    @dg.asset(**TABLE)
+    def with_model(language_model: LanguageModelResource) -> pl.DataFrame:
+        return pl.DataFrame({"x": [1]})
+
+    @dg.asset(**TABLE)
+    def without() -> pl.DataFrame:
+        return pl.DataFrame({"x": [1]})
+
+    given = {**resources(), "language_model": LanguageModelResource()}
+    result = dg.materialize([with_model, without], resources=given)
+    assert record(result, "with_model").metadata["model"].value == "tiny"
+    assert record(result, "with_model").metadata["model_revision"].value == "r1"
+    assert "model" not in record(result, "without").metadata
 
 
 def test_a_bundle_is_copied_and_handed_on_as_a_directory(store, tmp_path):
@@ -137,7 +175,7 @@ def test_a_range_stores_each_partition_with_its_own_metadata(store):
         shown = record(result, "letter", key).metadata
         assert shown["version"].value == store.current("letter", key).sha
         assert shown["upper"].value == key.upper()
-        assert store.current("letter", key).manifest["metadata"] == {"upper": key.upper()}
+        assert store.current("letter", key).manifest["metadata"]["upper"] == key.upper()
 
 
 def test_the_data_version_of_a_range_does_not_depend_on_order_and_changes_with_content():
