@@ -58,11 +58,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def stage_definitions() -> dg.Definitions:
-    """The rewrites stage by itself; what it reads from other stages is only named."""
+    """The stages of rewrites and reports by themselves; what they read from other stages is only named."""
     from steer_pipeline.io.bundle import BundleIO
     from steer_pipeline.io.parquet import ParquetIO
     from steer_pipeline.partitions import PERSONA
     from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
+    from steer_pipeline.stages.reports import assets as reports
+    from steer_pipeline.stages.reports import checks as report_checks
     from steer_pipeline.stages.rewrites import assets, checks
 
     store = ArtifactStoreResource()
@@ -74,8 +76,8 @@ def stage_definitions() -> dg.Definitions:
         ),
     ]
     return dg.Definitions(
-        assets=[*assets.ASSETS, *made_elsewhere],
-        asset_checks=checks.CHECKS,
+        assets=[*assets.ASSETS, *reports.ASSETS, *made_elsewhere],
+        asset_checks=[*checks.CHECKS, *report_checks.CHECKS],
         resources={
             "store": store,
             "language_model": LanguageModelResource(),

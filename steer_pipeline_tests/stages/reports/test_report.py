@@ -1,0 +1,90 @@
+"""Comparison and report are made from stored packs alone, name their versions, and judge their own controls."""
+
+import json
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from steer_pipeline.catalogue import load_personas
+from steer_pipeline_tests.lab.rewrites.packs import pack, resample
+from steer_pipeline_tests.stages.rewrites.conftest import small_profile, stage_project
+
+MARKER = load_personas()["paranoid"].positive.lexicon[0]
+VOICE = f" They say that {MARKER} are at work."
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEER_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("STEER_PROFILE", str(small_profile(tmp_path)))
+    with stage_project(tmp_path / "store") as made:
+        made.put("rewrite_pack", "base", pack("base"))
+        made.put("rewrite_pack", "base_resample", resample())
+        made.put("rewrite_pack", "random_direction", pack("random_direction"))
+        made.put("rewrite_pack", "paranoid", pack("paranoid", tail=VOICE))
+        yield made
+
+
+def evaluations(project) -> dict[str, bool]:
+    keys = [
+        dg.AssetCheckKey(dg.AssetKey("rewrite_comparison"), name)
+        for name in ("controls_show_nothing", "targets_are_met")
+    ]
+    latest = project.driver.instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
+    return {key.name: record.evaluation.passed for key, record in latest.items()}
+
+
+def test_the_comparison_and_the_report_name_the_packs_they_were_made_from(project):
+    outcome = project.driver.materialize(["rewrite_comparison", "vector_eval_report"])
+    assert outcome.success, outcome
+    comparison = project.store.current("rewrite_comparison", None)
+    versions = json.loads((comparison.path / "versions.json").read_text())
+    assert versions == {
+        name: project.store.current("rewrite_pack", name).sha
+        for name in ("base", "paranoid", "base_resample", "random_direction")
+    }
+    assert comparison.manifest["inputs"].items() >= {
+        (f"rewrite_pack[{name}]", sha) for name, sha in versions.items()
+    }
+    report = project.store.current("vector_eval_report", None)
+    text = (report.path / "report.md").read_text()
+    assert all(sha in text for sha in versions.values())
+    assert evaluations(project) == {"controls_show_nothing": True, "targets_are_met": True}
+
+
+def test_the_ui_is_shown_the_reports_head_and_its_plots(project):
+    project.driver.materialize(["rewrite_comparison", "vector_eval_report"])
+    event = project.driver.instance.get_latest_materialization_event(dg.AssetKey("vector_eval_report"))
+    metadata = event.asset_materialization.metadata
+    assert metadata["report"].value.startswith("# ")
+    assert "`paranoid`" in metadata["report"].value
+    plots = [name for name in metadata if name.startswith("plot_")]
+    assert plots
+    assert metadata[plots[0]].value.startswith("![")
+    event = project.driver.instance.get_latest_materialization_event(dg.AssetKey("rewrite_comparison"))
+    metadata = event.asset_materialization.metadata
+    assert metadata["trait_paranoid_lexicon_shift_paranoid"].value == pytest.approx(0.5)
+    assert "svg" in metadata["shifts_paranoid_lexicon"].value
+
+
+def test_a_control_that_moves_and_a_variant_that_does_not_are_called_out(project):
+    project.put("rewrite_pack", "random_direction", pack("random_direction", tail=VOICE))
+    project.put("rewrite_pack", "paranoid", pack("paranoid"))
+    assert project.driver.materialize(["rewrite_comparison"]).success  # warnings, so that it can be looked at
+    assert evaluations(project) == {"controls_show_nothing": False, "targets_are_met": False}
+
+
+def test_without_its_controls_there_is_no_comparison(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("STEER_STORE", str(tmp_path / "other"))
+    with stage_project(tmp_path / "other") as other:
+        other.put("rewrite_pack", "base", pack("base"))
+        outcome = other.driver.materialize(["rewrite_comparison"])
+    assert "pack base_resample is missing" in outcome.errors[0]
+
+
+def test_rows_of_the_comparison_are_one_a_variant_and_news_item(project):
+    project.driver.materialize(["rewrite_comparison"])
+    rows = pl.read_parquet(project.store.current("rewrite_comparison", None).path / "rows.parquet")
+    assert rows.height == 4 * 24
+    assert rows.select("variant", "row_id").is_unique().all()
