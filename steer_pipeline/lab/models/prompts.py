@@ -23,7 +23,7 @@ def encode_prompt(
     one blank line apart; so do raw prompts, which begin with the tokenizer's own BOS, if it has one.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
+        ValueError: the tokenizer has no chat template, or the text has lone surrogates (broken UTF-8).
     """
     if not chat_template:
         text = user if system is None else f"{system}\n\n{user}"
@@ -119,6 +119,12 @@ def _unused_mark(text: str) -> str:
 
 
 def _encode_pieces(tokenizer: Any, text: str, mark: str) -> list[int]:
+    broken = next((i for i, char in enumerate(text) if "\ud800" <= char <= "\udfff"), None)
+    if broken is not None:
+        raise ValueError(
+            f"the text is not valid Unicode: half a character ({text[broken]!a}) near {text[:broken][-40:]!r}; "
+            "decode the source with errors='replace' or drop the row"
+        )
     ids: list[int] = []
     for piece in text.split(mark):
         ids += tokenizer.encode(piece, add_special_tokens=False)

@@ -56,3 +56,10 @@ def test_raw_prompts_are_the_text_verbatim(tmp_path):
     tokenizer = tokenizer_of(tmp_path, "qwen3")
     text = "Rewrite: A storm.\n\nRewritten text:\n"
     assert tokenizer.decode(encode_prompt(tokenizer, user=text, chat_template=False)) == text
+
+
+def test_broken_unicode_is_refused_with_its_place(tmp_path):
+    tokenizer = tokenizer_of(tmp_path, "qwen3")
+    for chat in (True, False):
+        with pytest.raises(ValueError, match=r"half a character.*near .*A storm"):
+            encode_prompt(tokenizer, user="A storm \udcff", chat_template=chat)
