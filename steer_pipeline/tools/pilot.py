@@ -195,8 +195,14 @@ def chosen(variants: dict[str, VariantSpec], only: Sequence[str]) -> dict[str, V
 
 
 def line(seconds: float, numbers: dict[str, dict]) -> str:
-    """The last line of stdout."""
-    return json.dumps({"seconds": round(seconds, 1), "variants": numbers}, allow_nan=False)
+    """The last line of stdout, its numbers to four digits."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: rounded(entry) for key, entry in value.items()}
+        return round(value, 4) if isinstance(value, float) else value
+
+    return json.dumps({"seconds": round(seconds, 1), "variants": rounded(numbers)}, allow_nan=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
