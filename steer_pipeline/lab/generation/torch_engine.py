@@ -98,7 +98,10 @@ def _make_room(batch: "_Batch", waiting: "_Waiting", budget: int, error: BaseExc
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    texts = ("can't allocate memory", "out of memory")  # of the CPU allocator and of Metal
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        text in str(error) for text in texts
+    )
 
 
 def padded_length(prompts: Sequence[list[int]]) -> int:
@@ -359,14 +362,14 @@ class _Cohort:
 
     def accept(self, tokens: Tensor, ended: np.ndarray) -> list[Said]:
         """Takes one more token a sequence; returns the sequences that ended with it."""
+        if self.history is not None:
+            self.history.add(tokens)
         self.tokens[:, self.n_tokens] = tokens.cpu().numpy()
         self.n_tokens += 1
         self.next = tokens
         full = self.n_tokens == self.tokens.shape[1]
         finished = np.flatnonzero(self.active & (ended | full))
         self.active[finished] = False
-        if self.history is not None:
-            self.history.add(tokens)
         said = []
         for i in finished:
             lane = self.lanes[i]
@@ -424,8 +427,7 @@ class _Batch:
         cohort, logits = _prefill(self.decoder, jobs)
         self._draw([cohort], logits)
         if cohort.active.any():
-            cohort.shrink()
-            self.cohorts.append(cohort)
+            self.cohorts.append(cohort)  # and nothing that may fail from here on: what is said is said once
 
     def step(self) -> None:
         """One more token for every sequence."""
