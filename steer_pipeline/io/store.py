@@ -275,7 +275,7 @@ class ArtifactStore:
     def _assets_below(self, key: str) -> Iterator[str]:
         for name in self._files.folders(key):
             below = f"{key}/{name}" if key else name
-            if not key and name.startswith((".", "_")):
+            if (not key and name.startswith((".", "_"))) or name in ("versions", "notes"):
                 continue
             if self._files.read(f"{below}/{CURRENT}") is not None:
                 yield unquote(key)
