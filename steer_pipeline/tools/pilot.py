@@ -112,13 +112,22 @@ class Pilot:
         note = self.store.annotation(asset, partition, version.sha, NOTE)
         return note is not None and note["made_of"] != self._made_of(asset, partition)
 
+    @cached_property
+    def _weights(self) -> str | None:
+        """Identity of the model's files where it is a directory; a hub id has its revision in the profile."""
+        from steer_pipeline.lab.models.loading import weights_identity
+
+        model, home = settings().profile.model, settings().home
+        folders = [home / path for path in (model.path, model.adapter) if path and (home / path).is_dir()]
+        return weights_identity(folders) if folders else None
+
     def _made_of(self, asset: str, partition: str | None) -> str:
-        """Hash of what the profile and the catalogue say about one partition; Dagster does not know them.
+        """Hash of what profile, catalogue and model say about one partition; Dagster does not know them.
 
         A release is a decision and made of nothing but its pack.
         """
         profile, personas = settings().profile.model_dump(), load_personas()
-        told: list[Any] = [asset]
+        told: list[Any] = [asset] if asset == RELEASE else [asset, self._weights]
         if asset in CORPUS:
             told += [profile["corpus"], profile["model"]["path"]]
         elif asset in PERSONA_CHAIN:

@@ -7,7 +7,7 @@ still judged in the others; a gate that cannot be judged has failed. Knows nothi
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ class Verdict:
     passed: bool
     message: str
     blocking: bool = True
-    numbers: dict[str, float | int] = field(default_factory=dict)
+    numbers: Mapping[str, float | int] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -187,7 +187,7 @@ def differs(
         "distance_shift_low": found["low"],
         "distance_shift_high": found["high"],
         "p_value": found["p"],
-        "exact_match_rate": float((both["output"] == both["base"]).mean() or 0.0),
+        "exact_match_rate": int((both["output"] == both["base"]).sum()) / both.height,
     }
     message = (
         f"distance to base {found['distance']:.3f}, of the resample {found['resample_distance']:.3f}; shift "

@@ -67,3 +67,17 @@ def test_the_last_line_is_json_with_four_digits():
             }
         },
     }
+
+
+def test_other_weights_behind_the_same_path_are_a_reason_to_make_it_again(project, tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    profile = small_profile(tmp_path, model=str(model)).rename(tmp_path / "with_model.yaml")
+    monkeypatch.setenv("STEER_PROFILE", str(profile))
+    assert bring_up(project) == ([], 1)
+    assert bring_up(project) == ([], 0)
+    (model / "config.json").write_text('{"other": 1}')
+    problems, runs = bring_up(project)
+    assert problems == []
+    assert runs >= 1
