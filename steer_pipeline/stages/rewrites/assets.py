@@ -80,7 +80,7 @@ def rewrite_raw(
     """
     from steer_pipeline.lab.generation.probe import SteeringHasNoEffect
 
-    now, shelf, work, model = settings(), store.store(), show.Work(), language_model.load()
+    now, shelf, model = settings(), store.store(), language_model.load()
     asked = {name: spec for name, spec in now.variants.items() if name in context.partition_keys}
     with _plain_failures(SteeringHasNoEffect):
         made = making.make_raw(
@@ -94,10 +94,9 @@ def rewrite_raw(
             lambda recipes: verdicts.pilot_problems(shelf, recipes),
             lambda progress: context.log.info(str(progress)),
         )
-    cost = show.provenance(model=model, seed=now.profile.rewrites.sampling.seed, work=work)
     for name, rows in made.packs.items():
         numbers = {
-            **cost,
+            "seed": now.profile.rewrites.sampling.seed,
             "size": config.size,
             "recipe": made.recipes[name],
             **_numbers(rows),
