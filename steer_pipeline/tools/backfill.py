@@ -38,6 +38,7 @@ from steer_pipeline.tools.driver import Driver, Outcome, open_driver
 URL = "http://localhost:3000"
 POLL_S = 2.0
 DAEMON_PATIENCE_S = 30.0
+MISSES = 10  # answers in a row that may fail before watching ends
 MADE, FAILED, SKIPPED = "made", "failed", "skipped"
 ENDED = ("COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED")
 
@@ -343,11 +344,19 @@ class Server:
         """The status that a backfill ends with; `say` is told whenever its numbers change.
 
         Raises:
-            BackfillError: it broke before it could start runs.
+            BackfillError: it broke before it could start runs, or the server no longer answers.
         """
-        told = ""
+        told, misses = "", 0
         while True:
-            answer = self.ask(PROGRESS, id=backfill)
+            try:
+                answer = self.ask(PROGRESS, id=backfill)
+            except BackfillError:  # a server that restarts, or a database that is busy
+                misses += 1
+                if misses == MISSES:
+                    raise
+                time.sleep(POLL_S)
+                continue
+            misses = 0
             statuses = (answer["assetBackfillData"] or {}).get("assetBackfillStatuses", [])
             total = sum(each.get("numPartitionsTargeted", 1) for each in statuses)
             made = sum(

@@ -349,6 +349,7 @@ def test_a_server_is_given_the_partitions_and_asked_until_the_end(dagster_server
     dagster_server.script |= {
         backfill.PROGRESS: [
             {"partitionBackfillOrError": progress("REQUESTED", 6, 0, 0)},
+            {"errors": [{"message": "database is locked"}]},  # passing troubles do not end the watch
             {"partitionBackfillOrError": progress("REQUESTED", 6, 0, 0)},
             {"partitionBackfillOrError": progress("COMPLETED_FAILED", 6, 5, 1)},
         ],
@@ -453,6 +454,7 @@ def test_a_step_that_raised_is_reported_with_its_innermost_cause_and_what_never_
             "PartitionKeysNotFoundError: no such keys",
         ),
         ("LAUNCH", {"errors": [{"message": "the code location is gone"}]}, "the code location is gone"),
+        ("PROGRESS", {"errors": [{"message": "database is gone"}]}, "database is gone"),
         (
             "PROGRESS",
             {
