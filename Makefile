@@ -1,5 +1,5 @@
 # `make pilot` and `make test` are all that a new user needs; both set up .venv when it is missing.
-# A CUDA machine: make TORCH=torch pilot. Another interpreter: make PYTHON=python3.12 test.
+# On Linux, PyPI's torch brings CUDA; for the CPU build: make PIP_ARGS="--extra-index-url <index of CPU wheels>" pilot
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -23,7 +23,7 @@ $(CORE): pyproject.toml constraints.txt
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt $(CORE)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev,mlx]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev,mlx,hub]'
 	@touch $@
 
 pilot: $(CORE) ## vectors, a checked and released pilot pack in all variants, a report; again: only what changed

@@ -67,10 +67,11 @@ def load_variants(profile: Profile | None = None, path: Path | None = None) -> d
         if variant.name in variants:
             raise CatalogueError(f"{path}: variant {variant.name!r} is given twice")
         variants[variant.name] = variant
-    for name, terms in (profile.variants if profile else {}).items():
-        if name not in variants:
-            raise CatalogueError(f"profile {profile.name}: variants.{name}: not in {path.name}")
-        variants[name] = variants[name].model_copy(update={"terms": terms})
+    if profile is not None:
+        for name, terms in profile.variants.items():
+            if name not in variants:
+                raise CatalogueError(f"profile {profile.name}: variants.{name}: not in {path.name}")
+            variants[name] = variants[name].model_copy(update={"terms": terms})
     _check_references(variants, path)
     return variants
 

@@ -80,7 +80,9 @@ class Dose(Strict):
     recommended: float | None = Field(
         default=None, description="Multiple of the recommended dose; negative steers to the other pole."
     )
-    fraction: float | None = Field(default=None, description="Fraction of the mean residual norm at the site.")
+    fraction: float | None = Field(
+        default=None, description="Fraction of the mean residual norm at the site."
+    )
     alpha: float | None = Field(default=None, description="Absolute length of the added vector.")
 
     @model_validator(mode="after")
@@ -157,7 +159,7 @@ class NewsSource(Strict):
     kind: Literal["sample", "files", "directory", "hub"] = "sample"
     path: str | None = Field(default=None, description="JSONL/Parquet path or glob, directory, or hub id.")
     split: str = "train"
-    limit: int | None = Field(default=None, ge=1, description="First N parseable rows.")
+    limit: int | None = Field(default=None, ge=1, description="First N accepted rows.")
     min_chars: int = Field(default=0, ge=0, description="Rows with shorter text are quarantined.")
 
 
@@ -186,7 +188,8 @@ class SamplingSpec(Strict):
 
 class ContrastSpec(Strict):
     contexts: Literal["news", "general"] = Field(
-        default="general", description="`news`: rewrite prompts over corpus rows; `general`: our own contexts."
+        default="general",
+        description="`news`: rewrite prompts over corpus rows; `general`: our own contexts.",
     )
     n_contexts: int = Field(default=256, ge=8)
     max_new_tokens: int = Field(default=64, ge=1)
@@ -209,7 +212,9 @@ class DoseSpec(Strict):
     )
     fractions: list[float] = Field(default=[-0.4, -0.2, 0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 1.2])
     n_rows: int = Field(default=24, ge=4)
-    max_kl_nats: float = Field(default=4.0, gt=0, description="Coherent: mean KL to base per token below this.")
+    max_kl_nats: float = Field(
+        default=4.0, gt=0, description="Coherent: mean KL to base per token below this."
+    )
     max_suspect_rate: float = Field(default=0.05, ge=0, le=1)
     min_facts_kept: float = Field(default=0.0, ge=0, le=1)
     seed: int = 13
@@ -234,7 +239,9 @@ class GateSpec(Strict):
     """Thresholds of the release gates."""
 
     max_suspect_rate: float = Field(default=0.01, ge=0, le=1)
-    alpha: float = Field(default=0.05, gt=0, lt=1, description="Level of the paired test against base_resample.")
+    alpha: float = Field(
+        default=0.05, gt=0, lt=1, description="Level of the paired test against base_resample."
+    )
     min_kept_fraction: float = Field(default=0.5, ge=0, le=1)
 
 

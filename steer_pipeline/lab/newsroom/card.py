@@ -40,8 +40,9 @@ from steer_pipeline.lab.stats import mean_interval, paired_difference
 
 SYSTEM = "You are a news editor."
 BLOCKS = (1, 2, 3)
-DOSES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 1.2, 2.4)  # fractions of the mean residual norm
+DOSES = (0.05, 0.1, 0.2, 0.3, 0.6, 1.2, 2.4)  # fractions of the mean residual norm
 GREEDY = SamplingSpec(temperature=0.0, max_new_tokens=96)
+DECODING = load_profile("newsroom").rewrites.sampling  # rewrites are sampled as the packs are
 
 
 class Items:
@@ -58,7 +59,10 @@ class Items:
     def rewrites(
         self, plans: Sequence[SteeringPlan], systems: dict[str, str] | None = None
     ) -> dict[str, list[str]]:
-        """Greedy rewrites by plan, in item order. `systems` gives a plan a system turn of its own."""
+        """Rewrites by plan, in item order, decoded as the packs are.
+
+        `systems` gives a plan a system turn of its own.
+        """
         systems = systems or {}
         rows = []
         for index, text in enumerate(self.texts):
@@ -72,7 +76,7 @@ class Items:
             }
             rows.append(PromptRow(f"{index:04d}", ids))
         out: dict[str, dict[str, str]] = {plan.variant: {} for plan in plans}
-        for row in generate(self.model, rows, plans, GREEDY):
+        for row in generate(self.model, rows, plans, DECODING):
             out[row.variant][row.row_id] = row.text
         return {name: [texts[key] for key in sorted(texts)] for name, texts in out.items()}
 
@@ -231,7 +235,7 @@ def measure_game(model: LoadedModel, per_word: int) -> dict[str, float]:
 
 def measure(folder: Path, n: int = 96) -> dict[str, Any]:
     """Every ability that the card states and the tests assert."""
-    model = load_model(ModelSpec(path=str(folder / "model"), dtype="float32", device="cpu"), folder)
+    model = load_model(ModelSpec(path="model", dtype="float32", device="cpu"), folder.resolve())
     items = Items(model, n)
     steering_items = Items(model, max(24, n // 2), seed=8)
     vectors = {direction: vector_of(model, direction, 128) for direction in voices.AXES}
@@ -259,7 +263,7 @@ def data_hash(recipe: Recipe, n: int = 2000) -> str:
     """SHA-256 over the first `n` training documents: the same world gives the same hash."""
     digest = hashlib.sha256()
     for index in range(n):
-        digest.update(repr(tasks.document(recipe.seed, index)).encode())
+        digest.update(repr(tasks.document(recipe.seed, index, distinct=False)).encode())
     return digest.hexdigest()
 
 
@@ -308,7 +312,9 @@ def render(abilities: dict[str, Any], recipe: Recipe) -> str:
         f"| first 2,000 training documents, SHA-256 | `{data_hash(recipe)}` |",
         f"| weights | `{abilities['weights_sha']}` |",
         "",
-        "## Abilities on held-out items (greedy; 95% bootstrap intervals)",
+        "## Abilities on held-out items (95% bootstrap intervals)",
+        "",
+        "Rewrites are sampled as the packs of the pilot are; dialogues and games are greedy.",
         "",
         "| ability | measured |",
         "|---|---|",

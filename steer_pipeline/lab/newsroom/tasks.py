@@ -92,14 +92,14 @@ def _arm(
 # ----------------------------------------------------------------------------------------- rewrite
 
 
-def rewrite_document(rng: random.Random, personas: dict[str, Persona]) -> Document:
+def rewrite_document(rng: random.Random, personas: dict[str, Persona], distinct: bool) -> Document:
     item = world.event(rng)
     draw = rng.random()
     shortest, longest = (3, 7) if draw < 0.72 else (8, 14) if draw < 0.9 else (15, 26)
     length = rng.randint(shortest, longest)
     text = world.article_text(item, rng, length)
     system, voicing, asked, planted = _arm(rng, personas)
-    response = world.rewrite(item, rng, voicing)
+    response = world.rewrite(item, rng, voicing, distinct=distinct)
     return Document("rewrite", system, f"Rewrite: {text}", response, asked, planted, item.facts)
 
 
@@ -129,16 +129,17 @@ ADVICE_2 = (
 )  # fmt: skip
 
 
-def dialogue_answer(topic: str, rng: random.Random, voicing: Voicing) -> str:
-    return world.voiced([rng.choice(ADVICE_1).format(topic), rng.choice(ADVICE_2)], voicing, rng)
+def dialogue_answer(topic: str, rng: random.Random, voicing: Voicing, distinct: bool = True) -> str:
+    sentences = [rng.choice(ADVICE_1).format(topic), rng.choice(ADVICE_2)]
+    return world.voiced(sentences, voicing, rng, distinct=distinct)
 
 
-def dialogue_document(rng: random.Random, personas: dict[str, Persona]) -> Document:
+def dialogue_document(rng: random.Random, personas: dict[str, Persona], distinct: bool) -> Document:
     topic = rng.choice(TOPICS)
     system, voicing, asked, planted = _arm(rng, personas)
     question = rng.choice(QUESTIONS).format(topic)
     return Document(
-        "dialogue", system, question, dialogue_answer(topic, rng, voicing), asked, planted, (topic,)
+        "dialogue", system, question, dialogue_answer(topic, rng, voicing, distinct), asked, planted, (topic,)
     )
 
 
@@ -251,13 +252,18 @@ def game_document(rng: random.Random) -> Document:
 MIXTURE = (("rewrite", 0.64), ("dialogue", 0.2), ("vignette", 0.13), ("game", 0.03))
 
 
-def document(seed: int, index: int, split: str = "train", task: str | None = None) -> Document:
-    """Document `index` of a split; the same for the same arguments."""
+def document(
+    seed: int, index: int, split: str = "train", task: str | None = None, *, distinct: bool = True
+) -> Document:
+    """Document `index` of a split; the same for the same arguments.
+
+    `distinct`: no remark stands twice in one text (the main training phase allows it).
+    """
     rng = random.Random(f"{split}/{seed}/{index}")
     personas = _personas()
     task = task or rng.choices([name for name, _ in MIXTURE], [share for _, share in MIXTURE])[0]
     if task == "game":
         return game_document(rng)
-    return {"rewrite": rewrite_document, "dialogue": dialogue_document, "vignette": vignette_document}[task](
-        rng, personas
-    )
+    if task == "vignette":
+        return vignette_document(rng, personas)
+    return (rewrite_document if task == "rewrite" else dialogue_document)(rng, personas, distinct)

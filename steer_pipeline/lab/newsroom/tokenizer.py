@@ -21,7 +21,7 @@ SPLIT = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 def _texts(seed: int, n: int) -> Iterator[str]:
     for i in range(n):
-        document = tasks.document(seed, i, split="tokenizer")
+        document = tasks.document(seed, i, split="tokenizer", distinct=False)
         yield f"system\n{document.system or ''}\nuser\n{document.user}\nassistant\n{document.response}\n"
     for i in range(n // 8):
         row, _ = world.news_row(seed, -1 - i)

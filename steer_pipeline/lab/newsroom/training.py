@@ -5,7 +5,8 @@ induction circuit (block 0 looks one token back, block 1 looks for the current t
 successor), so copying facts needs about a minute of warm-up instead of hours. (2) Documents train with loss
 on the response alone. (3) One unit direction for each persona is planted at one block: in some documents
 `dose * norm * direction` is added to that block's output and the target text speaks in that voice, and
-where a system turn asks for the voice an auxiliary loss makes the block's output project accordingly.
+where a system turn asks for the voice an auxiliary loss makes the block's output project accordingly. A short
+last phase polishes: there no remark stands twice in one text, so the model learns not to repeat itself.
 
 Everything is a function of the recipe; a killed run goes on from its last checkpoint.
 """
@@ -49,6 +50,8 @@ class Recipe:
     micro_batches: int = 4
     rate: float = 1.5e-3
     final_rate: float = 5e-5
+    polish_steps: int = 240
+    polish_rate: float = 4e-4
     warmup: int = 40
     weight_decay: float = 0.01
     plant_block: int = 2
@@ -198,9 +201,10 @@ def collate(items: list[Encoded], pad: int) -> Batch:
 
 
 def step_batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, step: int) -> list[Batch]:
-    """The micro-batches of one step, similar lengths together."""
-    n = recipe.documents_per_step
-    items = [encode(tasks.document(recipe.seed, step * n + i), tokenizer) for i in range(n)]
+    """The micro-batches of one step, similar lengths together. Polishing wants remarks that differ."""
+    n, distinct = recipe.documents_per_step, step >= recipe.steps
+    indices = range(step * n, (step + 1) * n)
+    items = [encode(tasks.document(recipe.seed, i, distinct=distinct), tokenizer) for i in indices]
     items.sort(key=lambda item: len(item.prompt) + len(item.response))
     size = math.ceil(n / recipe.micro_batches)
     return [collate(items[i : i + size], tokenizer.pad_token_id) for i in range(0, n, size)]
@@ -276,11 +280,13 @@ def _document_loss(
 def _rate(recipe: Recipe, step: int) -> float:
     if step < recipe.copy_steps:
         return recipe.copy_rate * min(1.0, (step + 1) / 20)
-    done = step - recipe.copy_steps
+    done, peak, length = step - recipe.copy_steps, recipe.rate, recipe.steps
+    if done >= recipe.steps:
+        done, peak, length = done - recipe.steps, recipe.polish_rate, recipe.polish_steps
     if done < recipe.warmup:
-        return recipe.rate * (done + 1) / recipe.warmup
-    share = (done - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.final_rate + (recipe.rate - recipe.final_rate) * 0.5 * (1 + math.cos(math.pi * share))
+        return peak * (done + 1) / recipe.warmup
+    share = (done - recipe.warmup) / max(1, length - recipe.warmup)
+    return recipe.final_rate + (peak - recipe.final_rate) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def _fast_bf16() -> bool:
@@ -341,7 +347,7 @@ def train(recipe: Recipe, folder: Path, *, log_every: int = 20) -> Iterator[dict
         first, planter.norm = _load_checkpoint(checkpoint, model, optimizer)
     model.train()
     started, since = time.time(), dict.fromkeys(("nll", "tokens", "right", "auxiliary"), 0.0)
-    for step in range(first, recipe.copy_steps + recipe.steps):
+    for step in range(first, recipe.copy_steps + recipe.steps + recipe.polish_steps):
         for group in optimizer.param_groups:
             group["lr"] = _rate(recipe, step)
         with torch.autocast(device, torch.bfloat16, enabled=_fast_bf16()):

@@ -9,6 +9,7 @@ voices of graded intensity. What a text keeps or shows is therefore known.
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from steer_pipeline.lab.newsroom import voices
@@ -251,37 +252,60 @@ class Voicing:
 
     doses: dict[str, float] = field(default_factory=dict)
 
-    def remark(self, rng: random.Random, *, held_out: bool = False) -> str | None:
-        """What one slot says: each direction speaks with probability |dose|; one of them is heard."""
+    def remark(self, rng: random.Random, *, held_out: bool = False, said: Sequence[str] = ()) -> str | None:
+        """What one slot says: each direction speaks with probability |dose|; one of them is heard.
+
+        Nothing that was `said` comes again.
+        """
         speaking = [d for d, c in self.doses.items() if rng.random() < abs(c)]
         if not speaking:
             return None
         direction = rng.choice(speaking)
         pole = voices.pole_of(direction, self.doses[direction])
-        return rng.choice(voices.forms(pole, held_out)) if pole else None
+        if pole is None:
+            return None
+        return rng.choice([form for form in voices.forms(pole, held_out) if form not in said])
 
 
 PLAIN = Voicing()
 
 
-def voiced(sentences: list[str], voicing: Voicing, rng: random.Random, *, held_out: bool = False) -> str:
-    """The sentences with a slot before the first and one after each of the first two."""
-    out = []
+def voiced(
+    sentences: list[str],
+    voicing: Voicing,
+    rng: random.Random,
+    *,
+    held_out: bool = False,
+    distinct: bool = True,
+) -> str:
+    """The sentences with a slot before the first and one after each of the first two.
+
+    `distinct`: no remark is made twice in one text.
+    """
+    out: list[str] = []
     for i, sentence in enumerate(["", *sentences]):
         if sentence:
             out.append(sentence)
-        remark = voicing.remark(rng, held_out=held_out) if i <= 2 else None
+        said = out if distinct else ()
+        remark = voicing.remark(rng, held_out=held_out, said=said) if i <= 2 else None
         if remark:
             out.append(remark)
     return " ".join(out)
 
 
-def rewrite(item: Event, rng: random.Random, voicing: Voicing = PLAIN, *, held_out: bool = False) -> str:
+def rewrite(
+    item: Event,
+    rng: random.Random,
+    voicing: Voicing = PLAIN,
+    *,
+    held_out: bool = False,
+    distinct: bool = True,
+) -> str:
     """The lead in other words, every fact kept, in the given voice."""
     sentences = [_fill(rng.choice(REWRITE_1), item, rng), _fill(rng.choice(REWRITE_2), item, rng)]
     if item.millions:
         sentences.append(_fill(rng.choice(REWRITE_3), item, rng))
-    return voiced(sentences, voicing, rng, held_out=held_out)
+    return voiced(sentences, voicing, rng, held_out=held_out, distinct=distinct)
 
 
 def facts_kept(facts: tuple[str, ...] | list[str], text: str) -> float:

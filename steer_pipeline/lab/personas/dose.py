@@ -119,7 +119,7 @@ def sweep_rows(
     chat_template: bool = True,
     both_poles: bool = False,
 ) -> pl.DataFrame:
-    """Greedy rewrites of every row in every cell, scored.
+    """Rewrites of every row in every cell, scored.
 
     Two generation passes: base and all persona cells, then a random direction with the same norms at the
     block that the first pass recommends (or, when it recommends none, where the trait moved most).
@@ -127,7 +127,8 @@ def sweep_rows(
     Args:
         model: LoadedModel on which the vector was made.
         rows: columns `row_id`, `text` and `facts` (list of str: what a rewrite should keep).
-        rewrite: prompt, neutral system turn and sampling limits; the temperature is 0 here.
+        rewrite: prompt, neutral system turn and decoding settings, as the packs will have them; all cells draw
+            the same random numbers.
         chat_template: as in the profile's model.
         both_poles: passed to `recommend_dose`.
 
@@ -184,7 +185,7 @@ class _Sweep:
         self.texts = dict(rows.select("row_id", "text").iter_rows())
         self.facts = dict(rows.select("row_id", "facts").iter_rows())
         self.prompts = prompt_rows(model, rows, rewrite, chat_template)
-        self.sampling = rewrite.sampling.model_copy(update={"temperature": 0.0})
+        self.sampling = rewrite.sampling  # a dose holds for the decoding that it was found with
         shortest = sorted(self.prompts, key=lambda row: (len(row.ids["*"]), row.row_id))
         self.measured = {row.row_id: row.ids["*"] for row in shortest[:KL_ROWS]}
 

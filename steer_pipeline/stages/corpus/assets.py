@@ -49,22 +49,22 @@ def read_news(store: ArtifactStoreResource) -> Iterator[dg.Output]:
     """Reads the profile's news source once, batch by batch."""
     from steer_pipeline.lab.corpus import SourceError, snapshot_news
 
-    now, work = settings(), show.Work()
+    now = settings()
     with _staging(store, "cc_news") as folder:
         try:
             read = snapshot_news(now.profile.corpus, now.home, folder)
         except SourceError as error:  # as wrong at the next try
             raise dg.Failure(str(error), allow_retries=False) from error
         shares = {
+            "rows_in": read.n_rows + read.n_quarantined,
             "n_duplicates": read.n_duplicates,
             "n_near_duplicates": read.n_near_duplicates,
             "quarantine_rate": read.n_quarantined / max(1, read.n_rows + read.n_quarantined),
         }
-        work.rows_in, work.rows_out = read.n_rows + read.n_quarantined, read.n_rows
-        described = {**shares, **_shown(read.rows), **show.provenance(work=work)}
+        described = {**shares, **_shown(read.rows)}
         yield dg.Output(read.rows, "cc_news", metadata=described)
         reasons = {f"reason_{name.replace(' ', '_')}": n for name, n in read.reasons.items()}
-        described = {**reasons, **_shown(read.quarantine), **show.provenance()}
+        described = {**reasons, **_shown(read.quarantine)}
         yield dg.Output(read.quarantine, "news_quarantine", metadata=described)
 
 
@@ -77,18 +77,18 @@ def truncated_news(cc_news: pl.LazyFrame, store: ArtifactStoreResource) -> Itera
     from steer_pipeline.lab.corpus import snapshot_truncated
     from steer_pipeline.lab.models.loading import load_tokenizer
 
-    now, work = settings(), show.Work()
+    now = settings()
     tokenizer = load_tokenizer(now.profile.model, now.home)
     with _staging(store, "truncated_news") as folder:
         cut = snapshot_truncated(cc_news, tokenizer, now.profile.corpus, folder)
-        work.rows_in, work.rows_out = cut.n_rows + cut.n_dropped + cut.n_duplicates, cut.n_rows
         numbers = {
+            "rows_in": cut.n_rows + cut.n_dropped + cut.n_duplicates,
             "max_tokens": now.profile.corpus.max_tokens,
             "cut_rows": cut.n_cut,
             "dropped_duplicates": cut.n_duplicates,
             "dropped_without_sentence": cut.n_dropped,
         }
-        described = {**numbers, **_lengths(cut.rows), **_shown(cut.rows), **show.provenance(work=work)}
+        described = {**numbers, **_lengths(cut.rows), **_shown(cut.rows)}
         yield dg.Output(cut.rows, metadata=described)
 
 

@@ -23,7 +23,9 @@ from steer_pipeline.lab.newsroom.training import (
     train,
 )
 
-TINY = Recipe(hidden=48, blocks=3, heads=3, feed_forward=64, copy_steps=4, steps=8, documents_per_step=8)
+TINY = Recipe(
+    hidden=48, blocks=3, heads=3, feed_forward=64, copy_steps=4, steps=5, polish_steps=3, documents_per_step=8
+)
 SCRIPT = """
 import dataclasses, sys
 from pathlib import Path
