@@ -24,6 +24,7 @@ from steer_pipeline.io.store import SHA_LENGTH, ArtifactStore, StoreError, Versi
 from steer_pipeline.resources.artifact_store import ArtifactStoreResource
 from steer_pipeline.resources.language_model import last_loaded
 
+ROW_COUNT, PARTITION_ROW_COUNT = "dagster/row_count", "dagster/partition_row_count"
 ALLOW_MISSING = "allow_missing_partitions"
 _REMEMBERED_STEPS = 256
 _inputs_of_step: OrderedDict[tuple[str, str], dict[str, str]] = OrderedDict()
@@ -119,6 +120,8 @@ class VersionedIO(dg.ConfigurableIOManager):
             code_version=context.asset_spec.code_version or "",
             run_id=step.run_id,
         )
+        if partition is not None and ROW_COUNT in described:
+            described[PARTITION_ROW_COUNT] = described.pop(ROW_COUNT)
         metadata = {
             **origin,
             **described,

@@ -175,6 +175,8 @@ def test_a_range_stores_each_partition_with_its_own_metadata(store):
         shown = record(result, "letter", key).metadata
         assert shown["version"].value == store.current("letter", key).sha
         assert shown["upper"].value == key.upper()
+        assert shown["dagster/partition_row_count"].value == 1
+        assert "dagster/row_count" not in shown
         assert store.current("letter", key).manifest["metadata"]["upper"] == key.upper()
 
 
