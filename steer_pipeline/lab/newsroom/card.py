@@ -145,7 +145,7 @@ def measure_steering(
 
     cells = {f"b{b}_d{d}": (b, d) for b in BLOCKS for d in DOSES}
     texts = items.rewrites([SteeringPlan("neutral"), *(plan(n, b, d) for n, (b, d) in cells.items())])
-    sweep = [
+    sweep: list[dict[str, Any]] = [
         {
             "block": b,
             "fraction": d,

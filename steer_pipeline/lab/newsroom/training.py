@@ -364,6 +364,7 @@ def train(recipe: Recipe, folder: Path, *, log_every: int = 20) -> Iterator[dict
                 if not planter.norm:
                     with torch.no_grad():
                         model.model(input_ids=batches[-1].ids.to(device), use_cache=False)
+                    assert planter.seen is not None
                     planter.update_norm(float(planter.seen.norm(dim=-1).mean()))
                 for batch in batches:
                     batch = Batch(*(getattr(batch, f).to(device) for f in Batch.__dataclass_fields__))

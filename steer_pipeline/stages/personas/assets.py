@@ -89,10 +89,10 @@ def dose_curve(
     """What the vector does at every block and dose of the profile's sweep, and the dose to use.
 
     Rewrites of held-out news, decoded as the packs are. `rows.parquet`: one row a news item and cell, with
-    text and scores. `sweep.parquet`: one row a cell: trait, shift to base with interval, opposite pole, suspects, facts kept,
-    KL to base; a random direction of the same norms beside it. `recommendation.json`: the smallest coherent
-    dose that reaches 90% of the best coherent shift, or why there is none. `probe.json`: proof that the
-    vector changes logits; a vector that does not fails here.
+    text and scores. `sweep.parquet`: one row a cell: trait, shift to base with interval, opposite pole,
+    suspects, facts kept, KL to base; a random direction of the same norms beside it. `recommendation.json`:
+    the smallest coherent dose that reaches 90% of the best coherent shift, or why there is none.
+    `probe.json`: proof that the vector changes logits; a vector that does not fails here.
     """
     from steer_pipeline.lab.personas import load_vector
     from steer_pipeline.lab.personas.steps import make_dose_curve
