@@ -12,7 +12,7 @@ export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 
-.PHONY: help pilot test test-slow ui newsroom newsroom-card newsroom-data lint clean-store
+.PHONY: help pilot test test-slow ui newsroom newsroom-card newsroom-data bench-rewrite chaos lint clean-store
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -30,7 +30,7 @@ pilot: $(CORE) ## vectors, a checked and released pilot pack in all variants, a 
 	$(BIN)/python -m steer_pipeline.tools.pilot
 
 test: $(DEV) ## the test suite
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(DEV) ## the campaigns that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -46,6 +46,12 @@ newsroom-card: $(CORE) ## measure the shipped model on held-out items and write 
 
 newsroom-data: $(CORE) ## write the shipped news and facts anew
 	$(BIN)/python -m steer_pipeline.lab.newsroom data
+
+bench-rewrite: $(DEV) ## tokens per second: the engine against row by row and plain batches
+	$(BIN)/python -m benchmarks.bench_rewrite $(ARGS)
+
+chaos: $(DEV) ## seeded faults: kills, torn journals, full disks, bad inputs
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 lint: $(DEV) ## style and types
 	$(BIN)/ruff check .

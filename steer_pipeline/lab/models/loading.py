@@ -134,6 +134,9 @@ def model_source(spec: ModelSpec, home: Path) -> str:
     return spec.path
 
 
+_CONFIGS = {"config.json", "generation_config.json", "adapter_config.json"}
+
+
 def weights_identity(folders: list[Path]) -> str:
     """sha256 over the names, sizes and edges of configs and weight files; reads a few kB however large they
     are.
@@ -141,7 +144,8 @@ def weights_identity(folders: list[Path]) -> str:
     digest = hashlib.sha256()
     for folder in folders:
         for path in sorted(folder.iterdir()):
-            if path.suffix not in {".safetensors", ".bin", ".json"} or path.name.startswith("tokenizer"):
+            described = path.name in _CONFIGS or path.name.endswith(".index.json")
+            if not described and path.suffix not in {".safetensors", ".bin"}:
                 continue
             size = path.stat().st_size
             with path.open("rb") as file:

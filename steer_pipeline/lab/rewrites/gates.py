@@ -169,7 +169,7 @@ def differs(
     """Word distance to base (1 - multiset Jaccard), row by row, against the resample's distance to base.
 
     Passes when the one-sided sign-flip test of the paired differences is below `level`. `role` is that of
-    the catalogue, with `exempt` for base and its resample; for controls the answer informs only.
+    the catalogue, with `exempt` for base and its resample; of controls the numbers are told, not judged.
     """
     if role == "exempt":
         return Verdict(DIFFERS, True, "this variant is what the others are compared with", blocking=False)
@@ -194,7 +194,7 @@ def differs(
         f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], p = {found['p']:.4f}"
     )
     if role == "control":
-        return Verdict(DIFFERS, found["p"] < level, f"a control, for information: {message}", False, numbers)
+        return Verdict(DIFFERS, True, f"a control: told, not judged. {message}", False, numbers)
     return Verdict(DIFFERS, found["p"] < level, message, True, numbers)
 
 

@@ -36,6 +36,10 @@ def rewrite_pack_gates(
 
     now, shelf, variant = settings(), store.store(), context.partition_key
     version = shelf.current(verdicts.PACK, variant)
+    if version is None:
+        raise dg.Failure(
+            f"rewrite_pack [{variant}] has not been made: materialise it, then judge it", allow_retries=False
+        )
     pack, profile = making.read_rows(version.path), now.profile
     read = making.Reader(shelf)
     base, resample = (read.rows("rewrite_raw", name) for name in ("base", "base_resample"))
