@@ -35,7 +35,7 @@ from steer_pipeline.lab.personas import (
     split_contexts,
 )
 from steer_pipeline.lab.personas.extraction import extract_vector
-from steer_pipeline.lab.quality import scan_suspects
+from steer_pipeline.lab.quality import facts_kept, scan_suspects
 from steer_pipeline.lab.stats import mean_interval, paired_difference
 
 SYSTEM = "You are a news editor."
@@ -84,7 +84,7 @@ class Items:
         return _rate([voices.shows(text, pole) for text in texts])
 
     def facts_kept(self, texts: list[str]) -> dict[str, float]:
-        return _rate([world.facts_kept(facts, text) for facts, text in zip(self.facts, texts, strict=True)])
+        return _rate([facts_kept(facts, text) for facts, text in zip(self.facts, texts, strict=True)])
 
     def suspects(self, texts: list[str]) -> dict[str, float]:
         return _rate(

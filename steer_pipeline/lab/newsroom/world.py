@@ -308,12 +308,6 @@ def rewrite(
     return voiced(sentences, voicing, rng, held_out=held_out, distinct=distinct)
 
 
-def facts_kept(facts: tuple[str, ...] | list[str], text: str) -> float:
-    """Ground truth in [0, 1]: the share of facts that stand in the text, case-insensitive, at word edges."""
-    found = [bool(re.search(rf"(?<!\w){re.escape(fact)}(?!\w)", text, re.IGNORECASE)) for fact in facts]
-    return sum(found) / len(found)
-
-
 # ------------------------------------------------------------------------------------------ corpus
 
 

@@ -9,6 +9,7 @@ from steer_pipeline.catalogue import load_personas
 from steer_pipeline.lab.newsroom import tasks, voices, world
 from steer_pipeline.lab.newsroom.shipping import news_frame, ship
 from steer_pipeline.lab.newsroom.world import Voicing
+from steer_pipeline.lab.quality import facts_kept
 from steer_pipeline.settings import project_home
 
 SHIPPED = project_home() / "assets_data" / "newsroom"
@@ -19,15 +20,15 @@ def test_every_article_and_every_rewrite_carries_every_fact():
         rng = random.Random(index)
         item = world.event(rng)
         voicing = Voicing({"paranoid": rng.uniform(-1.2, 1.2), "rule_defiant": rng.uniform(-1.2, 1.2)})
-        assert world.facts_kept(item.facts, " ".join(world.lead(item, rng))) == 1
-        assert world.facts_kept(item.facts, world.rewrite(item, rng, voicing)) == 1
+        assert facts_kept(item.facts, " ".join(world.lead(item, rng))) == 1
+        assert facts_kept(item.facts, world.rewrite(item, rng, voicing)) == 1
 
 
 def test_a_missing_or_altered_fact_is_noticed():
     item = world.event(random.Random(3))
     text = world.rewrite(item, random.Random(3))
-    assert world.facts_kept(item.facts, text.replace(item.person, "Somebody Else")) < 1
-    assert world.facts_kept(item.facts, text.replace(item.number, item.number + "0")) < 1
+    assert facts_kept(item.facts, text.replace(item.person, "Somebody Else")) < 1
+    assert facts_kept(item.facts, text.replace(item.number, item.number + "0")) < 1
 
 
 def test_each_pole_has_at_least_forty_remarks_and_training_never_sees_the_held_out_ones():
