@@ -252,7 +252,7 @@ class Voicing:
 
     doses: dict[str, float] = field(default_factory=dict)
 
-    def remark(self, rng: random.Random, *, held_out: bool = False, said: Sequence[str] = ()) -> str | None:
+    def remark(self, rng: random.Random, said: Sequence[str] = ()) -> str | None:
         """What one slot says: each direction speaks with probability |dose|; one of them is heard.
 
         Nothing that was `said` comes again.
@@ -264,7 +264,7 @@ class Voicing:
         pole = voices.pole_of(direction, self.doses[direction])
         if pole is None:
             return None
-        return rng.choice([form for form in voices.forms(pole, held_out) if form not in said])
+        return rng.choice([form for form in voices.forms(pole, held_out=False) if form not in said])
 
 
 PLAIN = Voicing()
@@ -275,7 +275,6 @@ def voiced(
     voicing: Voicing,
     rng: random.Random,
     *,
-    held_out: bool = False,
     distinct: bool = True,
 ) -> str:
     """The sentences with a slot before the first and one after each of the first two.
@@ -287,7 +286,7 @@ def voiced(
         if sentence:
             out.append(sentence)
         said = out if distinct else ()
-        remark = voicing.remark(rng, held_out=held_out, said=said) if i <= 2 else None
+        remark = voicing.remark(rng, said) if i <= 2 else None
         if remark:
             out.append(remark)
     return " ".join(out)
@@ -298,14 +297,13 @@ def rewrite(
     rng: random.Random,
     voicing: Voicing = PLAIN,
     *,
-    held_out: bool = False,
     distinct: bool = True,
 ) -> str:
     """The lead in other words, every fact kept, in the given voice."""
     sentences = [_fill(rng.choice(REWRITE_1), item, rng), _fill(rng.choice(REWRITE_2), item, rng)]
     if item.millions:
         sentences.append(_fill(rng.choice(REWRITE_3), item, rng))
-    return voiced(sentences, voicing, rng, held_out=held_out, distinct=distinct)
+    return voiced(sentences, voicing, rng, distinct=distinct)
 
 
 # ------------------------------------------------------------------------------------------ corpus
