@@ -1,7 +1,8 @@
 """Where steps run: the pool and tags of assets that want an accelerator, retries, and the executor.
 
 The tags of other launchers are inert where nobody reads them, so the same asset runs on a laptop, a GPU
-machine, Ray and Kubernetes by configuration of the instance alone.
+machine, Ray and Kubernetes. Step executors read these tags; run launchers read those of the run, so the
+instance files in deploy/ ask for the accelerator themselves.
 """
 
 import warnings
