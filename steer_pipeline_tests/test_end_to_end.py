@@ -50,6 +50,18 @@ class Place:
             check=False,
         )
 
+    def replace_pack(self, rows: pl.DataFrame) -> None:
+        """Makes `rows` the current paranoid pack, as a careless hand would."""
+        self.store.write(
+            "rewrite_pack",
+            "paranoid",
+            lambda folder: rows.write_parquet(folder / "data.parquet"),
+            metadata={},
+            inputs={},
+            code_version="1",
+            run_id=None,
+        )
+
     def rows(self, asset: str, partition: str) -> pl.DataFrame:
         return pl.read_parquet(self.store.current(asset, partition).path / "data.parquet")
 
@@ -134,32 +146,16 @@ def test_a_second_pilot_makes_nothing_twice(place, said):
 
 
 def test_a_bad_pack_stays_out_and_a_rollback_is_one_command(place, said):
-    store, good = place.store, place.store.current("rewrite_pack", "paranoid").sha
+    good = place.store.current("rewrite_pack", "paranoid").sha
     spoiled = place.rows("rewrite_pack", "paranoid").with_columns(
         pl.when(pl.int_range(pl.len()) < 5).then(pl.lit("<|im_end|>")).otherwise("output").alias("output")
     )
-    store.write(
-        "rewrite_pack",
-        "paranoid",
-        lambda folder: spoiled.write_parquet(folder / "data.parquet"),
-        metadata={},
-        inputs={},
-        code_version="1",
-        run_id=None,
-    )
+    place.replace_pack(spoiled)
     refused = place.run("release", "promote", "paranoid")
     assert refused.returncode == 1
     assert "rewrite_pack[paranoid]: suspect_rate_is_low: 10.00% of 50 rows are suspect" in refused.stderr
     reworded = place.rows("rewrite_raw", "paranoid").with_columns(pl.col("output") + " ")
-    store.write(
-        "rewrite_pack",
-        "paranoid",
-        lambda folder: reworded.write_parquet(folder / "data.parquet"),
-        metadata={},
-        inputs={},
-        code_version="1",
-        run_id=None,
-    )
+    place.replace_pack(reworded)
     assert place.run("release", "promote", "paranoid").returncode == 0
     back = place.run("release", "rollback", "paranoid")
     assert back.returncode == 0, back.stderr
