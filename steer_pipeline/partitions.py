@@ -9,6 +9,10 @@ from steer_pipeline.catalogue import load_personas
 from steer_pipeline.settings import settings
 
 PERSONA = dg.StaticPartitionsDefinition(list(load_personas()))
+# The behaviour lab studies what has scored dialogues; an axis has two poles and none.
+TRAIT_OR_ROLE = dg.StaticPartitionsDefinition(
+    [name for name, persona in load_personas().items() if persona.kind != "axis"]
+)
 VARIANT = dg.StaticPartitionsDefinition(list(settings().variants))
 
 

@@ -2,7 +2,8 @@
 
 `STEER_PROFILE` names the profile (default `newsroom`), `STEER_HOME` the project root (default: the
 checkout), `STEER_STORE` the artifact store (a directory or an s3:// or gs:// URL), `STEER_NEWS_INBOX`
-the directory that the news sensor watches. Credentials of stores and judges are read from the
+the directory that the news sensor watches, `STEER_JUDGE_URL` the judge's OpenAI-compatible endpoint (none:
+nothing is judged; its key is `STEER_JUDGE_KEY`, which the judge's client alone reads). Credentials of stores and judges are read from the
 environment by their own clients and never stored.
 """
 
@@ -23,6 +24,7 @@ class Settings:
     home: Path
     store: str
     inbox: Path
+    judge_url: str | None = None
 
     @property
     def shipped(self) -> Path:
@@ -44,8 +46,8 @@ def project_home() -> Path:
 
 
 @lru_cache(maxsize=8)
-def _settings(profile: str, home: Path, store: str, inbox: str) -> Settings:
-    return Settings(load_profile(profile), home, store, Path(inbox))
+def _settings(profile: str, home: Path, store: str, inbox: str, judge_url: str | None) -> Settings:
+    return Settings(load_profile(profile), home, store, Path(inbox), judge_url)
 
 
 def settings() -> Settings:
@@ -56,4 +58,5 @@ def settings() -> Settings:
         home,
         os.environ.get("STEER_STORE") or str(home / "assets_data" / "store"),
         os.environ.get("STEER_NEWS_INBOX") or str(home / "assets_data" / "inbox"),
+        os.environ.get("STEER_JUDGE_URL") or None,
     )

@@ -245,6 +245,96 @@ class GateSpec(Strict):
     min_kept_fraction: float = Field(default=0.5, ge=0, le=1)
 
 
+class DialogueSource(Strict):
+    """Where the scored dialogues of traits and roles come from."""
+
+    kind: Literal["newsroom", "responses", "processed", "generate"] = Field(
+        default="generate",
+        description="`newsroom`: those that come with the checkout; `responses`: responses/{name}.jsonl with "
+        "extract_scores/{name}.json; `processed`: {model}__{role|trait}__{name} as Parquet or save_to_disk; "
+        "`generate`: asked of the profile's model.",
+    )
+    path: str | None = Field(default=None, description="Root of a published layout.")
+    scores: Literal["lexicon", "judge"] = Field(
+        default="lexicon", description="`generate`: who scores the answers."
+    )
+    n_questions: int = Field(default=240, ge=8, description="`generate`: questions asked of every side.")
+    n_prompts: int = Field(default=5, ge=1, description="`generate`: instructions a pole, at most.")
+    max_new_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=0.7, ge=0)
+    seed: int = 30
+
+
+class BehaviourSpec(Strict):
+    """Which dialogues count, and how they are split; budgets are supervised response tokens."""
+
+    source: DialogueSource = DialogueSource()
+    role_min_score: int = Field(default=3, ge=0, le=3, description="A role row counts from this score.")
+    trait_min_score: int = Field(default=75, ge=0, le=100, description="A positive trait row counts from it.")
+    score_gap: int = Field(default=50, ge=0, le=100, description="Averaged trait pairs differ by more.")
+    min_count: int = Field(default=50, ge=2, description="An averaged vector of fewer rows is missing.")
+    train_tokens: int = Field(default=100_000, ge=1)
+    validation_tokens: int = Field(default=10_000, ge=1)
+    test_tokens: int = Field(default=10_000, ge=1)
+    max_response_tokens: int = Field(
+        default=1024, ge=1, description="Longer responses are cut, in every arm."
+    )
+    allow_other_model: bool = Field(
+        default=False, description="Accept dialogues and vectors of a model with another name or depth."
+    )
+    seed: int = 31
+
+
+class TrainingSpec(Strict):
+    """How trained vectors are learned. `residual` units are fractions of the mean residual norm at the site."""
+
+    block: int | float = Field(default=0.5, description="Site: block index, or fraction of depth.")
+    units: Literal["residual", "absolute"] = Field(
+        default="residual", description="Of learning rates, init and clip."
+    )
+    learning_rates: list[float] = Field(default=[0.002, 0.005, 0.01, 0.02, 0.05], min_length=1)
+    init: float = Field(default=0.0, ge=0, description="Length of a random start; 0 starts at zero.")
+    clip: float = Field(default=0.0, ge=0, description="Largest gradient norm before the step; 0: none.")
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of the steps.")
+    weight_decay: float = Field(default=0.0, ge=0)
+    epochs: int = Field(default=5, ge=1)
+    batch_rows: int = Field(default=8, ge=1, description="Rows an optimizer step.")
+    patience: int = Field(
+        default=2, ge=0, description="Evaluations without progress before a stop; 0: never."
+    )
+    min_delta: float = Field(default=0.0, ge=0, description="Nats a token that count as progress.")
+    prune: bool = Field(
+        default=True, description="Learning rates that fall behind on validation leave the sweep early."
+    )
+    seeds: list[int] = Field(default=[41, 42, 43], min_length=1)
+    gradient_checkpointing: bool = False
+    cache_gb: float = Field(default=2.0, gt=0, description="Cached states beyond this are memory-mapped.")
+
+
+class RolloutSpec(Strict):
+    """Behaviour rollouts. Scales are multiples: of the learned vector, and of the averaged one's best scale."""
+
+    n_questions: int = Field(default=20, ge=2, description="Held-out questions of the persona, at most.")
+    n_samples: int = Field(default=1, ge=1, description="Answers an arm and question.")
+    trained_scales: list[float] = Field(default=[-1.0, 0.5, 1.0, 1.5], min_length=1)
+    averaged_scales: list[float] = Field(default=[-1.0, 0.5, 1.0, 1.5], min_length=1)
+    random_seeds: list[int] = Field(default=[51, 52, 53], min_length=1)
+    sampling: SamplingSpec = SamplingSpec(temperature=0.7, top_p=0.9, max_new_tokens=256, seed=50)
+    minilm_texts: int = Field(default=600, ge=20, description="Training texts a side, at most.")
+
+
+class JudgeSpec(Strict):
+    """The judge behind an OpenAI-compatible endpoint; where it is comes from the environment."""
+
+    model: str = "gpt-4.1-mini"
+    max_tokens: int = Field(default=10, ge=1)
+    requests_per_second: float = Field(default=10.0, gt=0)
+    concurrency: int = Field(default=8, ge=1)
+    timeout_s: float = Field(default=30.0, gt=0)
+    max_retries: int = Field(default=5, ge=0)
+
+
 class Profile(Strict):
     """One model, one corpus, one set of sizes and doses: what `STEER_PROFILE` names."""
 
@@ -257,6 +347,10 @@ class Profile(Strict):
     dose: DoseSpec = DoseSpec()
     rewrites: RewriteSpec = RewriteSpec()
     gates: GateSpec = GateSpec()
+    behaviour: BehaviourSpec = BehaviourSpec()
+    training: TrainingSpec = TrainingSpec()
+    rollouts: RolloutSpec = RolloutSpec()
+    judge: JudgeSpec = JudgeSpec()
     variants: dict[Name, list[VariantTerm]] = Field(
         default_factory=dict, description="Terms that replace those of variants.yaml for this profile."
     )

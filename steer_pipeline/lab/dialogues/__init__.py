@@ -1,0 +1,1 @@
+"""Scored dialogues of traits and roles: reading, scoring, splitting and encoding them."""

@@ -1,0 +1,1 @@
+"""Trained steering vectors: one learned direction at one site, everything else frozen."""

@@ -1,0 +1,1 @@
+"""Averaged vectors, and the comparison of all vectors of a persona with their controls."""
