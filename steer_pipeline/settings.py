@@ -2,8 +2,8 @@
 
 `STEER_PROFILE` names the profile (default `newsroom`), `STEER_HOME` the project root (default: the
 checkout), `STEER_STORE` the artifact store (a directory or an s3:// or gs:// URL), `STEER_NEWS_INBOX`
-the directory that the news sensor watches, `STEER_JUDGE_URL` the judge's OpenAI-compatible endpoint (none:
-nothing is judged; its key is `STEER_JUDGE_KEY`, which the judge's client alone reads). Credentials of stores and judges are read from the
+the directory that the news sensor watches, `STEER_JUDGE_URL` the judge's OpenAI-compatible endpoint
+(none: nothing is judged). Credentials of stores and judges (`STEER_JUDGE_KEY`) are read from the
 environment by their own clients and never stored.
 """
 

@@ -1,1 +1,1 @@
-"""Stage vectors: scored dialogues, trained vectors, and their comparison with averaged ones; one partition a persona."""
+"""Stage vectors: scored dialogues, trained vectors, their comparison with averaged ones, for each persona."""
