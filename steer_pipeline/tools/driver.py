@@ -96,6 +96,11 @@ class Driver:
     def asset_graph(self):
         return self.defs.resolve_asset_graph()
 
+    def partitions(self, asset: str) -> list[str]:
+        """Partition keys of an asset, in their order; none for an asset without partitions."""
+        definition = self.asset_graph.get(dg.AssetKey(asset)).partitions_def
+        return definition.get_partition_keys() if definition is not None else []
+
     def stale(self, asset: str, partitions: Sequence[str | None]) -> list[str | None]:
         """Those of `partitions` that were never made, or whose code or inputs have changed since.
 

@@ -1,31 +1,28 @@
 """`make pilot`: the whole main job in one process, from news to released packs, comparison and report.
 
-Drives the real asset graph in topological order with one model load. What is already made from the same
-code, inputs and profile is left alone. Progress goes to stdout, its last line is one JSON object with the
-numbers; what went wrong goes to stderr, and then the exit status is 1.
+What is already made from the same code, inputs and profile is left alone. Progress goes to stdout, its last
+line is one JSON object with the numbers; what went wrong goes to stderr, and then the exit status is 1.
 """
 
 import argparse
-import hashlib
 import json
 import logging
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import polars as pl
 
 from steer_pipeline.catalogue import load_personas
-from steer_pipeline.catalogue.models import VariantSpec
-from steer_pipeline.io.store import ArtifactStore
+from steer_pipeline.catalogue.models import Profile, VariantSpec
 from steer_pipeline.lab.rewrites import GATES
-from steer_pipeline.resources import open_store
 from steer_pipeline.settings import settings
-from steer_pipeline.tools.driver import Driver, Outcome, open_driver
+from steer_pipeline.tools.campaign import Campaign, Stopped, rounded
+from steer_pipeline.tools.driver import open_driver
 
 CORPUS = ("cc_news", "truncated_news")
 PERSONA_CHAIN = ("contrast_set", "persona_vector", "dose_curve")
@@ -33,45 +30,32 @@ RAW = "rewrite_raw"
 RELEASE = "rewrite_release"
 VARIANT_CHAIN = ("rewrite_pack", "keep_set", RELEASE)
 REPORTS = ("rewrite_comparison", "vector_eval_report")
-NOTE = "pilot"  # beside each version that a pilot made
 REFERENCES = ("base", "base_resample", "random_direction")  # no difference is shown without them
 
 
-class Stopped(Exception):
-    """A step that the rest stands on has failed; the message says which and why."""
-
-
 @dataclass
-class Pilot:
-    """One pass over the graph. `problems` gathers what must make the command fail without stopping it."""
+class Pilot(Campaign):
+    """One pass over the main job's part of the graph."""
 
-    driver: Driver
     variants: dict[str, VariantSpec]
     size: str = "pilot"
-    force: bool = False
-    problems: list[str] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
 
     def run(self) -> None:
-        self._bring_up(CORPUS, None)
+        self.bring_up(CORPUS, None)
         for persona in self.personas:
-            self._bring_up(PERSONA_CHAIN, persona)
+            self.bring_up(PERSONA_CHAIN, persona)
         for first, last in self._spans_to_rewrite():
-            outcome = self._materialize((RAW,), span=(first, last), config={RAW: {"size": self.size}})
-            self._require(outcome)
+            outcome = self.materialize((RAW,), span=(first, last), config={RAW: {"size": self.size}})
+            self.require(outcome)
         for variant in self.variants:
-            self._bring_up(VARIANT_CHAIN, variant, stop=False)
-        self._bring_up(REPORTS, None)
+            self.bring_up(VARIANT_CHAIN, variant, stop=False)
+        self.bring_up(REPORTS, None)
 
     @cached_property
     def personas(self) -> list[str]:
         """Personas whose vectors the variants add, in order of first use."""
         terms = [term for spec in self.variants.values() for term in spec.terms]
         return list(dict.fromkeys(term.persona for term in terms))
-
-    @cached_property
-    def store(self) -> ArtifactStore:
-        return open_store(settings())
 
     def summary(self) -> pl.DataFrame:
         """The comparison's summary of the variants that this pass was asked for."""
@@ -81,53 +65,14 @@ class Pilot:
         summary = pl.read_parquet(version.path / "summary.parquet")
         return summary.filter(pl.col("variant").is_in(list(self.variants)))
 
-    def _bring_up(self, chain: Sequence[str], partition: str | None, *, stop: bool = True) -> None:
-        """Makes what is out of date in a chain of assets of one partition.
+    def gates(self, selected: Sequence[str]) -> list[tuple[str, str]]:
+        # A release by itself runs behind its pack's gates, under today's thresholds.
+        return [("rewrite_pack", gate) for gate in GATES] if list(selected) == [RELEASE] else []
 
-        Staleness looks one edge up, so an asset below a remade one is asked again: equal content spares it.
-        """
-        remaining = list(chain)
-        while stale := [name for name in remaining if self._is_stale(name, partition)]:
-            rest = remaining[remaining.index(stale[0]) :]
-            selected = rest if rest == stale else rest[:1]
-            remaining = rest[len(selected) :]
-            # A release by itself runs behind its pack's gates, under today's thresholds.
-            gates = [("rewrite_pack", gate) for gate in GATES] if selected == [RELEASE] else []
-            outcome = self._materialize(selected, partition=partition, checks=gates)
-            if stop:
-                self._require(outcome)
-            elif not outcome.success:
-                self.problems += [*outcome.stopped_by, *outcome.errors]
-                return
-
-    def _is_stale(self, asset: str, partition: str | None) -> bool:
-        """Never made; code or inputs changed (Dagster's answer); stopped by its checks when they last ran; or
-        the catalogue says otherwise than then.
-        """
-        version = self.store.current(asset, partition)
-        if self.force or version is None or self.driver.stale(asset, [partition]):
-            return True
-        if self.driver.ungated(asset, partition):
-            return True
-        note = self.store.annotation(asset, partition, version.sha, NOTE)
-        return note is not None and note["made_of"] != self._made_of(asset, partition)
-
-    @cached_property
-    def _weights(self) -> str | None:
-        """Identity of the model's files where it is a directory; a hub id has its revision in the profile."""
-        from steer_pipeline.lab.models.loading import weights_identity
-
-        model, home = settings().profile.model, settings().home
-        folders = [home / path for path in (model.path, model.adapter) if path and (home / path).is_dir()]
-        return weights_identity(folders) if folders else None
-
-    def _made_of(self, asset: str, partition: str | None) -> str:
-        """Hash of what profile, catalogue and model say about one partition; Dagster does not know them.
-
-        A release is a decision and made of nothing but its pack.
-        """
-        profile, personas = settings().profile.model_dump(), load_personas()
-        told: list[Any] = [asset] if asset == RELEASE else [asset, self._weights]
+    def says(self, asset: str, partition: str | None) -> list[Any]:
+        """A release is a decision and made of nothing but its pack."""
+        profile, personas = _of_rewrites(settings().profile), load_personas()
+        told: list[Any] = [] if asset == RELEASE else [self.weights]
         if asset in CORPUS:
             told += [profile["corpus"], profile["model"]["path"]]
         elif asset in PERSONA_CHAIN:
@@ -139,18 +84,12 @@ class Pilot:
             variant = settings().variants[str(partition)]
             told += [profile, variant.model_dump()]
             told += [personas[variant.prompted_by].model_dump()] if variant.prompted_by else []
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-
-    def _note(self, asset: str, partition: str | None) -> None:
-        version = self.store.current(asset, partition)
-        if version is not None:
-            note = {"made_of": self._made_of(asset, partition)}
-            self.store.annotate(asset, partition, version.sha, NOTE, note)
+        return told
 
     def _spans_to_rewrite(self) -> list[tuple[str, str]]:
         """Contiguous ranges of the variants whose raw rows are missing, out of date or of another size."""
         stale = {
-            name for name in self.variants if self._is_stale(RAW, name) or self._raw_size(name) != self.size
+            name for name in self.variants if self.is_stale(RAW, name) or self._raw_size(name) != self.size
         }
         spans: list[list[str]] = []
         before = None
@@ -166,30 +105,10 @@ class Pilot:
             return None
         return pl.scan_parquet(version.path / "data.parquet").select("size").head(1).collect().item()
 
-    def _materialize(self, assets: Sequence[str], **what: Any) -> Outcome:
-        span = what.get("span")
-        partitions = _between(*span) if span else [what.get("partition")]
-        begun = time.monotonic()
-        outcome = self.driver.materialize(assets, **what)
-        for asset in set(assets) & set(outcome.materialised):
-            for partition in partitions:
-                self._note(asset, partition)
-        now = time.monotonic()
-        where = f" [{', '.join(p for p in partitions if p)}]" if partitions != [None] else ""
-        state = "" if outcome.success else "   FAILED"
-        label = f"{' + '.join(assets)}{where}"
-        print(f"{now - self.started:7.1f} s  {label} ({now - begun:.1f} s){state}", flush=True)
-        return outcome
 
-    @staticmethod
-    def _require(outcome: Outcome) -> None:
-        if not outcome.success:
-            raise Stopped("\n".join([*outcome.stopped_by, *outcome.errors]) or f"run {outcome.run_id} failed")
-
-
-def _between(first: str, last: str) -> list[str | None]:
-    names = list(settings().variants)
-    return list(names[names.index(first) : names.index(last) + 1])
+def _of_rewrites(profile: Profile) -> dict[str, Any]:
+    """The profile without the sections of the behaviour lab."""
+    return profile.model_dump(exclude={"behaviour", "training", "rollouts", "judge"})
 
 
 def chosen(variants: dict[str, VariantSpec], only: Sequence[str]) -> dict[str, VariantSpec]:
@@ -205,11 +124,6 @@ def chosen(variants: dict[str, VariantSpec], only: Sequence[str]) -> dict[str, V
 
 def line(seconds: float, numbers: dict[str, dict]) -> str:
     """The last line of stdout, its numbers to four digits."""
-
-    def rounded(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: rounded(entry) for key, entry in value.items()}
-        return round(value, 4) if isinstance(value, float) else value
 
     return json.dumps({"seconds": round(seconds, 1), "variants": rounded(numbers)}, allow_nan=False)
 
@@ -231,9 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         only = [name.strip() for name in options.only.split(",") if name.strip()]
         with open_driver(defs, settings().home) as driver:
-            pilot = Pilot(
-                driver, chosen(settings().variants, only), options.size, options.force, started=started
-            )
+            variants = chosen(settings().variants, only)
+            pilot = Pilot(driver, variants, options.size, force=options.force, started=started)
             pilot.run()
             summary = pilot.summary()
         numbers = pilot_numbers(summary)

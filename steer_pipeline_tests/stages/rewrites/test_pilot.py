@@ -5,7 +5,8 @@ import json
 import pytest
 
 from steer_pipeline.catalogue import load_variants
-from steer_pipeline.tools.pilot import VARIANT_CHAIN, Pilot, Stopped, chosen, line
+from steer_pipeline.tools.campaign import Stopped
+from steer_pipeline.tools.pilot import VARIANT_CHAIN, Pilot, chosen, line
 from steer_pipeline_tests.lab.rewrites.packs import pack
 from steer_pipeline_tests.stages.rewrites.conftest import VOICE, small_profile
 
@@ -14,7 +15,7 @@ def bring_up(project, **options) -> tuple[list[str], int]:
     """Problems of one pass over the chain of `paranoid`, and how many runs it took."""
     pilot = Pilot(project.driver, chosen(load_variants(), ["paranoid"]), **options)
     before = project.driver.instance.get_runs_count()
-    pilot._bring_up(VARIANT_CHAIN, "paranoid", stop=False)
+    pilot.bring_up(VARIANT_CHAIN, "paranoid", stop=False)
     return pilot.problems, project.driver.instance.get_runs_count() - before
 
 
