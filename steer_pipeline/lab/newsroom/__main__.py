@@ -1,4 +1,4 @@
-"""Makes what `assets_data/newsroom` ships: the news, the model, and the model's card."""
+"""Makes what `assets_data/newsroom` ships: the news, the model, its card, and scored dialogues."""
 
 import argparse
 import json
@@ -17,6 +17,7 @@ def main() -> None:
     train_command.add_argument("--work", type=Path, help="checkpoints (default: FOLDER/.training)")
     card_command = commands.add_parser("card", help="measure the shipped model and write its card")
     card_command.add_argument("--items", type=int, default=96, help="held-out items an ability")
+    commands.add_parser("dialogues", help="let the shipped model answer, and write dialogues.parquet")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
 
@@ -32,6 +33,15 @@ def main() -> None:
             print(json.dumps({k: round(v, 4) for k, v in line.items()}), flush=True)
         shutil.copytree(work / "model", folder / "model", dirs_exist_ok=True)
         shutil.copy2(work / "planted_directions.safetensors", folder)
+    elif arguments.command == "dialogues":
+        from steer_pipeline.catalogue import load_profile
+        from steer_pipeline.lab.models.loading import load_model
+        from steer_pipeline.lab.newsroom.dialogues import ship_dialogues
+
+        rows = ship_dialogues(folder, load_model(load_profile("newsroom").model, Path.cwd()), seed=30)
+        print(
+            rows.group_by("persona", "label", "score_status").len().sort("persona", "label", "score_status")
+        )
     else:
         from steer_pipeline.lab.newsroom.card import write_card
         from steer_pipeline.lab.newsroom.training import Recipe
