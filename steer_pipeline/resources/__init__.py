@@ -1,6 +1,7 @@
-"""What assets are given at run time: the artifact store and the language model."""
+"""What assets are given at run time: the artifact store, the language model and the judge."""
 
 from steer_pipeline.resources.artifact_store import ArtifactStoreResource, open_store
+from steer_pipeline.resources.judge import JudgeResource
 from steer_pipeline.resources.language_model import LanguageModelResource
 
-__all__ = ["ArtifactStoreResource", "LanguageModelResource", "open_store"]
+__all__ = ["ArtifactStoreResource", "JudgeResource", "LanguageModelResource", "open_store"]

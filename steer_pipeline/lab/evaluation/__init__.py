@@ -1,6 +1,7 @@
-"""Scorers of text: how much of a persona it shows, by marker words or by a sentence-embedding classifier.
+"""Scorers of text: how much of a persona it shows, by marker words, by a sentence-embedding classifier, by a judge.
 
-Both have `score_many(texts) -> float64 [n]` in [-1, 1], positive towards the persona's positive pole.
+The first two have `score_many(texts) -> float64 [n]` in [-1, 1], positive towards the persona's positive pole;
+`judge_texts` gives verdicts on the persona's own scale.
 """
 
 from collections.abc import Sequence
@@ -8,6 +9,13 @@ from typing import Protocol
 
 import numpy as np
 
+from steer_pipeline.lab.evaluation.judge import (
+    JudgeError,
+    JudgeUnavailable,
+    Verdict,
+    judge_texts,
+    scale_of,
+)
 from steer_pipeline.lab.evaluation.lexicon import LexiconHits, LexiconScorer
 from steer_pipeline.lab.evaluation.minilm import MiniLMScorer, SeparationReport
 
@@ -18,4 +26,15 @@ class TraitScorer(Protocol):
     def score_many(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
-__all__ = ["LexiconHits", "LexiconScorer", "MiniLMScorer", "SeparationReport", "TraitScorer"]
+__all__ = [
+    "JudgeError",
+    "JudgeUnavailable",
+    "LexiconHits",
+    "LexiconScorer",
+    "MiniLMScorer",
+    "SeparationReport",
+    "TraitScorer",
+    "Verdict",
+    "judge_texts",
+    "scale_of",
+]

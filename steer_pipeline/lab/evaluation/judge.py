@@ -1,0 +1,408 @@
+"""A judge behind an OpenAI-compatible endpoint: how much of a persona an answer shows, by the persona's rubric.
+
+In: a persona with a `judge_rubric`, and pairs of question and answer. Out: one verdict a pair. Temperature 0.
+Answers are on disk as soon as they come, keyed by their content, so that a run after a killed or stopped one
+asks only what is missing, whichever endpoint serves the model. The key is read from STEER_JUDGE_KEY at the
+moment of use and goes nowhere but into the request's header.
+
+Retries are those of package openai: 408, 409, 429, 5xx, timeouts and broken connections, after 0.5 s doubled
+each time up to 8 s, less up to a quarter at random, or after what Retry-After says, up to two minutes. Every
+attempt, retries included, passes the rate limit.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import re
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit, urlunsplit
+
+from steer_pipeline.catalogue.models import JudgeSpec, Persona
+
+log = logging.getLogger(__name__)
+
+SCALES = {"trait": 100, "role": 3}  # kind of persona -> highest score; the lowest is 0
+KEY_VARIABLE = "STEER_JUDGE_KEY"
+URL_VARIABLE = "STEER_JUDGE_URL"
+NO_KEY = "none"  # sent to endpoints that want no key; the client refuses an empty one
+TEMPERATURE = 0.0
+GIVE_UP_AFTER = 10  # failed rows in a row, each with its retries
+REFUSAL = "REFUSAL"
+
+_WHOLE_ANSWER = re.compile(r"""["'“‘]?\s*(REFUSAL|0|[1-9][0-9]{0,2})\s*(?:\.?["'”’]?|["'”’]\.)""")
+_REPORT_SECONDS = 5.0
+_SHOWN_CHARS = 200
+
+Status = Literal["scored", "refusal", "invalid", "missing", "not_asked"]
+
+
+class JudgeError(ValueError):
+    """The judge cannot be asked as it is set up. The message says what to change; trying again does not help."""
+
+
+class JudgeUnavailable(RuntimeError):
+    """The endpoint fails again and again. What was answered is kept; start again when it is back."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge said about one answer.
+
+    Attributes:
+        score: 0-100 for a trait, 0-3 for a role; None unless status is `scored`.
+        status: `refusal`: the judge replied REFUSAL; `invalid`: neither that nor one number of the scale;
+            `missing`: no reply after all retries; `not_asked`: there is no endpoint.
+        answer: the judge's reply, None without one.
+        cached: the reply was on disk from an earlier run.
+    """
+
+    score: int | None
+    status: Status
+    answer: str | None = None
+    cached: bool = False
+
+
+NOT_ASKED = Verdict(None, "not_asked")
+MISSING = Verdict(None, "missing")
+
+
+def judge_texts(
+    persona: Persona, pairs: Sequence[tuple[str, str]], spec: JudgeSpec, url: str, cache_dir: Path
+) -> list[Verdict]:
+    """A verdict for every (question, answer), in order; equal pairs are asked once.
+
+    Args:
+        url: base address of the endpoint, e.g. http://localhost:8000/v1.
+        cache_dir: where the judge's answers are kept; it may be shared by personas, models and processes.
+
+    Raises:
+        JudgeError: the persona has no rubric or scale, the address or key is of no use, the endpoint refuses
+            (401, 403, 404), package openai is missing, or the cache cannot be written.
+        JudgeUnavailable: `GIVE_UP_AFTER` rows failed one after the other.
+    """
+    return _run(_judge_all(persona, pairs, spec, url, cache_dir))
+
+
+def scale_of(persona: Persona) -> int:
+    """The highest score of the persona's scale.
+
+    Raises:
+        JudgeError: an axis has none.
+    """
+    if persona.kind not in SCALES:
+        raise JudgeError(
+            f"persona {persona.name}: an {persona.kind} has no judge scale; use a trait or a role"
+        )
+    return SCALES[persona.kind]
+
+
+def read_verdict(answer: str, scale_max: int) -> Verdict:
+    """The verdict of a judge's reply, read strictly.
+
+    The whole reply must be one whole number from 0 to `scale_max`, or REFUSAL. White space, quotes around it
+    and a period after it are let pass; "Score: 85", "85/100", "85.0" and "**85**" are invalid: who adds words
+    has not followed the rubric, and the first number of a sentence need not be the score.
+    """
+    found = _WHOLE_ANSWER.fullmatch(answer.strip())
+    if found is None:
+        return Verdict(None, "invalid", answer)
+    if found[1] == REFUSAL:
+        return Verdict(None, "refusal", answer)
+    score = int(found[1])
+    return Verdict(score, "scored", answer) if score <= scale_max else Verdict(None, "invalid", answer)
+
+
+def fill_rubric(rubric: str, question: str, answer: str) -> str:
+    """The rubric with `{question}` and `{answer}` filled in; braces in either text stay as they are."""
+    values = {"{question}": question, "{answer}": answer}
+    return re.sub(r"\{question\}|\{answer\}", lambda found: values[found[0]], rubric)
+
+
+def shown_url(url: str) -> str:
+    """The address without user, password and query: for logs, errors and metadata."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+# ------------------------------------------------------------------------------------------ cache
+
+
+class AnswerCache:
+    """The judge's replies on disk: one SQLite file, one transaction a reply, safe for killed and parallel runs.
+
+    Holds hashes, the judge's name and its replies; neither questions and answers nor keys.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "answers.sqlite"
+
+    def __enter__(self) -> Self:
+        with self._plain_errors():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, model TEXT NOT NULL, answer TEXT NOT NULL)"
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def get(self, key: str) -> str | None:
+        with self._plain_errors():
+            row = self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+        return None if row is None else row[0]
+
+    def put(self, key: str, model: str, answer: str) -> None:
+        """On disk when it returns; what is there already stays."""
+        with self._plain_errors():
+            self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, model, answer))
+
+    @contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise JudgeError(
+                f"{self.path}: the judge's cache cannot be used ({error}); free space, or remove the file if it "
+                "is damaged: its answers are then asked again"
+            ) from error
+
+
+def cache_key(spec: JudgeSpec, rubric: str, question: str, answer: str) -> str:
+    """64 hex digits of everything that decides the reply; the endpoint is not part of it."""
+    parts = [spec.model, rubric, question, answer, TEMPERATURE, spec.max_tokens]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+# ----------------------------------------------------------------------------------------- asking
+
+
+class _Pace:
+    """At most so many requests a second, evenly. A request takes the next slot, then sleeps until it comes."""
+
+    def __init__(self, requests_per_second: float) -> None:
+        self._gap, self._next = 1.0 / requests_per_second, 0.0
+
+    async def wait(self, _: Any = None) -> None:
+        now = time.monotonic()
+        slot = max(now, self._next)
+        self._next = slot + self._gap
+        await asyncio.sleep(slot - now)
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """What came of one request: a text, or why there is none."""
+
+    text: str | None = None
+    failure: str = ""
+    refused: bool = False  # no other row will fare better
+
+
+@dataclass
+class _Asked:
+    """What the workers of one call share."""
+
+    answers: dict[str, Verdict]
+    failures: int = 0
+    failed_in_a_row: int = 0
+    last_failure: str = ""
+    reported: float = 0.0
+
+
+async def _judge_all(
+    persona: Persona, pairs: Sequence[tuple[str, str]], spec: JudgeSpec, url: str, cache_dir: Path
+) -> list[Verdict]:
+    top, rubric = scale_of(persona), persona.judge_rubric
+    if not rubric:
+        raise JudgeError(
+            f"persona {persona.name}: judge_rubric is empty; write one with {{question}} and {{answer}}"
+        )
+    texts = [(_sendable(question), _sendable(answer)) for question, answer in pairs]
+    keys = [cache_key(spec, rubric, question, answer) for question, answer in texts]
+    with AnswerCache(cache_dir) as cache:
+        asked = _Asked({})
+        todo: dict[str, str] = {}
+        for key, (question, answer) in zip(keys, texts, strict=True):
+            if key in todo or key in asked.answers:
+                continue
+            if (before := cache.get(key)) is not None:
+                asked.answers[key] = replace(read_verdict(before, top), cached=True)
+            else:
+                todo[key] = fill_rubric(rubric, question, answer)
+        if todo:
+            await _ask_all(todo, spec, url, cache, asked, top)
+    _report(asked, len(asked.answers), last=True)
+    return [asked.answers[key] for key in keys]
+
+
+async def _ask_all(
+    todo: dict[str, str], spec: JudgeSpec, url: str, cache: AnswerCache, asked: _Asked, top: int
+) -> None:
+    key = _judge_key()
+    client = _client(spec, url, key)
+    jobs = iter(todo.items())
+    total = len(asked.answers) + len(todo)
+
+    async def work() -> None:
+        for name, prompt in jobs:
+            reply = await _ask(client, spec, prompt, url, key)
+            if reply.text is None:
+                asked.answers[name] = MISSING
+                _count_failure(asked, reply, url)
+            else:
+                cache.put(name, spec.model, reply.text)
+                asked.answers[name] = read_verdict(reply.text, top)
+                asked.failed_in_a_row = 0
+            _report(asked, total)
+
+    stopped: list[BaseException] = []
+    async with client:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(spec.concurrency, len(todo))):
+                    group.create_task(work())
+        except* (JudgeError, JudgeUnavailable) as failed:
+            stopped += failed.exceptions
+    if stopped:
+        raise stopped[0]
+
+
+def _count_failure(asked: _Asked, reply: _Reply, url: str) -> None:
+    asked.failures += 1
+    asked.failed_in_a_row += 1
+    asked.last_failure = reply.failure
+    if reply.refused:
+        raise JudgeError(reply.failure)
+    if asked.failed_in_a_row >= GIVE_UP_AFTER:
+        raise JudgeUnavailable(
+            f"judge {shown_url(url)}: {asked.failed_in_a_row} rows in a row got no answer, the last: "
+            f"{reply.failure}. See to the endpoint and start again; what was answered is kept"
+        )
+
+
+def _client(spec: JudgeSpec, url: str, key: str) -> Any:
+    try:
+        import openai
+    except ImportError as error:
+        raise JudgeError(
+            "judging needs the package openai; install steer-pipeline with its extra: pip install -e '.[judge]'"
+        ) from error
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise JudgeError(
+            f"{URL_VARIABLE} is not the address of an endpoint: {shown_url(url)!r}; give one such as "
+            "http://localhost:8000/v1"
+        )
+    return openai.AsyncOpenAI(
+        base_url=url,
+        api_key=key,
+        timeout=spec.timeout_s,
+        max_retries=spec.max_retries,
+        http_client=openai.DefaultAsyncHttpxClient(
+            event_hooks={"request": [_Pace(spec.requests_per_second).wait]}
+        ),
+    )
+
+
+async def _ask(client: Any, spec: JudgeSpec, prompt: str, url: str, key: str) -> _Reply:
+    """One row, with its retries. An error becomes a sentence here, so that no trace holds the request."""
+    import openai
+
+    try:
+        completion = await client.chat.completions.create(
+            model=spec.model,
+            messages=[{"role": "user", "content": prompt}],
+            temperature=TEMPERATURE,
+            max_tokens=spec.max_tokens,
+        )
+        return _text_of(completion)
+    except openai.APIStatusError as error:
+        said = error.body.get("message") if isinstance(error.body, dict) else error.message
+        told = f"HTTP {error.status_code}: {_without(key, str(said))}"
+        if cure := _CURES.get(error.status_code):
+            return _Reply(
+                failure=f"judge {shown_url(url)}, model {spec.model!r}: {told}. {cure}", refused=True
+            )
+        return _Reply(failure=told)
+    except openai.APITimeoutError:
+        return _Reply(failure=f"no answer within {spec.timeout_s:g} s")
+    except openai.APIConnectionError as error:
+        return _Reply(failure=f"no connection ({type(error.__cause__).__name__})")
+    except (openai.APIError, json.JSONDecodeError) as error:
+        return _Reply(failure=f"the reply is no chat completion ({type(error).__name__})")
+
+
+_CURES = {
+    401: f"Set {KEY_VARIABLE} to a key that this endpoint accepts",
+    403: f"The key in {KEY_VARIABLE} may not use this model; ask for access, or name another in judge.model",
+    404: f"Check judge.model of the profile, and that {URL_VARIABLE} ends as the endpoint wants it, mostly with /v1",
+}
+
+
+def _text_of(completion: Any) -> _Reply:
+    """The reply's text; an empty one, such as of a model that only thought, is a text and invalid."""
+    try:
+        message = completion.choices[0].message
+        text = message.content
+    except (AttributeError, IndexError, TypeError):
+        return _Reply(failure="the reply is no chat completion")
+    if text is not None and not isinstance(text, str):
+        return _Reply(failure="the reply is no chat completion")
+    return _Reply(_sendable(text or getattr(message, "refusal", None) or ""))
+
+
+def _judge_key() -> str:
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not all("!" <= letter <= "~" for letter in key):
+        raise JudgeError(
+            f"{KEY_VARIABLE} holds a character that no request may carry; set it to the bare key"
+        )
+    return key or NO_KEY
+
+
+def _without(key: str, text: str) -> str:
+    shown = text if key == NO_KEY else text.replace(key, "***")
+    return " ".join(shown.split())[:_SHOWN_CHARS]
+
+
+def _sendable(text: str) -> str:
+    """Lone surrogates, which no request can carry, become question marks."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _report(asked: _Asked, total: int, *, last: bool = False) -> None:
+    now = time.monotonic()
+    if now - asked.reported < _REPORT_SECONDS and not last:
+        return
+    asked.reported = now
+    counts = Counter(verdict.status for verdict in asked.answers.values())
+    told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    log.info("judged %d of %d texts: %s", len(asked.answers), total, told or "none")
+    if last and asked.failures:
+        log.warning("%d texts got no answer from the judge, the last: %s", asked.failures, asked.last_failure)
+
+
+def _run(work: Coroutine[Any, Any, list[Verdict]]) -> list[Verdict]:
+    if not _loop_is_running():
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:  # a notebook has a loop already, which cannot wait for another
+        return pool.submit(asyncio.run, work).result()
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
