@@ -23,7 +23,9 @@ from steer_pipeline.lab.personas.contrast import (
 )
 from steer_pipeline.lab.personas.formats import (
     FormatError,
+    export_chatspace,
     export_gguf,
+    export_janus,
     import_chatspace,
     import_gguf,
     import_janus,
@@ -59,7 +61,9 @@ __all__ = [
     "build_contrast_prompts",
     "complete_contrast",
     "dropped_pairs",
+    "export_chatspace",
     "export_gguf",
+    "export_janus",
     "general_contexts",
     "import_chatspace",
     "import_gguf",

@@ -1,4 +1,4 @@
-"""Other tools' vectors and trait files, read into our types; GGUF control vectors, read and written.
+"""Other tools' vectors and trait files, read into our types; chatspace, Janus and GGUF vectors are written too.
 
 In: files of Janus, persona_vectors, chatspace, repeng or llama.cpp, and the shape of the model they were made
 on, which most of them do not say. Out: `PersonaVector`s whose metadata name source files, hashes, norms and
@@ -23,6 +23,7 @@ Which block an index means, with b blocks counted from 0:
 """
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -227,6 +228,68 @@ def _janus_block(
     return n_blocks + layer, []
 
 
+def export_janus(
+    vector: PersonaVector,
+    path: Path,
+    *,
+    block: int | None = None,
+    made_for: Literal["torch", "mlx"] = "torch",
+) -> int:
+    """Writes `NAME.json` and the bare tensor `NAME.pt`; natural magnitude (Janus' alpha 1), fp32, atomically.
+
+    The index is one that Janus adds at this very block. Its torch back end gets a negative one, since it adds
+    positive ones a block later than it read them; MLX gets one from 0, since it takes every negative one for
+    the last block.
+
+    Args:
+        path: the JSON file.
+        block: default: the vector's only one.
+
+    Returns:
+        The layer_idx that was written.
+
+    Raises:
+        VectorError: the vector lacks the block or has several, or the block is the last one and made for torch.
+    """
+    block = _only_block(vector, block)
+    if made_for == "torch" and block == vector.n_blocks - 1:
+        raise VectorError(
+            f"vector {vector.persona!r}: Janus' torch back end has no index for the output of the last block "
+            f"({block}); pass made_for='mlx', or export another block"
+        )
+    direction = vector.at(block)
+    layer = block if made_for == "mlx" else block - vector.n_blocks
+    described = {"layer_idx": layer, "hidden_size": len(direction), "model": vector.metadata.get("model")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path.with_suffix(".pt"), _pt(direction))
+    _write(path, (json.dumps(described, indent=2) + "\n").encode())
+    return layer
+
+
+def _only_block(vector: PersonaVector, block: int | None) -> int:
+    if block is None and len(vector.present_blocks) > 1:
+        raise VectorError(
+            f"vector {vector.persona!r} has {len(vector.present_blocks)} blocks and the format holds one; pass block"
+        )
+    return vector.present_blocks[0] if block is None else block
+
+
+def _pt(value: np.ndarray, key: str | None = None) -> bytes:
+    """What torch.save writes of an fp32 tensor, or of a dict with one."""
+    import torch
+
+    tensor = torch.from_numpy(np.array(value, dtype=np.float32))
+    buffer = io.BytesIO()
+    torch.save(tensor if key is None else {key: tensor}, buffer)
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    staged.write_bytes(content)
+    os.replace(staged, path)
+
+
 # ------------------------------------------------------------------------------------- persona_vectors
 
 
@@ -364,6 +427,26 @@ def import_chatspace(folder: Path, persona: str, *, model: str, n_blocks: int) -
     return _imported(
         persona, raw, [layer % n_blocks], model=model, n_blocks=n_blocks, source=source, flags=flags
     )
+
+
+def export_chatspace(vector: PersonaVector, folder: Path, *, block: int | None = None) -> None:
+    """Writes `steering_vector.pt` and `steering_config.json` as chatspace does; natural magnitude, fp32.
+
+    The tensor is written first, so that a torn export has no configuration and is refused everywhere.
+
+    Args:
+        block: default: the vector's only one; it becomes target_layer.
+
+    Raises:
+        VectorError: the vector lacks the block, or has several and none is named.
+    """
+    block = _only_block(vector, block)
+    config = {"model_name": vector.metadata.get("model"), "target_layer": block, "init_scale": 0.0}
+    direction = vector.at(block)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "steering_config.json").unlink(missing_ok=True)
+    _write(folder / "steering_vector.pt", _pt(direction, "steering_vector"))
+    _write(folder / "steering_config.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
 # ------------------------------------------------------------------------------------- GGUF

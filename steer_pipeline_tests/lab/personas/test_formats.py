@@ -14,7 +14,9 @@ from steer_pipeline.catalogue.models import ImportedVector
 from steer_pipeline.lab.personas import (
     FormatError,
     VectorError,
+    export_chatspace,
     export_gguf,
+    export_janus,
     import_chatspace,
     import_gguf,
     import_janus,
@@ -23,9 +25,10 @@ from steer_pipeline.lab.personas import (
     import_vector,
     load_vector,
     persona_yaml,
+    require_same_model,
     save_vector,
 )
-from steer_pipeline_tests.lab.personas.builders import vector
+from steer_pipeline_tests.lab.personas.builders import model_like, vector
 
 HERE = {"model": "Qwen/Qwen3-4B-Instruct-2507", "n_blocks": 36}
 
@@ -158,6 +161,29 @@ def test_a_missing_janus_file_or_field_is_named(tmp_path):
         import_janus(tmp_path / "none.json", "paranoid", **HERE)
 
 
+@pytest.mark.parametrize(("made_for", "layer"), [("torch", -4), ("mlx", 2)])
+def test_a_vector_exported_for_janus_comes_back_identical_at_its_block(tmp_path, made_for, layer):
+    original = vector(n_blocks=6, blocks=(2,))
+    assert export_janus(original, tmp_path / "v.json", made_for=made_for) == layer
+    bare = torch.load(tmp_path / "v.pt", weights_only=True)
+    assert bare.dtype == torch.float32
+    assert bare.shape == (8,)
+    back = import_janus(tmp_path / "v.json", "paranoid", model="tiny", n_blocks=6, made_with=made_for)
+    assert back.present_blocks == (2,)
+    np.testing.assert_array_equal(back.raw, original.raw)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.json", "v.pt"]
+
+
+def test_no_janus_export_is_labelled_with_an_index_that_means_another_block(tmp_path):
+    last = vector(n_blocks=6, blocks=(5,))
+    with pytest.raises(VectorError, match="no index for the output of the last block"):
+        export_janus(last, tmp_path / "v.json")
+    assert export_janus(last, tmp_path / "v.json", made_for="mlx") == 5  # MLX takes any negative one for this
+    with pytest.raises(VectorError, match="has 6 blocks and the format holds one"):
+        export_janus(vector(n_blocks=6), tmp_path / "v.json")
+    assert export_janus(vector(n_blocks=6), tmp_path / "v.json", block=1) == -5
+
+
 # ---------------------------------------------------------------------------------------- persona_vectors
 
 
@@ -261,6 +287,55 @@ def test_a_chatspace_vector_of_another_model_is_refused(tmp_path):
     folder = chatspace(tmp_path, direction(), model_name="Qwen/Qwen2.5-32B-Instruct")
     with pytest.raises(FormatError, match=r"Qwen2\.5-32B"):
         import_chatspace(folder, "analytical", **HERE)
+
+
+def test_a_vector_exported_for_chatspace_comes_back_identical(tmp_path):
+    original = vector(n_blocks=6, blocks=(2,))
+    export_chatspace(original, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "steering_config.json").read_text())
+    assert config == {"model_name": "tiny", "target_layer": 2, "init_scale": 0.0}
+    stored = torch.load(tmp_path / "run" / "steering_vector.pt", weights_only=True)
+    assert stored.keys() == {"steering_vector"}
+    assert stored["steering_vector"].shape == (8,)
+    back = import_chatspace(tmp_path / "run", "paranoid", model="tiny", n_blocks=6)
+    assert back.present_blocks == (2,)
+    np.testing.assert_array_equal(back.raw, original.raw)
+
+
+def test_a_chatspace_export_needs_one_block_and_leaves_no_half_of_itself(tmp_path, monkeypatch):
+    with pytest.raises(VectorError, match="has 6 blocks"):
+        export_chatspace(vector(n_blocks=6), tmp_path / "run")
+    export_chatspace(vector(n_blocks=6, seed=1), tmp_path / "run", block=3)
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("steer_pipeline.lab.personas.formats._write", full)
+    with pytest.raises(OSError, match="No space"):
+        export_chatspace(vector(n_blocks=6, seed=2), tmp_path / "run", block=3)
+    with pytest.raises(FormatError, match=r"steering_config\.json: no such file"):
+        import_chatspace(tmp_path / "run", "paranoid", model="tiny", n_blocks=6)
+
+
+@pytest.mark.parametrize(
+    ("change", "allowed"),
+    [
+        ({"name": "other"}, True),
+        ({"n_blocks": 5}, True),
+        ({"weights_sha": "w2"}, True),
+        ({"hidden_size": 9}, False),
+    ],
+)
+def test_a_vector_of_another_model_is_refused_unless_allowed_and_another_width_always(change, allowed):
+    mine, other = vector(blocks=(2,)), model_like(**change)
+    require_same_model(mine, model_like())
+    with pytest.raises(VectorError, match="made on another model"):
+        require_same_model(mine, other)
+    if allowed:
+        require_same_model(mine, other, allow_other_model=True)
+    else:
+        with pytest.raises(VectorError, match="hidden_size"):
+            require_same_model(mine, other, allow_other_model=True)
 
 
 # ---------------------------------------------------------------------------------------- GGUF
