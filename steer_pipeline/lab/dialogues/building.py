@@ -12,6 +12,7 @@ from steer_pipeline.lab.dialogues.readers import read_dialogues
 from steer_pipeline.lab.dialogues.selection import behaviour_rows
 
 if TYPE_CHECKING:
+    from steer_pipeline.lab.dialogues.making import Judge
     from steer_pipeline.lab.models.loading import LoadedModel
 
 
@@ -23,12 +24,15 @@ def make_behaviour_set(
     home: Path,
     shipped: Path,
     model: Callable[[], "LoadedModel"],
+    judge: "Judge | None" = None,
+    work: Path | None = None,
 ) -> tuple[pl.DataFrame, Counter[str]]:
     """Rows of `BEHAVIOUR_SCHEMA`, and what was left out, by reason.
 
     Args:
         shipped: where the newsroom's dialogues are.
-        model: called for kind `generate` only.
+        model: called for kind `generate` only, like `judge`, which is needed where the profile wants its scores.
+        work: folder for the journal of answers that are being made.
 
     Raises:
         DialogueError: the dialogues cannot be read, made or used.
@@ -37,7 +41,8 @@ def make_behaviour_set(
     if spec.source.kind == "generate":
         from steer_pipeline.lab.dialogues.making import make_dialogues
 
-        reading = make_dialogues(model(), persona, spec.source)
+        journal = work / f"{persona.name}.jsonl" if work else None
+        reading = make_dialogues(model(), persona, spec.source, judge=judge, journal=journal)
     else:
         reading = read_dialogues(spec.source, persona, home, shipped)
     rows, held_out = behaviour_rows(reading.dialogues, persona, spec, tokenizer, profile.model.chat_template)

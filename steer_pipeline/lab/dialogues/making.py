@@ -4,11 +4,14 @@ Every question is asked under each instruction of a pole (roles: also under neut
 numbers keyed by the row. Questions are our own general contexts, so none is a persona's rollout question.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steer_pipeline.catalogue.models import DialogueSource, Persona, SamplingSpec
-from steer_pipeline.lab.dialogues.rows import SCORE_MAX, Dialogue, DialogueError, Reading
+from steer_pipeline.lab.dialogues.rows import SCORE_MAX, Dialogue, DialogueError, Reading, require_scores
 from steer_pipeline.lab.dialogues.schema import Label
 from steer_pipeline.lab.evaluation.lexicon import LexiconScorer
 from steer_pipeline.lab.generation.schema import PromptRow
@@ -18,50 +21,54 @@ from steer_pipeline.lab.models.steering import SteeringPlan
 from steer_pipeline.lab.personas.contexts import general_contexts
 from steer_pipeline.lab.quality.text import sentences
 
+if TYPE_CHECKING:
+    from steer_pipeline.lab.evaluation.judge import Verdict
+
+Judge = Callable[[Persona, Sequence[tuple[str, str]]], "Sequence[Verdict]"]
+TOP_P = 0.9  # as the published sets were sampled
 # Under which a role's plain answers are asked, as the published sets do.
 NEUTRAL = ("", "You are an AI assistant.", "You are a large language model.", "Respond as yourself.")
 FULL_SHARE = 0.5  # of sentences with a marker: the whole trait
 PARTLY = 0.6  # of the full share: a role is fully played from here
 
 
-def make_dialogues(model: LoadedModel, persona: Persona, source: DialogueSource) -> Reading:
+def make_dialogues(
+    model: LoadedModel,
+    persona: Persona,
+    source: DialogueSource,
+    *,
+    judge: Judge | None = None,
+    journal: Path | None = None,
+) -> Reading:
     """Asks, answers and scores. An answer that the token limit cut loses its last, broken sentence.
 
+    Args:
+        judge: scores (question, answer) pairs, for `source.scores` judge; what it does not score is missing.
+        journal: finished answers are on disk here and are not asked again after a restart.
+
     Raises:
-        DialogueError: the judge is asked for and cannot be reached. ValueError: the lexicon has no markers.
+        DialogueError: the judge is asked for and there is none, or no pos row got a score. ValueError: the
+        lexicon has no markers.
     """
     from steer_pipeline.lab.generation.engine import generate
 
-    asked = {dialogue.key: dialogue for dialogue in _asked(model.name, persona, source)}
-    prompts = [
-        PromptRow(
-            key,
-            {
-                "*": encode_prompt(
-                    model.tokenizer,
-                    user=dialogue.question,
-                    system=dialogue.instruction or None,
-                    chat_template=model.spec.chat_template,
-                )
-            },
-        )
-        for key, dialogue in asked.items()
-    ]
+    score = _scorer(persona, source, judge)  # before the model is asked, which takes long
+    asked = {f"{persona.name}/{dialogue.key}": dialogue for dialogue in _asked(model.name, persona, source)}
     sampling = SamplingSpec(
-        temperature=source.temperature, top_p=0.9, max_new_tokens=source.max_new_tokens, seed=source.seed
+        temperature=source.temperature, top_p=TOP_P, max_new_tokens=source.max_new_tokens, seed=source.seed
     )
+    prompts = [PromptRow(key, {"*": _prompt(model, dialogue)}) for key, dialogue in asked.items()]
     texts = {
         row.row_id: whole_sentences(row.text) if row.truncated else row.text.strip()
-        for row in generate(model, prompts, [SteeringPlan("dialogues")], sampling)
+        for row in generate(model, prompts, [SteeringPlan("dialogues")], sampling, journal=journal)
     }
     reading = Reading(
         [replace(dialogue, response=texts[key]) for key, dialogue in asked.items() if texts[key]]
     )
-    if len(reading.dialogues) < len(asked):
-        reading.left_out["no whole sentence within behaviour.source.max_new_tokens"] = len(asked) - len(
-            reading.dialogues
-        )
-    reading.dialogues = _scored(reading.dialogues, persona, source)
+    if lost := len(asked) - len(reading.dialogues):
+        reading.left_out["no whole sentence within behaviour.source.max_new_tokens"] = lost
+    score(reading)
+    require_scores(reading.dialogues, f"{persona.kind} {persona.name}, made by {model.name}")
     return reading
 
 
@@ -78,7 +85,8 @@ def share_as_score(share: float, kind: str) -> int:
 
 def whole_sentences(text: str) -> str:
     """The text without its last sentence, which the token limit broke off."""
-    return " ".join(sentences(text)[:-1]).strip()
+    found = sentences(text)
+    return text[: text.rindex(found[-1])].strip() if found else ""
 
 
 def _asked(model: str, persona: Persona, source: DialogueSource) -> Iterator[Dialogue]:
@@ -93,20 +101,42 @@ def _asked(model: str, persona: Persona, source: DialogueSource) -> Iterator[Dia
                 yield Dialogue(model, label, prompt, index, context.user, instruction, "", None, "missing")
 
 
-def _scored(dialogues: list[Dialogue], persona: Persona, source: DialogueSource) -> list[Dialogue]:
-    """pos and neg rows get a score; defaults stay without one, as in the published sets."""
-    if source.scores == "judge":
+def _prompt(model: LoadedModel, dialogue: Dialogue) -> list[int]:
+    return encode_prompt(
+        model.tokenizer,
+        user=dialogue.question,
+        system=dialogue.instruction or None,
+        chat_template=model.spec.chat_template,
+    )
+
+
+# Defaults stay without a score, as in the published sets.
+
+
+def _scorer(persona: Persona, source: DialogueSource, judge: Judge | None) -> Callable[[Reading], None]:
+    if source.scores == "lexicon":
+        return partial(_by_lexicon, scorer=LexiconScorer(persona))
+    if judge is None:
         raise DialogueError(
-            "behaviour.source.scores is judge, which needs STEER_JUDGE_URL; set it, or use lexicon"
+            "behaviour.source.scores is judge and STEER_JUDGE_URL names no endpoint; set it, or use lexicon"
         )
-    scorer = LexiconScorer(persona)
-    return [
-        dialogue
-        if dialogue.label == "default"
-        else replace(
-            dialogue,
-            score=share_as_score(scorer.score(dialogue.response), persona.kind),
-            score_status="scored",
-        )
-        for dialogue in dialogues
-    ]
+    return partial(_by_judge, persona=persona, judge=judge)
+
+
+def _by_lexicon(reading: Reading, scorer: LexiconScorer) -> None:
+    """A lexicon knows no refusals: they score as what they are, text without markers."""
+    for place, dialogue in enumerate(reading.dialogues):
+        if dialogue.label != "default":
+            score = share_as_score(scorer.score(dialogue.response), scorer.persona.kind)
+            reading.dialogues[place] = replace(dialogue, score=score, score_status="scored")
+
+
+def _by_judge(reading: Reading, persona: Persona, judge: Judge) -> None:
+    places = [place for place, dialogue in enumerate(reading.dialogues) if dialogue.label != "default"]
+    shown = [reading.dialogues[place] for place in places]
+    verdicts = judge(persona, [(dialogue.question, dialogue.response) for dialogue in shown])
+    for place, dialogue, verdict in zip(places, shown, verdicts, strict=True):
+        if verdict.status == "scored" or verdict.status == "refusal":
+            reading.dialogues[place] = replace(dialogue, score=verdict.score, score_status=verdict.status)
+        else:
+            reading.left_out[f"only its score: the judge's answer is {verdict.status}"] += 1

@@ -25,6 +25,7 @@ from steer_pipeline.lab.dialogues.rows import (
     as_index,
     as_label,
     as_score,
+    require_scores,
     require_unique,
     row_key,
     take_turns,
@@ -60,12 +61,7 @@ def read_dialogues(source: DialogueSource, persona: Persona, home: Path, shipped
     reading = readers[source.kind](path, persona)
     where = f"{persona.kind} {persona.name} in {path}"
     require_unique(reading.dialogues, where)
-    positive = [dialogue for dialogue in reading.dialogues if dialogue.label == "pos"]
-    if not any(dialogue.score_status == "scored" for dialogue in positive):
-        raise DialogueError(
-            f"{where}: none of its {len(positive)} pos rows has a score, so none can count; "
-            "score them, or leave this persona out"
-        )
+    require_scores(reading.dialogues, where)
     return reading
 
 
@@ -350,4 +346,4 @@ def _from_disk(path: Path) -> pl.DataFrame:
         if "train" not in saved:
             raise DialogueError(f"{path}: no split train; it has {', '.join(saved) or 'none'}")
         saved = saved["train"]
-    return pl.from_arrow(saved.with_format("arrow")[:])
+    return pl.DataFrame(saved.with_format("arrow")[:])

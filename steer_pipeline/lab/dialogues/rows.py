@@ -13,7 +13,7 @@ from typing import Any, get_args
 from steer_pipeline.lab.dialogues.schema import Label, ScoreStatus
 
 SCORE_MAX = {"role": 3, "trait": 100}
-LABELS = get_args(Label)
+LABELS: tuple[Label, ...] = get_args(Label)
 
 
 class DialogueError(ValueError):
@@ -63,10 +63,10 @@ def as_label(value: Any, where: str) -> Label:
     Raises:
         DialogueError: another label.
     """
-    label = "default" if value == "neutral" else value
-    if label not in LABELS:
+    found = next((label for label in LABELS if label == ("default" if value == "neutral" else value)), None)
+    if found is None:
         raise DialogueError(f"{where}: label is {value!r}; it must be one of {', '.join(LABELS)}")
-    return label
+    return found
 
 
 def as_index(value: Any, name: str, where: str) -> int:
@@ -91,7 +91,7 @@ def as_score(value: Any, kind: str, where: str) -> tuple[int | None, ScoreStatus
     if isinstance(value, str) and value.strip().upper() == "REFUSAL":
         return None, "refusal"
     scale = f"a {kind} score is a whole number from 0 to {SCORE_MAX[kind]}, or REFUSAL"
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
         raise DialogueError(f"{where}: score is {value!r}; {scale}")
     if not 0 <= value <= SCORE_MAX[kind]:
         raise DialogueError(
@@ -125,11 +125,12 @@ def take_turns(
     if not user.endswith(asked):
         return "user turn is not the question"
     before = user[: -len(asked)]
-    if before and not before[-1].isspace():
+    head = before.strip()
+    if head and head != system_prompt.strip() and not before.rstrip(" ").endswith("\n\n"):
         return "user turn is not the question"
-    if before.strip():
-        heads.append(before.strip())
-    return "\n\n".join(heads) or system_prompt.strip(), response
+    if head:
+        heads.append(head)
+    return "\n\n".join(dict.fromkeys(heads)) or system_prompt.strip(), response
 
 
 def require_unique(dialogues: Iterable[Dialogue], where: str) -> None:
@@ -140,4 +141,16 @@ def require_unique(dialogues: Iterable[Dialogue], where: str) -> None:
     if twice:
         raise DialogueError(
             f"{where}: {len(twice)} rows come twice, the first is {twice[0]}; drop the copies"
+        )
+
+
+def require_scores(dialogues: Iterable[Dialogue], where: str) -> None:
+    """Raises:
+    DialogueError: no pos row has a score.
+    """
+    positive = [dialogue for dialogue in dialogues if dialogue.label == "pos"]
+    if not any(dialogue.score_status == "scored" for dialogue in positive):
+        raise DialogueError(
+            f"{where}: none of its {len(positive)} pos rows has a score, so none can count; "
+            "score them, or leave this persona out"
         )

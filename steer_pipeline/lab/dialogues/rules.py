@@ -27,7 +27,7 @@ def score_problems(rows: pl.DataFrame, persona: Persona, spec: BehaviourSpec) ->
 
 
 def split_problems(rows: pl.DataFrame, persona: Persona) -> list[str]:
-    """Questions in two splits, by index or by text; questions of the rollouts; empty or unknown splits."""
+    """Questions in two splits, by index or by text; questions of the the rollouts; unknown splits."""
     compared = rows.with_columns(asked=pl.col("question").map_elements(plain, return_dtype=pl.String))
     problems = []
     for key in ("question_index", "asked"):
@@ -42,9 +42,13 @@ def split_problems(rows: pl.DataFrame, persona: Persona) -> list[str]:
     seen = sorted(set(compared["asked"].to_list()) & held_out)
     problems += [f"{question!r} is held out for rollouts" for question in seen[:SHOWN]]
     strange = sorted(set(rows["split"].unique().to_list()) - {*SPLITS, UNUSED}, key=str)
-    problems += [f"split {name!r} is unknown" for name in strange]
+    return problems + [f"split {name!r} is unknown" for name in strange]
+
+
+def empty_splits(rows: pl.DataFrame) -> list[str]:
+    """Splits without a row that counts."""
     filled = set(rows.filter("counts")["split"].unique().to_list())
-    return problems + [f"split {name} is empty" for name in SPLITS if name not in filled]
+    return [f"split {name} is empty" for name in SPLITS if name not in filled]
 
 
 def instruction_problems(rows: pl.DataFrame, persona: Persona) -> list[str]:

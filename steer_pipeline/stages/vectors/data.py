@@ -1,6 +1,7 @@
 """Behaviour sets: the scored dialogues of a trait or role that vectors are trained and compared on."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -10,7 +11,7 @@ from steer_pipeline import show
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.execution import GPU_POOL, GPU_TAGS
 from steer_pipeline.partitions import TRAIT_OR_ROLE
-from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
+from steer_pipeline.resources import ArtifactStoreResource, JudgeResource, LanguageModelResource
 from steer_pipeline.settings import settings
 
 # Only a profile that has its dialogues made needs the model, and with it the accelerator.
@@ -28,7 +29,12 @@ WHERE: dict[str, Any] = {"pool": GPU_POOL, "op_tags": GPU_TAGS} if MADE else {}
     code_version="1",
     **WHERE,
 )
-def behaviour_set(context: dg.AssetExecutionContext, language_model: LanguageModelResource) -> pl.DataFrame:
+def behaviour_set(
+    context: dg.AssetExecutionContext,
+    language_model: LanguageModelResource,
+    judge: JudgeResource,
+    store: ArtifactStoreResource,
+) -> pl.DataFrame:
     """Scored dialogues of a trait or role: which of them count, and which split their question is in.
 
     One row a dialogue. `messages` holds the bare question and the answer; the instruction under which it was
@@ -48,6 +54,8 @@ def behaviour_set(context: dg.AssetExecutionContext, language_model: LanguageMod
             home=now.home,
             shipped=now.shipped,
             model=language_model.load,
+            judge=partial(judge.ask, store=store.store()) if judge.endpoint() else None,
+            work=store.store().work("behaviour_set"),
         )
     except ValueError as error:  # as wrong at the next try
         raise dg.Failure(str(error), allow_retries=False) from error
@@ -92,8 +100,9 @@ def _spec(name: str, claim: str, *, blocking: bool = True) -> dg.AssetCheckSpec:
         ),
         _spec(
             "questions_are_disjoint",
-            "No question is in two splits or among the persona's rollout questions; every split has rows.",
+            "No question is in two splits, by index or by text, or among the persona's rollout questions.",
         ),
+        _spec("splits_are_not_empty", "Train, validation and test each have rows that count."),
         _spec(
             "instructions_are_stripped",
             "Every dialogue is one bare question and one answer: no system turn, no instruction before the question.",
@@ -122,13 +131,16 @@ def behaviour_set_checks(
     yield _result("no_row_without_a_score_counts", rules.score_problems(rows, persona, spec), counted)
     questions = f"{rows['question_index'].n_unique()} questions, each in one split"
     yield _result("questions_are_disjoint", rules.split_problems(rows, persona), questions)
+    table = split_table(rows, spec).drop_nulls()
+    sizes = ", ".join(f"{split} {n} rows" for split, n in table.select("split", "rows").iter_rows())
+    yield _result("splits_are_not_empty", rules.empty_splits(rows), sizes)
     bare = "every user turn is the bare question"
     yield _result("instructions_are_stripped", rules.instruction_problems(rows, persona), bare)
     foreign = rules.model_problems(rows, profile.model.path)
     allowed = spec.allow_other_model and bool(foreign)
     told = f"allowed by behaviour.allow_other_model: {'; '.join(foreign)}" if allowed else "all of this model"
     yield _result("dialogues_are_of_this_model", [] if allowed else foreign, told)
-    short, table = rules.budget_problems(rows, spec), split_table(rows, spec).drop_nulls()
+    short = rules.budget_problems(rows, spec)
     tokens = {f"{split}_tokens": got for split, got in table.select("split", "got_tokens").iter_rows()}
     wanted = {f"{split}_wanted": n for split, n in table.select("split", "wanted_tokens").iter_rows()}
     yield _result(
