@@ -80,12 +80,16 @@ class Blocks:
         self.dtype = self.embed.weight.dtype
 
     @contextmanager
-    def ready(self) -> Iterator[None]:
-        """Within it, blocks use our attention. The model's own is back afterwards."""
+    def ready(self, *, grad: bool = False) -> Iterator[None]:
+        """Within it, blocks use our attention. The model's own is back afterwards.
+
+        Args:
+            grad: record what a backward pass needs; without it tensors made here never enter one.
+        """
         before = self.config._attn_implementation
         self.config._attn_implementation = NAME
         try:
-            with torch.inference_mode():
+            with torch.enable_grad() if grad else torch.inference_mode():
                 yield
         finally:
             self.config._attn_implementation = before

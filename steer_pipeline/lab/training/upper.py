@@ -1,0 +1,282 @@
+"""The blocks above the site, for many lanes in one pass: likelihood of responses, and its gradient by vector.
+
+In: states at the site, packed without padding, and one vector a lane, added at every position of its
+sequences, prompt included, as a plan with scope "all" does. Out: the NLL of each sequence. Weights are frozen,
+so the backward pass goes through activations alone; the last block and the head run only where a response
+token is predicted. Blocks are the model's own modules, through `lab/models/blocks.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, cap, causal
+from steer_pipeline.lab.training.data import Dialogues
+from steer_pipeline.lab.training.states import SiteStates
+
+_PASS_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 32768}  # positions of one pass
+_HEAD_CELLS = {"cpu": 1 << 20, "mps": 1 << 24, "cuda": 1 << 26}  # logits that exist at the same time
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Between packed [N, ...] and right-padded [n * longest, ...] rows; gathers both ways, forward and back."""
+
+    n: int
+    longest: int
+    to_padded: Tensor  # int64 [n * longest]: packed row, anything where padding is
+    to_packed: Tensor  # int64 [N]
+    padding: Tensor  # bool [n * longest, 1]
+
+    @classmethod
+    def of(cls, lengths: np.ndarray, device: torch.device) -> "_Layout":
+        n, longest = len(lengths), int(lengths.max())
+        at = np.arange(longest)[None]
+        real = at < lengths[:, None]
+        begins = np.cumsum(lengths) - lengths
+        to_padded = np.where(real, begins[:, None] + at, 0).ravel()
+        move = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
+        return cls(
+            n, longest, move(to_padded), move(np.flatnonzero(real.ravel())), move(~real.reshape(-1, 1))
+        )
+
+    def pad(self, x: Tensor) -> Tensor:
+        """[1, heads, N, d] -> [n, heads, longest, d]."""
+        heads, _, width = x.shape[1:]
+        packed = x[0].transpose(0, 1).reshape(-1, heads * width)
+        rows = _Pad.apply(packed, self)
+        return rows.view(self.n, self.longest, heads, width).transpose(1, 2)
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """[n, longest, heads, d] -> [1, N, heads, d]."""
+        return _Unpad.apply(x.reshape(self.n * self.longest, -1), self).view(1, -1, *x.shape[2:])
+
+
+class _Pad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, layout: _Layout) -> Tensor:
+        ctx.layout = layout
+        return packed.index_select(0, layout.to_padded)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].index_select(0, ctx.layout.to_packed), None  # padding feeds no real position
+
+
+class _Unpad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, layout: _Layout) -> Tensor:
+        ctx.layout = layout
+        return padded.index_select(0, layout.to_packed)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        padded = grads[0].index_select(0, ctx.layout.to_padded)
+        return padded.masked_fill_(ctx.layout.padding, 0), None
+
+
+class _Take(torch.autograd.Function):
+    """Rows of [N, hidden] at distinct indices."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, at: Tensor) -> Tensor:
+        ctx.n, ctx.at = len(x), at
+        return x.index_select(0, at)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        grad = grads[0]
+        return grad.new_zeros(ctx.n, grad.shape[1]).index_copy_(0, ctx.at, grad), None
+
+
+class _Add(torch.autograd.Function):
+    """states [N, hidden] + vectors [lanes, hidden], `sizes[k]` rows of lane k; gradients are summed in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, vectors: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        parts = zip(states.split(sizes), vectors.to(states.dtype), strict=True)
+        return torch.cat([part + vector for part, vector in parts])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
+        sums = [part.sum(0, dtype=torch.float32) for part in grads[0].split(ctx.sizes)]
+        return None, torch.stack(sums), None
+
+
+class _HeadLoss(torch.autograd.Function):
+    """NLL of targets [R] from the last block's output [R, hidden], a few rows of logits at a time.
+
+    The gradient of a row's NLL depends on that row alone, so it is taken at once and the logits are gone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, blocks: Blocks, wanted: bool) -> Tensor:
+        rows = max(1, _HEAD_CELLS[hidden.device.type] // blocks.config.vocab_size)
+        nlls, grads = [], []
+        for part, target in zip(hidden.split(rows), targets.split(rows), strict=True):
+            with torch.set_grad_enabled(wanted):
+                part = part.detach().requires_grad_(wanted)
+                nll = F.cross_entropy(blocks.logits(part), target, reduction="none")
+                if wanted:
+                    grads += torch.autograd.grad(nll.sum(), part)
+            nlls.append(nll.detach())
+        ctx.save_for_backward(*([torch.cat(grads)] if wanted else []))
+        return torch.cat(nlls)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (saved,) = ctx.saved_tensors
+        return saved * grads[0][:, None].to(saved.dtype), None, None, None
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Sequences of one pass, side by side; `rows` and `lanes` name them, in order of lane."""
+
+    rows: np.ndarray  # int64 [n]
+    lanes: np.ndarray  # int64 [n]
+    states: Tensor  # [N, hidden]
+    sizes: list[int]  # positions of each lane
+    positions: Tensor  # int64 [1, N]
+    layout: _Layout
+    answers: Tensor  # int64 [R]: packed positions that predict a response token
+    targets: Tensor  # int64 [R]
+    owners: Tensor  # int64 [R]: sequence of each
+    answer_layout: _Layout
+    firsts: Tensor  # int64 [n]: position that predicts a sequence's first response token
+
+
+class UpperBlocks:
+    """A model above one site. Use inside `blocks.ready(grad=True)`."""
+
+    def __init__(self, blocks: Blocks, site: int, *, checkpointing: bool = False) -> None:
+        self.blocks, self.site, self.checkpointing = blocks, site, checkpointing
+        self.room = _PASS_TOKENS[blocks.device.type]
+
+    def packs(
+        self, data: Dialogues, states: SiteStates, items: Sequence[tuple[int, int]], n_lanes: int
+    ) -> list[Pack]:
+        """(lane, row) pairs as passes of sequences of similar length, each within the room."""
+        order = sorted(items, key=lambda item: (states.lengths[item[1]], item))
+        packs, taken, used = [], [], 0
+        for item in order:
+            length = states.lengths[item[1]]
+            if taken and used + length > self.room:
+                packs.append(self._pack(data, states, taken, n_lanes))
+                taken, used = [], 0
+            taken.append(item)
+            used += length
+        return [*packs, self._pack(data, states, taken, n_lanes)]
+
+    def _pack(self, data: Dialogues, states: SiteStates, items: list[tuple[int, int]], n_lanes: int) -> Pack:
+        items = sorted(items)
+        lanes, rows = (np.array(column) for column in zip(*items, strict=True))
+        lengths = np.array([states.lengths[row] for row in rows])
+        firsts = np.array([max(data.starts[row], 1) - 1 for row in rows])
+        counts = lengths - 1 - firsts
+        begins = np.cumsum(lengths) - lengths
+        answers = np.concatenate(
+            [np.arange(b + f, b + n - 1) for b, f, n in zip(begins, firsts, lengths, strict=True)]
+        )
+        targets = np.concatenate([data.ids[row][f + 1 :] for row, f in zip(rows, firsts, strict=True)])
+        sizes = np.bincount(lanes, weights=lengths, minlength=n_lanes).astype(int).tolist()
+        device = self.blocks.device
+        move = lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device)  # noqa: E731
+        return Pack(
+            rows,
+            lanes,
+            torch.cat([states.rows(row) for row in rows]),
+            sizes,
+            move(np.concatenate([np.arange(n) for n in lengths]))[None],
+            _Layout.of(lengths, device),
+            move(answers),
+            move(targets),
+            move(np.repeat(np.arange(len(rows)), counts)),
+            _Layout.of(counts, device),
+            move(firsts),
+        )
+
+    def nll(self, vectors: Tensor, pack: Pack) -> Tensor:
+        """fp32 [n]: summed over the response tokens of each sequence of the pack.
+
+        Args:
+            vectors: fp32 [lanes, hidden]; the model's dtype is theirs only where they are added.
+        """
+        hidden = _Add.apply(pack.states, vectors, pack.sizes)[None]
+        last = len(self.blocks.layers) - 1
+        rotary = self.blocks.rotary(hidden, pack.positions) if self.site < last else {}
+
+        def attend(call: Call) -> Tensor:
+            inside = replace(
+                call,
+                query=pack.layout.pad(call.query),
+                key=pack.layout.pad(call.key),
+                value=pack.layout.pad(call.value),
+            )
+            return pack.layout.unpad(causal(inside))
+
+        for block in range(self.site + 1, last):
+            hidden = self._step(lambda x, block=block: self.blocks.run(block, x, rotary, attend), hidden)
+        if self.site < last:
+            hidden = self._step(lambda x: self._last(x, rotary, pack), hidden)
+        else:
+            hidden = _Take.apply(hidden[0], pack.answers)
+        nll = _HeadLoss.apply(hidden, pack.targets, self.blocks, hidden.requires_grad)
+        return nll.new_zeros(len(pack.rows)).index_add(0, pack.owners, nll)
+
+    def _step(self, run: Any, hidden: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(run, hidden, use_reentrant=False)
+        return run(hidden)
+
+    def _last(self, hidden: Tensor, rotary: dict[str, Any], pack: Pack) -> Tensor:
+        """Output of the last block [R, hidden] where response tokens are predicted; keys of all positions."""
+        last, found = len(self.blocks.layers) - 1, []
+
+        def catch(call: Call) -> Tensor:
+            found.append((pack.layout.pad(call.key), pack.layout.pad(call.value)))
+            raise Stop
+
+        try:
+            self.blocks.run(last, hidden, rotary, catch)
+        except Stop:
+            key, value = found[0]
+
+        def attend(call: Call) -> Tensor:
+            inside = replace(call, query=pack.answer_layout.pad(call.query), key=key, value=value)
+            return pack.answer_layout.unpad(_from_firsts(inside, pack.firsts))
+
+        some = {
+            kind: tuple(table.expand(1, -1, -1)[:, pack.answers] for table in tables)
+            for kind, tables in rotary.items()
+        }
+        return self.blocks.run(last, _Take.apply(hidden[0], pack.answers)[None], some, attend)[0]
+
+
+def _from_firsts(call: Call, firsts: Tensor) -> Tensor:
+    """Attention of queries at positions firsts[i], firsts[i] + 1, ... to the keys of whole sequences."""
+    queries = firsts[:, None] + torch.arange(call.query.shape[2], device=firsts.device)
+    keys = torch.arange(call.key.shape[2], device=firsts.device)
+    distance = queries[:, None, :, None] - keys
+    mask = (distance >= 0) & (distance < (call.window or call.key.shape[2] + call.query.shape[2]))
+    if call.softcap is None:
+        return F.scaled_dot_product_attention(
+            call.query,
+            call.key,
+            call.value,
+            attn_mask=mask,
+            scale=call.scale,
+            enable_gqa=call.query.shape[1] != call.key.shape[1],
+        ).transpose(1, 2)
+    groups = call.query.shape[1] // call.key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (call.key, call.value))
+    scores = cap(call.query @ key.transpose(2, 3) * call.scale, call.softcap)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32).to(value.dtype)
+    return (weights @ value).transpose(1, 2)

@@ -1,0 +1,133 @@
+"""The training pass is the steered model: same likelihoods, and the gradient that plain autograd finds."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from steer_pipeline.lab.models.blocks import blocks_of
+from steer_pipeline.lab.models.hidden import residual_norms, sequence_nll
+from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm
+from steer_pipeline.lab.training.states import SiteStates
+from steer_pipeline.lab.training.upper import UpperBlocks
+from steer_pipeline_tests.lab.generation.reference import loaded
+from steer_pipeline_tests.lab.training.rows import dialogues
+
+ARCHITECTURES = ["qwen3", "llama", "gemma", "gemma2"]
+
+
+def vectors(lanes, hidden=64, length=2.0):
+    drawn = np.random.default_rng(7).standard_normal((lanes, hidden))
+    return torch.tensor(length * drawn / np.linalg.norm(drawn, axis=1, keepdims=True), dtype=torch.float32)
+
+
+def passes(model, site, data, added, *, room=None, checkpointing=False, cache_gb=1.0):
+    """NLL [lanes, rows] and the gradient [lanes, hidden] of its sum."""
+    blocks = blocks_of(model)
+    states = SiteStates(blocks, site, data.ids, cache_gb=cache_gb)
+    upper = UpperBlocks(blocks, site, checkpointing=checkpointing)
+    upper.room = room or upper.room
+    added = added.clone().requires_grad_()
+    out = np.zeros((len(added), len(data)))
+    items = [(lane, row) for lane in range(len(added)) for row in range(len(data))]
+    with blocks.ready(grad=True):
+        for pack in upper.packs(data, states, items, len(added)):
+            nll = upper.nll(added, pack)
+            nll.sum().backward()
+            out[pack.lanes, pack.rows] = nll.detach().numpy()
+    return out, added.grad
+
+
+def plan(vector, site):
+    length = float(np.linalg.norm(vector))
+    return SteeringPlan(
+        "x", (SteeringTerm("x", np.asarray(vector / length, np.float32), Site(site), length),)
+    )
+
+
+@contextmanager
+def trainable_hook(model, site, vector):
+    handle = model.module.model.layers[site].register_forward_hook(lambda _m, _i, out: out + vector)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("site", [0, 2, 3])
+def test_the_training_pass_is_the_model_under_the_plan(tmp_path, arch, site):
+    model, data, added = loaded(tmp_path, arch), dialogues(), vectors(2)
+    found, _ = passes(model, site, data, added)
+    for lane, vector in enumerate(added.numpy()):
+        expected, tokens = sequence_nll(model, data.ids, data.starts, plan(vector, site))
+        assert np.allclose(found[lane], expected, rtol=1e-4, atol=1e-3)
+        assert (tokens == data.n_tokens).all()
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gemma2"])
+def test_so_it_is_in_bf16(tmp_path, arch):
+    model, data, added = loaded(tmp_path, arch, dtype="bfloat16"), dialogues(), vectors(1)
+    found, gradient = passes(model, 1, data, added)
+    expected, _ = sequence_nll(model, data.ids, data.starts, plan(added[0].numpy(), 1))
+    assert np.allclose(found[0], expected, rtol=0.05, atol=1.0)
+    assert gradient.dtype == torch.float32
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_gradient_is_that_of_a_hook_and_response_tokens_alone_are_supervised(tmp_path, arch):
+    model, data, added = loaded(tmp_path, arch), dialogues(5), vectors(1)
+    _, gradient = passes(model, 1, data, added)
+    parameter = added[0].clone().requires_grad_()
+    with trainable_hook(model, 1, parameter):
+        for ids, start in zip(data.ids, data.starts, strict=True):
+            labels = torch.tensor(ids)
+            labels[: max(start, 1)] = -100
+            logits = model.module(torch.tensor([ids])).logits[0]
+            F.cross_entropy(logits[:-1], labels[1:], ignore_index=-100, reduction="sum").backward()
+    assert torch.allclose(
+        gradient[0], parameter.grad, rtol=1e-3, atol=1e-3 * float(parameter.grad.abs().max())
+    )
+    assert all(weight.grad is None for weight in model.module.parameters())
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gemma"])
+def test_lanes_passes_checkpoints_and_mapped_states_change_nothing(tmp_path, arch):
+    model, data, added = loaded(tmp_path, arch), dialogues(), vectors(3)
+    together, gradients = passes(model, 1, data, added)
+    ways = {
+        "alone": [passes(model, 1, data, added[lane : lane + 1]) for lane in range(3)],
+        "small passes": [passes(model, 1, data, added, room=50)],
+        "checkpoints": [passes(model, 1, data, added, checkpointing=True)],
+        "mapped": [passes(model, 1, data, added, cache_gb=1e-9)],
+    }
+    for way, found in ways.items():
+        assert np.allclose(np.concatenate([one[0] for one in found]), together, rtol=1e-4), way
+        assert torch.allclose(torch.cat([one[1] for one in found]), gradients, rtol=1e-3, atol=1e-3), way
+
+
+def test_each_lane_has_rows_of_its_own(tmp_path):
+    model, data, added = loaded(tmp_path), dialogues(), vectors(2)
+    blocks = blocks_of(model)
+    everything, _ = passes(model, 1, data, added)
+    states, upper = SiteStates(blocks, 1, data.ids, cache_gb=1), UpperBlocks(blocks, 1)
+    items = [(0, 3), (1, 0), (1, 5), (0, 1), (1, 3)]
+    with blocks.ready(grad=True), torch.no_grad():
+        for pack in upper.packs(data, states, items, 2):
+            for lane, row, nll in zip(pack.lanes, pack.rows, upper.nll(added, pack), strict=True):
+                assert float(nll) == pytest.approx(everything[lane, row], rel=1e-4)
+                items.remove((lane, row))
+    assert not items
+
+
+def test_cached_states_measure_the_residual_norm_and_leave_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model, data = loaded(tmp_path), dialogues()
+    for cache_gb, mapped in ((1.0, False), (1e-9, True)):
+        states = SiteStates(blocks_of(model), 2, data.ids, cache_gb=cache_gb)
+        assert states.mapped is mapped
+        assert states.mean_norm == pytest.approx(residual_norms(model, data.ids)[2], rel=1e-4)
+        assert [len(states.rows(row)) for row in range(len(data))] == [len(ids) for ids in data.ids]
+        assert not list(tmp_path.glob("site_states-*"))
