@@ -1,0 +1,170 @@
+"""Published averaged vectors of roles and traits, read into a `PersonaVector` of contrasts.
+
+In: the files of one model, `<model>/roles_240/...` and `<model>/traits_240/...`. Out: the contrast at every block.
+
+| file | keys, each [n_blocks, hidden], row k at the output of block k |
+|---|---|
+| roles_240/vectors/{role}.pt | pos_0, pos_1, pos_2, pos_3 (mean response states by score), pos_all |
+| roles_240/default_vectors.pt | {"activations": {pos_1, default_1, all_1}, "metadata": {...}} |
+| traits_240/vectors/{trait}.pt | pos_neg, pos_neg_50, pos_default, pos_default_50, pos_70, pos_40_70 |
+
+A role is `pos_3 - default_1`, a trait `pos_neg_50`: matched pairs whose scores differ by more than 50. Those
+keys are required; another key is another quantity and never takes their place. A tensor of zeros is how an empty
+set was written, so it is missing.
+"""
+
+import hashlib
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from steer_pipeline.lab.models.loading import LoadedModel
+from steer_pipeline.lab.personas.formats import FormatError
+from steer_pipeline.lab.personas.vectors import PersonaVector, VectorError
+from steer_pipeline.lab.vectors.averaged import MissingVector
+
+ROLE_KEY, DEFAULT_KEY, TRAIT_KEY = "pos_3", "default_1", "pos_neg_50"
+DEFAULTS = "default_vectors.pt"
+_NAMES_OF_MODEL = ("model", "model_name")
+
+
+def load_published(
+    root: Path,
+    name: str,
+    kind: Literal["role", "trait"],
+    model: LoadedModel,
+    *,
+    defaults: Path | None = None,
+    allow_other_model: bool = False,
+) -> PersonaVector:
+    """The published contrast of one persona.
+
+    Args:
+        root: folder of one model (`.../qwen-3-32b`) that holds `roles_240` and `traits_240`; its name says
+            which model the files were collected on.
+        defaults: another place of the role defaults; they must be of the same model as the role.
+        allow_other_model: accept files of a model with another name; width and depth must agree all the same.
+
+    Raises:
+        MissingVector: a key is absent (upstream leaves out labels of few samples) or its tensor is all zeros.
+        FormatError: no such file, foreign content, a wrong depth or width, or a tensor that is not finite.
+        VectorError: the files, or the role's defaults, are of another model.
+    """
+    _require_model(root.name, model, root, allow_other_model)
+    if kind == "trait":
+        path = root / "traits_240" / "vectors" / f"{name}.pt"
+        raw, files, keys = _tensor(_load(path), TRAIT_KEY, path, model), [path], [TRAIT_KEY]
+    else:
+        path = root / "roles_240" / "vectors" / f"{name}.pt"
+        base = root / "roles_240" / DEFAULTS if defaults is None else defaults
+        held = _load(base)
+        if not isinstance(held.get("activations"), Mapping):
+            raise FormatError(f"{base}: no dict under key 'activations'; these are not role defaults")
+        _require_same_defaults(base, held.get("metadata"), root)
+        raw = _tensor(_load(path), ROLE_KEY, path, model)
+        raw = raw - _tensor(held["activations"], DEFAULT_KEY, base, model)
+        files, keys = [path, base], [ROLE_KEY, DEFAULT_KEY]
+    metadata = {
+        "model": model.name if _same_model(root.name, model.name) else root.name,
+        "revision": None,
+        "backend": None,
+        "dtype": None,
+        "weights_sha": None,
+        "n_blocks": model.n_blocks,
+        "hidden_size": model.hidden_size,
+        "method": "averaged",
+        "source": {
+            "kind": "published",
+            "model": root.name,
+            "keys": keys,
+            "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+        },
+        "flags": [],
+        "raw_norms": [round(float(norm), 6) for norm in np.linalg.norm(raw, axis=1)],
+    }
+    try:
+        return PersonaVector(name, raw.astype(np.float32), metadata)
+    except VectorError as error:
+        raise FormatError(f"{path}: {error}") from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    import torch
+
+    if not path.is_file():
+        raise FormatError(f"{path}: no such file; the published layout is described in {__name__}")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise FormatError(
+            f"{path}: not a file of plain tensors ({str(error).splitlines()[0]}); torch.save the dict anew"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise FormatError(f"{path}: a dict of tensors is expected, this is a {type(loaded).__name__}")
+    return loaded
+
+
+def _tensor(held: Mapping[str, Any], key: str, path: Path, model: LoadedModel) -> np.ndarray:
+    """fp32 [n_blocks, hidden] under `key`."""
+    import torch
+
+    if key not in held:
+        raise MissingVector(
+            f"{path}: no key {key!r} (it has {sorted(held)}); too few samples had this label when it was made"
+        )
+    value = held[key]
+    if not isinstance(value, torch.Tensor):
+        raise FormatError(f"{path}: key {key!r} is a {type(value).__name__}; a tensor is expected")
+    if tuple(value.shape) != (model.n_blocks, model.hidden_size):
+        raise FormatError(
+            f"{path}: key {key!r} has shape {list(value.shape)}; {model.name} has {model.n_blocks} blocks of "
+            f"width {model.hidden_size}"
+        )
+    states = value.detach().float().numpy()
+    if not np.isfinite(states).all():
+        raise FormatError(f"{path}: key {key!r} has values that are not finite; collect it in float32")
+    if not states.any():
+        raise MissingVector(f"{path}: key {key!r} is all zeros, which is how an empty set was written")
+    return states
+
+
+# ---------------------------------------------------------------------------------------- models
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.rsplit("/", 1)[-1].lower())
+
+
+def _same_model(slug: str, name: str) -> bool:
+    """Whether a folder's name is that of a model: `gemma-2-27b` of `google/gemma-2-27b-it`.
+
+    What follows the slug may only be a word such as `it` or `instruct`, so that `qwen-3-3` is not `Qwen3-32B`.
+    """
+    slug, full = _plain(slug), _plain(name)
+    rest = full.removeprefix(slug)
+    return bool(slug) and full.startswith(slug) and not rest[:1].isdigit()
+
+
+def _require_model(slug: str, model: LoadedModel, root: Path, allowed: bool) -> None:
+    if not allowed and not _same_model(slug, model.name):
+        raise VectorError(
+            f"{root}: vectors of {slug!r}, the model is {model.name!r}; give the folder of this model, or set "
+            "behaviour.allow_other_model where that is meant"
+        )
+
+
+def _require_same_defaults(path: Path, metadata: Any, root: Path) -> None:
+    """Defaults lie in a folder of the role's model, and name no other one in their metadata."""
+    folder = path.parent.name
+    owner = path.parent.parent.name if re.fullmatch(r"roles(_\d+)?", folder) else folder
+    named = [metadata[key] for key in _NAMES_OF_MODEL if isinstance(metadata, Mapping) and metadata.get(key)]
+    for other in [owner, *map(str, named)]:
+        if not (_same_model(root.name, other) or _same_model(other, root.name)):
+            raise VectorError(
+                f"{path}: role defaults of {other!r} for a role of {root.name!r}; a contrast between two models "
+                "means nothing, so give the defaults of the same model"
+            )
