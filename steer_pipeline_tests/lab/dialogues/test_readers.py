@@ -1,6 +1,7 @@
 """The published layouts are read by key; their gaps are counted, their errors named."""
 
 import json
+import subprocess
 import sys
 from collections import Counter
 
@@ -296,3 +297,11 @@ def test_a_trait_file_becomes_a_catalogue_entry(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*order, "--name", "worse"])
     assert "field instruction" in capsys.readouterr().err
+
+
+def test_reading_and_splitting_need_no_torch():
+    told = (
+        "import sys; from steer_pipeline.lab.dialogues import building, rules; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
