@@ -7,19 +7,26 @@ injection are the same site. Under a plan with scope "generated", positions from
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from steer_pipeline.lab.models.blocks import Blocks, blocks_of, causal
+from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, blocks_of, cap, causal
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.models.plans import block_deltas, check_plans
 from steer_pipeline.lab.models.steering import SteeringPlan
 
-_BATCH_TOKENS = {"cpu": 4096, "mps": 16384, "cuda": 65536}
+# on CPUs, a batch whose states fit the cache of a core
+_BATCH_TOKENS = {"cpu": 1024, "mps": 16384, "cuda": 65536}
 _HEAD_ROWS = 2048  # positions whose logits exist at the same time
+_ROTARY = Lock()  # rotary modules of some models (dynamic scaling) change themselves with the length
 
 
 @dataclass(frozen=True)
@@ -32,32 +39,52 @@ class HiddenRequest:
 
 
 def collect_means(
-    model: LoadedModel, requests: Sequence[HiddenRequest], plan: SteeringPlan | None = None
+    model: LoadedModel,
+    requests: Sequence[HiddenRequest],
+    plan: SteeringPlan | None = None,
+    *,
+    blocks: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """fp32 [n, n_blocks, hidden]: each block's output, averaged over the request's span.
+    """fp32 [n, blocks read, hidden]: each block's output, averaged over the request's span.
+
+    Nothing but these averages is kept: the states of one block of one batch are all that exists at a time,
+    so that peak memory does not depend on how many blocks are read but for the result itself, which lies in
+    host memory. Of the last block that is read, only keys, values and the spans are computed; the blocks
+    above it and the output head are not run.
+
+    Args:
+        blocks: which to read, in the order of the result; default: all.
 
     Raises:
-        ValueError: a span is empty or outside its sequence (with its index), or the plan does not fit the
-        model.
+        ValueError: a span is empty or outside its sequence (with its index), a block is outside the model,
+        or the plan does not fit it.
     """
+    wanted = list(range(model.n_blocks)) if blocks is None else list(blocks)
+    if not wanted or len(set(wanted)) != len(wanted) or not all(0 <= b < model.n_blocks for b in wanted):
+        raise ValueError(f"blocks {wanted}: give different blocks from 0 to {model.n_blocks - 1}")
     for i, request in enumerate(requests):
         if not 0 <= request.start < request.stop <= len(request.ids):
             raise ValueError(
                 f"request {i}: span [{request.start}, {request.stop}) of {len(request.ids)} tokens; "
                 "give a non-empty span inside the sequence"
             )
-    out = np.zeros((len(requests), model.n_blocks, model.hidden_size), dtype=np.float32)
+    out = np.zeros((len(requests), len(wanted), model.hidden_size), dtype=np.float32)
+    place = {block: i for i, block in enumerate(wanted)}
     runner = _Runner(model, plan)
     spans = np.array([(request.start, request.stop) for request in requests]).reshape(-1, 2)
-    for rows, ids in runner.batches([request.ids for request in requests]):
+
+    def work(rows: np.ndarray, ids: Tensor) -> None:
         start, stop = (torch.from_numpy(spans[rows, i]).to(ids.device)[:, None] for i in (0, 1))
-        at = torch.arange(ids.shape[1], device=ids.device)[None]
-        weights = ((at >= start) & (at < stop)).float() / (stop - start)  # [n, t]
 
-        def read(block: int, hidden: Tensor, rows=rows, weights=weights) -> None:
-            out[rows, block] = torch.einsum("nt,nth->nh", weights, hidden.float()).cpu().numpy()
+        def read(block: int, hidden: Tensor, at: Tensor) -> None:
+            if block in place:
+                weights = ((at >= start) & (at < stop)).float() / (stop - start)  # [n, t]
+                mean = (weights[:, None] @ hidden.float())[:, 0]
+                out[rows, place[block]] = mean.cpu().numpy()
 
-        runner.run(ids, spans[rows, 0], read)
+        runner.run(ids, spans[rows, 0], read, stop_after=max(wanted), last_spans=spans[rows])
+
+    runner.each([request.ids[: request.stop] for request in requests], work)
     return out
 
 
@@ -66,21 +93,24 @@ def residual_norms(model: LoadedModel, sequences: list[list[int]]) -> np.ndarray
 
     The first position is an attention sink whose norm is often a hundred times the others'.
     """
-    totals, count = np.zeros(model.n_blocks), 0
+    totals = np.zeros((len(sequences), model.n_blocks))
+    count = sum(len(ids) - 1 for ids in sequences)
+    if count < 1 and all(sequences):
+        raise ValueError("residual_norms: no sequence has two tokens; give longer ones")
     runner = _Runner(model, None)
-    for rows, ids in runner.batches(sequences):
-        lengths = torch.tensor([len(sequences[row]) for row in rows], device=ids.device)
-        at = torch.arange(ids.shape[1], device=ids.device)[None]
-        counted = (at >= 1) & (at < lengths[:, None])
-        count += int(counted.sum())
 
-        def read(block: int, hidden: Tensor, counted=counted) -> None:
-            totals[block] += float(hidden.float().norm(dim=-1)[counted].double().sum())
+    def work(rows: np.ndarray, ids: Tensor) -> None:
+        lengths = torch.tensor([len(sequences[row]) for row in rows], device=ids.device)
+
+        def read(block: int, hidden: Tensor, at: Tensor) -> None:
+            counted = (at >= 1) & (at < lengths[:, None])
+            norms = hidden.float().norm(dim=-1).double().masked_fill(~counted, 0)
+            totals[rows, block] = norms.sum(dim=1).cpu().numpy()
 
         runner.run(ids, np.zeros(len(rows)), read)
-    if not count:
-        raise ValueError("residual_norms: no sequence has two tokens; give longer ones")
-    return (totals / count).astype(np.float32)
+
+    runner.each(sequences, work)
+    return (totals.sum(axis=0) / count).astype(np.float32)
 
 
 def sequence_nll(
@@ -96,13 +126,16 @@ def sequence_nll(
     counts = np.array(
         [len(one) - max(start, 1) for one, start in zip(ids, starts, strict=True)], dtype=np.int64
     )
-    for rows, batch in runner.batches(ids):
+
+    def work(rows: np.ndarray, batch: Tensor) -> None:
         begin = np.array([starts[row] for row in rows])
         states = runner.run(batch, begin)
         for row, at, logits in runner.predictions(states, rows, ids, begin):
             targets = torch.tensor(ids[rows[row]], device=batch.device)[at + 1]
             losses = -logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
             sums[rows[row]] += float(losses.double().sum())
+
+    runner.each(ids, work)
     return sums, np.maximum(counts, 0)
 
 
@@ -115,7 +148,8 @@ def mean_kl(model: LoadedModel, ids: list[list[int]], starts: list[int], plan: S
     steered, base = _Runner(model, plan), _Runner(model, None)
     out = np.full(len(ids), np.nan, dtype=np.float32)
     sums, counts = np.zeros(len(ids)), np.zeros(len(ids))
-    for rows, batch in steered.batches(ids):
+
+    def work(rows: np.ndarray, batch: Tensor) -> None:
         begin = np.array([starts[row] for row in rows])
         pairs = zip(
             steered.predictions(steered.run(batch, begin), rows, ids, begin),
@@ -126,6 +160,8 @@ def mean_kl(model: LoadedModel, ids: list[list[int]], starts: list[int], plan: S
             p, q = changed.double().log_softmax(-1), plain.double().log_softmax(-1)
             sums[rows[row]] += float((p.exp() * (p - q)).sum())
             counts[rows[row]] += len(p)
+
+    steered.each(ids, work)
     has = counts > 0
     out[has] = sums[has] / counts[has]
     return out
@@ -139,13 +175,33 @@ def answer_logits(
     """
     runner = _Runner(model, plan)
     out: list[np.ndarray] = [np.empty(0)] * len(ids)
-    for rows, batch in runner.batches(ids):
+
+    def work(rows: np.ndarray, batch: Tensor) -> None:
         begin = np.array([starts[row] for row in rows])
         states = runner.run(batch, begin)
         for i, row in enumerate(rows):
             at = torch.arange(starts[row], len(ids[row]), device=batch.device)
             out[row] = runner.logits_at(states[i, at], at, starts[row]).cpu().numpy()
+
+    runner.each(ids, work)
     return out
+
+
+def _attention_at(call: Call, at: Tensor) -> Tensor:
+    """Attention of queries at positions `at` [n, s] over right-padded keys and values [n, kv_heads, t, d]."""
+    distance = at[..., None] - torch.arange(call.key.shape[2], device=at.device)  # [n, s, t]
+    seen = ((distance >= 0) & (distance < (call.window or call.key.shape[2])))[:, None]
+    if call.softcap is None:
+        grouped = call.query.shape[1] != call.key.shape[1]
+        out = F.scaled_dot_product_attention(
+            call.query, call.key, call.value, attn_mask=seen, scale=call.scale, enable_gqa=grouped
+        )
+        return out.transpose(1, 2)
+    groups = call.query.shape[1] // call.key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (call.key, call.value))
+    scores = cap(call.query @ key.transpose(2, 3) * call.scale, call.softcap)
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1, dtype=torch.float32).to(value.dtype)
+    return (weights @ value).transpose(1, 2)
 
 
 class _Runner:
@@ -168,6 +224,26 @@ class _Runner:
     def _tensor(self, vector: np.ndarray) -> Tensor:
         return torch.from_numpy(vector).to(self.blocks.device).to(self.blocks.dtype)
 
+    def each(self, sequences: Sequence[list[int]], work: Callable[[np.ndarray, Tensor], None]) -> None:
+        """Calls `work(rows, ids)` for every batch.
+
+        On a CPU, several at a time, each on one core: an operation on a small batch is too short to be
+        shared among cores.
+        """
+        batches = list(self.batches(sequences))
+        cores = torch.get_num_threads() if self.blocks.device.type == "cpu" else 1
+        if not 1 < cores <= len(batches):
+            for rows, ids in batches:
+                work(rows, ids)
+            return
+        try:
+            torch.set_num_threads(1)  # new threads take the number over
+            # blocks are made ready around all threads, so that none undoes it while others run
+            with self.blocks.ready(), ThreadPoolExecutor(cores) as pool:
+                list(pool.map(work, *zip(*batches, strict=True)))
+        finally:
+            torch.set_num_threads(cores)
+
     def batches(self, sequences: Sequence[list[int]]) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Indices and right-padded ids [n, t] of sequences of similar length, within the token budget."""
         for i, ids in enumerate(sequences):
@@ -185,27 +261,67 @@ class _Runner:
             yield np.array(rows), padded.to(self.blocks.device)
 
     def run(
-        self, ids: Tensor, starts: np.ndarray, read: Callable[[int, Tensor], None] | None = None
+        self,
+        ids: Tensor,
+        starts: np.ndarray,
+        read: Callable[[int, Tensor, Tensor], None] | None = None,
+        *,
+        stop_after: int | None = None,
+        last_spans: np.ndarray | None = None,
     ) -> Tensor:
-        """The last block's output [n, t, hidden]; `read` sees every block's, after the plan's vector is
-        added.
+        """The output [n, t, hidden] of the last block, or of `stop_after`.
+
+        Args:
+            read: sees each block's number, its output after the plan's vector is added, and the positions
+                [n or 1, t] of that output.
+            last_spans: int [n, 2]; of the last block that runs only these positions are computed, with
+                others where a span is shorter than the longest.
         """
         blocks = self.blocks
+        last = len(blocks.layers) - 1 if stop_after is None else stop_after
         at = torch.arange(ids.shape[1], device=ids.device)[None]
         begin = torch.from_numpy(np.asarray(starts, dtype=np.int64)).to(ids.device)
         with blocks.ready():
             hidden = blocks.embed(ids)
-            rotary = blocks.rotary(hidden, at)
-            for block in range(len(blocks.layers)):
-                hidden = blocks.run(block, hidden, rotary, causal)
+            with _ROTARY:
+                rotary = blocks.rotary(hidden, at)
+            for block in range(last + 1):
+                if block == last and last_spans is not None:
+                    hidden, at = self._only_spans(block, hidden, rotary, last_spans)
+                else:
+                    hidden = blocks.run(block, hidden, rotary, causal)
                 if block in self.deltas:
                     delta = self.deltas[block]
                     hidden = hidden + (
                         delta if self.everywhere else delta * (at >= begin[:, None])[..., None]
                     )
                 if read is not None:
-                    read(block, hidden)
+                    read(block, hidden, at)
         return hidden
+
+    def _only_spans(
+        self, block: int, hidden: Tensor, rotary: dict[str, Any], spans: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        """One block's output at the spans' positions, [n, widest span, hidden], and these positions."""
+        bounds = torch.from_numpy(spans).to(hidden.device)
+        width = int((spans[:, 1] - spans[:, 0]).max())
+        first = bounds[:, :1].clamp(max=hidden.shape[1] - width)
+        at = first + torch.arange(width, device=hidden.device)
+        taken: list[Call] = []
+
+        def take_only(call: Call) -> Tensor:
+            taken.append(call)
+            raise Stop
+
+        def attend(call: Call) -> Tensor:
+            return _attention_at(replace(call, key=taken[0].key, value=taken[0].value), at)
+
+        with suppress(Stop):
+            self.blocks.run(block, hidden, rotary, take_only)
+        inputs = hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))
+        with _ROTARY:
+            own = self.blocks.rotary(inputs, at)
+        return self.blocks.run(block, inputs, own, attend), at
 
     def predictions(
         self, states: Tensor, rows: np.ndarray, ids: list[list[int]], starts: np.ndarray

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from steer_pipeline.lab.models import hidden
 from steer_pipeline.lab.models.hidden import (
     HiddenRequest,
     collect_means,
@@ -94,3 +95,47 @@ def test_bad_spans_are_named(tmp_path):
         collect_means(model, [HiddenRequest([1, 2, 3], 0, 1), HiddenRequest([1, 2, 3], 3, 3)])
     with pytest.raises(ValueError, match="sequence 0 has no tokens"):
         sequence_nll(model, [[]], [0])
+
+
+def test_many_batches_on_several_cores_give_what_one_core_gives(tmp_path, monkeypatch):
+    model = loaded(tmp_path, "gemma")
+    ids = prompts(model, 12)
+    starts = [len(one) - 7 for one in ids]
+    plan = SteeringPlan("x", (term(1, 3.0), term(3, 2.0, 1)), "generated")
+    requests = [HiddenRequest(one, start, len(one)) for one, start in zip(ids, starts, strict=True)]
+
+    def everything():
+        return (
+            collect_means(model, requests, plan),
+            residual_norms(model, ids),
+            *sequence_nll(model, ids, starts, plan),
+            mean_kl(model, ids, starts, plan),
+        )
+
+    before = torch.get_num_threads()
+    own = model.module.config._attn_implementation
+    try:
+        torch.set_num_threads(1)
+        one_core = everything()
+        monkeypatch.setattr(hidden, "_BATCH_TOKENS", {"cpu": 100})
+        torch.set_num_threads(3)
+        several = everything()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(one_core, several, strict=True):
+        assert np.allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert model.module.config._attn_implementation == own
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gemma", "gemma2"])
+def test_chosen_blocks_are_those_of_all_blocks_in_the_order_asked_for(tmp_path, arch):
+    model = loaded(tmp_path, arch)
+    plan = SteeringPlan("x", (term(2, 3.0),), "generated")
+    requests = [HiddenRequest(ids, len(ids) - 1 - i, len(ids)) for i, ids in enumerate(prompts(model))]
+    every = collect_means(model, requests, plan)
+    for chosen in ([2], [2, 0], [3, 1]):
+        assert np.allclose(collect_means(model, requests, plan, blocks=chosen), every[:, chosen], atol=1e-5)
+    for wrong in ([], [1, 1], [4], [-1]):
+        with pytest.raises(ValueError, match="different blocks from 0 to 3"):
+            collect_means(model, requests, blocks=wrong)
