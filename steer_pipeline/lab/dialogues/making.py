@@ -68,7 +68,7 @@ def make_dialogues(
     if lost := len(asked) - len(reading.dialogues):
         reading.left_out["no whole sentence within behaviour.source.max_new_tokens"] = lost
     score(reading)
-    require_scores(reading.dialogues, f"{persona.kind} {persona.name}, made by {model.name}")
+    require_scores(reading, f"{persona.kind} {persona.name}, made by {model.name}")
     return reading
 
 

@@ -61,7 +61,7 @@ def read_dialogues(source: DialogueSource, persona: Persona, home: Path, shipped
     reading = readers[source.kind](path, persona)
     where = f"{persona.kind} {persona.name} in {path}"
     require_unique(reading.dialogues, where)
-    require_scores(reading.dialogues, where)
+    require_scores(reading, where)
     return reading
 
 

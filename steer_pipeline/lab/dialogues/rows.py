@@ -144,13 +144,14 @@ def require_unique(dialogues: Iterable[Dialogue], where: str) -> None:
         )
 
 
-def require_scores(dialogues: Iterable[Dialogue], where: str) -> None:
+def require_scores(reading: Reading, where: str) -> None:
     """Raises:
     DialogueError: no pos row has a score.
     """
-    positive = [dialogue for dialogue in dialogues if dialogue.label == "pos"]
+    positive = [dialogue for dialogue in reading.dialogues if dialogue.label == "pos"]
     if not any(dialogue.score_status == "scored" for dialogue in positive):
+        reasons = "".join(f"; left out: {n} with {reason}" for reason, n in sorted(reading.left_out.items()))
         raise DialogueError(
-            f"{where}: none of its {len(positive)} pos rows has a score, so none can count; "
+            f"{where}: none of its {len(positive)} pos rows has a score, so none can count{reasons}; "
             "score them, or leave this persona out"
         )

@@ -73,7 +73,11 @@ def instruction_problems(rows: pl.DataFrame, persona: Persona) -> list[str]:
 def model_problems(rows: pl.DataFrame, model: str) -> list[str]:
     """Models that wrote answers and are not `model`, with their number of rows."""
     written = rows.group_by("model").len().sort("model")
-    return [f"{n} rows are of {name}" for name, n in written.iter_rows() if not same_model(name, model)]
+    return [
+        f"{n} rows are of {name} and not of {model}"
+        for name, n in written.iter_rows()
+        if not same_model(name, model)
+    ]
 
 
 def budget_problems(rows: pl.DataFrame, spec: BehaviourSpec) -> list[str]:

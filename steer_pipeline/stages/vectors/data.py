@@ -9,14 +9,18 @@ import polars as pl
 
 from steer_pipeline import show
 from steer_pipeline.catalogue import load_personas
-from steer_pipeline.execution import GPU_POOL, GPU_TAGS
+from steer_pipeline.execution import GPU_POOL, GPU_TAGS, RETRY_NETWORK
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, JudgeResource, LanguageModelResource
 from steer_pipeline.settings import settings
 
 # Only a profile that has its dialogues made needs the model, and with it the accelerator.
 MADE = settings().profile.behaviour.source.kind == "generate"
-WHERE: dict[str, Any] = {"pool": GPU_POOL, "op_tags": GPU_TAGS} if MADE else {}
+WHERE: dict[str, Any] = (
+    {"pool": GPU_POOL, "op_tags": GPU_TAGS, "retry_policy": RETRY_NETWORK}
+    if MADE
+    else {}  # a judge may be away
+)
 
 
 @dg.asset(
@@ -138,7 +142,7 @@ def behaviour_set_checks(
     yield _result("instructions_are_stripped", rules.instruction_problems(rows, persona), bare)
     foreign = rules.model_problems(rows, profile.model.path)
     allowed = spec.allow_other_model and bool(foreign)
-    told = f"allowed by behaviour.allow_other_model: {'; '.join(foreign)}" if allowed else "all of this model"
+    told = f"behaviour.allow_other_model lets pass: {'; '.join(foreign)}" if allowed else "all of this model"
     yield _result("dialogues_are_of_this_model", [] if allowed else foreign, told)
     short = rules.budget_problems(rows, spec)
     tokens = {f"{split}_tokens": got for split, got in table.select("split", "got_tokens").iter_rows()}

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from steer_pipeline.lab.dialogues.rows import Dialogue
+from steer_pipeline.lab.generation.schema import FinishedRow
 
 INSTRUCTIONS = {
     "pos": ["You are an old sailor.", "Speak like a sailor."],
@@ -108,3 +109,15 @@ def processed(lines: list[dict[str, Any]], name: str, *, kind: str = "role", sco
         ],
         schema_overrides={"extract_score": pl.Int64},
     )
+
+
+def answering(text: str, reason: str = "eos") -> Callable[..., Any]:
+    """A stand-in for `generate` that says `text` to every prompt."""
+
+    def generate(model, rows, plans, sampling, **_):
+        for row in rows:
+            yield FinishedRow(
+                row.row_id, "dialogues", text, [1], 1, 2, reason, reason == "length", sampling.seed
+            )
+
+    return generate

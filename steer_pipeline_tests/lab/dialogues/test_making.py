@@ -11,9 +11,9 @@ from steer_pipeline.catalogue.models import DialogueSource, ModelSpec
 from steer_pipeline.lab.dialogues import making
 from steer_pipeline.lab.dialogues.rows import DialogueError
 from steer_pipeline.lab.evaluation.judge import Verdict
-from steer_pipeline.lab.generation.schema import FinishedRow
 from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.newsroom import tasks, voices
+from steer_pipeline_tests.lab.dialogues.builders import answering
 from steer_pipeline_tests.tiny import tiny_model_dir
 
 SAILOR, ANALYTICAL = load_personas()["sailor"], load_personas()["analytical"]
@@ -24,18 +24,6 @@ SOURCE = DialogueSource(kind="generate", n_questions=11, n_prompts=2, max_new_to
 def model(tmp_path_factory):
     folder = tiny_model_dir(tmp_path_factory.mktemp("model"), "gemma")
     return load_model(ModelSpec(path=str(folder), dtype="float32", device="cpu"), Path())
-
-
-def answering(text, reason="eos"):
-    """A stand-in for `generate` that says `text` to every prompt."""
-
-    def generate(model, rows, plans, sampling, **_):
-        for row in rows:
-            yield FinishedRow(
-                row.row_id, "dialogues", text, [1], 1, 2, reason, reason == "length", sampling.seed
-            )
-
-    return generate
 
 
 def test_every_question_is_asked_under_each_instruction_of_each_side(model, monkeypatch):

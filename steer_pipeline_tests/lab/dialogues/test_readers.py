@@ -120,6 +120,10 @@ def test_a_set_without_any_score_is_refused_by_name(tmp_path):
         read(write_responses(tmp_path, "sailor", lines, refused))
     with pytest.raises(DialogueError, match="role sailor"):
         read(write_responses(tmp_path, "sailor", lines, {}))
+    for line in lines:
+        line["question"] = "Something else?"
+    with pytest.raises(DialogueError, match="left out: 4 with user turn is not the question"):
+        read(write_responses(tmp_path, "sailor", lines, {}))
 
 
 @pytest.mark.parametrize(

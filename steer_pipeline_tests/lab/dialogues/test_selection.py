@@ -73,6 +73,14 @@ def test_trait_rows_count_when_positive_and_at_the_threshold(tokenizer):
     assert rows.filter("counts")["question_index"].to_list() == [0, 3]
 
 
+def test_a_role_and_a_trait_of_one_name_have_rows_of_their_own(tokenizer):
+    trait = SAILOR.model_copy(update={"kind": "trait"})
+    as_role = rows_of([dialogue(0, score=3)], tokenizer)
+    as_trait = rows_of([dialogue(0, score=90)], tokenizer, trait)
+    assert as_role["persona"].equals(as_trait["persona"])
+    assert as_role["row_id"][0] != as_trait["row_id"][0]
+
+
 def test_a_set_in_which_nothing_counts_is_refused(tokenizer):
     with pytest.raises(DialogueError, match=r"role sailor: none of 2 rows counts .* at least 3"):
         rows_of([dialogue(0, score=2), dialogue(1, score=None)], tokenizer)

@@ -16,7 +16,7 @@ from steer_pipeline.lab.models.loading import load_tokenizer
 from steer_pipeline.resources import ArtifactStoreResource, JudgeResource, LanguageModelResource
 from steer_pipeline.settings import settings
 from steer_pipeline.stages.vectors.data import ASSETS, CHECKS
-from steer_pipeline_tests.lab.dialogues.builders import records, scores_of, write_responses
+from steer_pipeline_tests.lab.dialogues.builders import answering, records, scores_of, write_responses
 from steer_pipeline_tests.tiny import tiny_model_dir
 
 BLOCKING = {
@@ -134,7 +134,10 @@ def test_every_check_notices_what_it_is_there_for(store, monkeypatch):
     found = verdicts(run("sailor"))
     assert found.keys() == BLOCKING | {"token_budget_is_met"}
     assert not any(one.passed for one in found.values())
-    assert "1 rows are of qwen-3-32b" in found["dialogues_are_of_this_model"].description
+    assert (
+        "1 rows are of qwen-3-32b and not of assets_data/newsroom/model"
+        in found["dialogues_are_of_this_model"].description
+    )
 
 
 # ----------------------------------------------------------------------------- published layouts
@@ -199,3 +202,17 @@ def test_making_dialogues_for_a_judge_without_an_endpoint_is_a_plain_failure(pub
     published(source={"kind": "generate", "scores": "judge", "n_questions": 11, "max_new_tokens": 2})
     monkeypatch.delenv("STEER_JUDGE_URL", raising=False)
     assert "STEER_JUDGE_URL names no endpoint" in failure(run("sailor"))
+
+
+def test_made_dialogues_go_the_whole_way(published, store, monkeypatch):
+    published(source={"kind": "generate", "n_questions": 33, "n_prompts": 2, "max_new_tokens": 8})
+    monkeypatch.setattr(
+        "steer_pipeline.lab.generation.engine.generate", answering("Old deckhands drop anchor.")
+    )
+    result = run("sailor")
+    assert result.success
+    assert all(one.passed for one in verdicts(result).values())
+    rows = stored(store, "sailor")
+    assert rows.filter("counts").height == 66
+    assert rows.filter(label="default")["score"].null_count() == 66
+    assert set(rows["model"]) == {settings().profile.model.path}
