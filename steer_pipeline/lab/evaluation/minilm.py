@@ -167,12 +167,12 @@ class MiniLMScorer:
         labels = np.r_[np.ones(len(positive_texts), int), np.zeros(len(negative_texts), int)]
         features = embed(texts)
         folds = grouped_folds(keys, self.n_folds, self.seed)
-        held_out = _cross_fitted(features, labels, folds)
+        held_out = cross_fitted(features, labels, folds)
         rng = np.random.default_rng(self.seed)
         shuffled = []
         for _ in range(self.n_shuffles):
-            fake = _shuffled_within(labels, keys, rng)
-            shuffled.append(auc(_cross_fitted(features, fake, folds), fake))
+            fake = shuffled_within(labels, keys, rng)
+            shuffled.append(auc(cross_fitted(features, fake, folds), fake))
         self.report = SeparationReport(
             auc=auc_interval(held_out, labels, groups=keys, seed=self.seed),
             shuffled_mean=float(np.mean(shuffled)),
@@ -181,7 +181,7 @@ class MiniLMScorer:
             n_texts=len(texts),
             n_contexts=len(np.unique(keys)),
         )
-        self._model = _logistic().fit(features, labels)
+        self._model = balanced_logistic().fit(features, labels)
         self._held_out_scores = dict(zip(texts, (2 * held_out - 1).tolist(), strict=True))
         return self
 
@@ -206,25 +206,34 @@ class MiniLMScorer:
     score_many = score
 
 
-def _logistic() -> "LogisticRegression":
+def balanced_logistic() -> "LogisticRegression":
+    """The classifier on embeddings: both classes weigh the same, however many rows each has."""
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(class_weight="balanced", max_iter=2000)
 
 
-def _cross_fitted(features: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Probability of the positive label from the model that did not see the row's fold: float64 [n]."""
-    scores = np.full(len(labels), 0.5)
+def cross_fitted(
+    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, judged: np.ndarray | None = None
+) -> np.ndarray:
+    """Probability of the positive label from the model that did not see the row's fold: float64 [n], or [n, m].
+
+    Args:
+        features: [n, width] that models are trained on, and judged on unless `judged` is given.
+        judged: [m, n, width]: other views of the same rows (a text and its excerpt), judged by the same models.
+    """
+    views = features[None] if judged is None else judged
+    scores = np.full((len(labels), len(views)), 0.5)
     for fold in np.unique(folds):
         train = folds != fold
         if len(np.unique(labels[train])) == 2:
-            scores[~train] = (
-                _logistic().fit(features[train], labels[train]).predict_proba(features[~train])[:, 1]
-            )
-    return scores
+            model = balanced_logistic().fit(features[train], labels[train])
+            for view, rows in enumerate(views):
+                scores[~train, view] = model.predict_proba(rows[~train])[:, 1]
+    return scores[:, 0] if judged is None else scores
 
 
-def _shuffled_within(labels: np.ndarray, keys: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def shuffled_within(labels: np.ndarray, keys: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Labels permuted inside each context, or over all rows where contexts hold one label each."""
     shuffled = labels.copy()
     mixed = False

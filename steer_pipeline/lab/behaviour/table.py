@@ -1,0 +1,383 @@
+"""The behaviour table: what each arm did to the trait and to the text, from stored rows and nothing else.
+
+In: rollouts, MiniLM scores and, where a judge answered, its scores, a persona each. Out: frames. Questions are the
+units: samples are averaged within one, intervals resample them, and an arm is compared with vanilla on the same
+questions. An effect is claimed where both a sign-flip test (Holm over the persona's arms) and an interval that
+holds for all arms at once say so.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+
+from steer_pipeline.lab.behaviour.arms import PROMPTED, RANDOM, VANILLA
+from steer_pipeline.lab.behaviour.rollouts import arm_label
+from steer_pipeline.lab.stats import (
+    bootstrap_means,
+    holm,
+    mean_intervals,
+    sign_flip_tests,
+    simultaneous_intervals,
+)
+
+UP, DOWN, NONE = "effect up", "effect down", "no effect"
+MINILM, TRUTH, JUDGE = "minilm", "truth", "judge"
+NLL, LOOP, TOKENS = "base_nll", "loop", "new_tokens"
+TRAIT_METRICS, COHERENCE_METRICS = (MINILM, TRUTH, JUDGE), (NLL, LOOP, TOKENS)
+POOLED = (PROMPTED, RANDOM)  # means over their arms, told beside them
+SCALE_MAX = {"role": 3, "trait": 100}
+JUDGE_STATUSES = ("scored", "refusal", "invalid", "missing", "not_asked")
+LEVEL = 0.95
+
+SUMMARY_SCHEMA = pl.Schema(
+    {
+        "persona": pl.String(),
+        "kind": pl.String(),
+        "metric": pl.String(),  # minilm, truth, judge: trait; base_nll (nats a token), loop, new_tokens: coherence
+        "arm_name": pl.String(),  # trained@0.5; prompted and random alone are means over their arms
+        "arm": pl.String(),
+        "scale": pl.Float64(),
+        "seed": pl.Int64(),
+        "pooled": pl.Boolean(),
+        "n_questions": pl.Int64(),
+        "mean": pl.Float64(),
+        "low": pl.Float64(),
+        "high": pl.Float64(),
+        "difference": pl.Float64(),  # to vanilla on the same questions
+        "difference_low": pl.Float64(),
+        "difference_high": pl.Float64(),
+        "simultaneous_low": pl.Float64(),  # of the difference, for all arms of the persona at once
+        "simultaneous_high": pl.Float64(),
+        "p": pl.Float64(),
+        "p_holm": pl.Float64(),
+        "verdict": pl.String(),  # trait metrics: effect up | effect down | no effect; null for vanilla
+        "gap_closed": pl.Float64(),  # (arm - vanilla) / (prompted - vanilla); null if prompting has no effect
+        "gap_low": pl.Float64(),
+        "gap_high": pl.Float64(),
+    }
+)
+
+
+class TableError(ValueError):
+    """Stored rows that do not go together. The message names persona, arm or row, and the cure."""
+
+
+@dataclass(frozen=True, eq=False)
+class PersonaRows:
+    """What is stored of one persona. `judge` is None where nothing was judged."""
+
+    rollouts: pl.DataFrame
+    minilm: pl.DataFrame
+    judge: pl.DataFrame | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class BehaviourTables:
+    """Frames that can be stored as they are.
+
+    Attributes:
+        rows: one row an answer with all its scores; judge scores as shares of their scale.
+        summary: `SUMMARY_SCHEMA`.
+        agreement: one row a persona and pair of scales.
+        judged: one row a persona and arm: answers scored, refusal, invalid, missing, not_asked.
+        scorers: one row a persona: the MiniLM scorer's report.
+    """
+
+    rows: pl.DataFrame
+    summary: pl.DataFrame
+    agreement: pl.DataFrame
+    judged: pl.DataFrame
+    scorers: pl.DataFrame = field(default_factory=pl.DataFrame)
+
+    @property
+    def personas(self) -> list[str]:
+        return self.summary["persona"].unique(maintain_order=True).to_list()
+
+    def of(self, persona: str, metric: str) -> pl.DataFrame:
+        """The summary of one persona and metric, in the order of the arms."""
+        return self.summary.filter(persona=persona, metric=metric)
+
+    def arm(self, persona: str, metric: str, arm_name: str) -> dict:
+        """One row of the summary.
+
+        Raises:
+            KeyError: there is no such row.
+        """
+        found = self.of(persona, metric).filter(arm_name=arm_name)
+        if found.is_empty():
+            raise KeyError(f"{persona}: no arm {arm_name!r} with metric {metric!r} in the summary")
+        return found.row(0, named=True)
+
+
+def make_tables(
+    stored: Mapping[str, PersonaRows], *, seed: int, alpha: float = 0.05, n_boot: int = 10_000
+) -> BehaviourTables:
+    """Everything that the behaviour table holds; the same rows and seed give the same tables.
+
+    Raises:
+        TableError: no persona, rows that do not go together, or a persona without a vanilla arm.
+    """
+    from steer_pipeline.lab.behaviour.agreement import agreement, judge_counts
+
+    if not stored:
+        raise TableError("there are no rollouts to compare: materialise rollouts and minilm_scores first")
+    rows = pl.concat([joined(name, persona) for name, persona in stored.items()])
+    summary = pl.concat(
+        [
+            summarise(own, seed=seed, alpha=alpha, n_boot=n_boot)
+            for own in rows.partition_by("persona", maintain_order=True)
+        ]
+    )
+    known = [name for name in _first(stored).minilm.columns if name not in _SCORE_COLUMNS]
+    scorers = pl.concat([one.minilm.select("persona", *known).head(1) for one in stored.values()])
+    return BehaviourTables(rows, summary, agreement(rows, seed), judge_counts(rows), scorers)
+
+
+_SCORE_COLUMNS = ("row_id", "persona", "arm", "scale", "question_index", "score")
+
+
+def _first(stored: Mapping[str, PersonaRows]) -> PersonaRows:
+    return next(iter(stored.values()))
+
+
+def joined(persona: str, stored: PersonaRows) -> pl.DataFrame:
+    """One row a rollout with `minilm`, `truth`, `judge` (share of its scale), `judge_status` and coherence.
+
+    Raises:
+        TableError: a rollout without exactly one MiniLM score, a judge score on another scale than the kind's,
+            or a score of a row that is not among the rollouts.
+    """
+    rollouts = stored.rollouts
+    if rollouts["row_id"].n_unique() != rollouts.height:
+        raise TableError(f"{persona}: a row_id of the rollouts occurs twice; materialise rollouts again")
+    _same_rows(persona, "minilm_scores", rollouts, stored.minilm)
+    if stored.minilm["score"].null_count():
+        raise TableError(f"{persona}: minilm_scores has null scores; materialise it again")
+    kind = rollouts["kind"][0]
+    rows = rollouts.select(
+        "row_id", "persona", "kind", "arm", "scale", "seed", "question_index", "sample",
+        arm_label(),
+        pl.col("trait_truth").cast(pl.Float64).alias(TRUTH),
+        pl.when(pl.col("base_tokens") > 0).then(pl.col("base_nll") / pl.col("base_tokens")).alias(NLL),
+        pl.col("loop").cast(pl.Float64).alias(LOOP),
+        pl.col("n_new_tokens").cast(pl.Float64).alias(TOKENS),
+    ).join(stored.minilm.select("row_id", pl.col("score").alias(MINILM)), on="row_id", how="left")  # fmt: skip
+    return rows.join(_judged(persona, kind, rollouts, stored.judge), on="row_id", how="left")
+
+
+def _judged(persona: str, kind: str, rollouts: pl.DataFrame, judge: pl.DataFrame | None) -> pl.DataFrame:
+    """row_id, judge, judge_status: all `not_asked` without a judge."""
+    if judge is None:
+        return rollouts.select(
+            "row_id", pl.lit(None, pl.Float64).alias(JUDGE), pl.lit("not_asked").alias("judge_status")
+        )
+    _same_rows(persona, "judge_scores", rollouts, judge)
+    scored = judge.filter(pl.col("status") == "scored")
+    wrong = scored.filter(
+        (pl.col("scale_max") != SCALE_MAX[kind]) | ~pl.col("score").is_between(0, pl.col("scale_max"))
+    )
+    if not wrong.is_empty():
+        row = wrong.row(0, named=True)
+        raise TableError(
+            f"{persona}: row {row['row_id']} has judge score {row['score']} of {row['scale_max']}; a {kind} is "
+            f"judged on 0 to {SCALE_MAX[kind]}: role and trait scales must not be mixed"
+        )
+    share = pl.when(pl.col("status") == "scored").then(pl.col("score") / pl.col("scale_max")).cast(pl.Float64)
+    return judge.select("row_id", share.alias(JUDGE), pl.col("status").cast(pl.String).alias("judge_status"))
+
+
+def _same_rows(persona: str, asset: str, rollouts: pl.DataFrame, scores: pl.DataFrame) -> None:
+    ours, theirs = set(rollouts["row_id"]), scores["row_id"].to_list()
+    if len(theirs) != len(set(theirs)) or set(theirs) != ours:
+        raise TableError(
+            f"{persona}: {asset} has {len(theirs)} rows, {len(ours & set(theirs))} of the {len(ours)} rollouts "
+            f"among them; it was made from other rollouts: materialise {asset} again"
+        )
+
+
+# ------------------------------------------------------------------------------------------ one persona
+
+
+def summarise(rows: pl.DataFrame, *, seed: int, alpha: float = 0.05, n_boot: int = 10_000) -> pl.DataFrame:
+    """The summary of one persona: every metric that has a value, every arm, pooled arms last.
+
+    Args:
+        rows: as `joined` gives them.
+        alpha: family-wise error of the verdicts of one metric.
+
+    Raises:
+        TableError: there is no vanilla arm, or it lacks a question that another arm has.
+    """
+    persona = rows["persona"][0]
+    if VANILLA not in set(rows["arm"]):
+        raise TableError(f"{persona}: no vanilla arm; a difference needs one: materialise rollouts again")
+    facts = rows.select("arm_name", "arm", "scale", "seed").unique("arm_name", maintain_order=True)
+    arms = {row["arm_name"]: row | {"pooled": False} for row in facts.iter_rows(named=True)}
+    parts = {
+        VANILLA: [VANILLA],
+        PROMPTED: [name for name in arms if name.startswith(f"{PROMPTED}_")],
+        RANDOM: [name for name, row in arms.items() if row["arm"] == RANDOM],
+    }
+    for name in POOLED:
+        if parts[name]:
+            arms[name] = {"arm_name": name, "arm": name, "scale": None, "seed": None, "pooled": True}
+    found = []
+    for metric in (*TRAIT_METRICS, *COHERENCE_METRICS):
+        if rows[metric].null_count() == rows.height:
+            continue
+        values = _by_question(rows, metric, arms, parts)
+        missing = np.isnan(values[:, list(arms).index(VANILLA)])
+        if missing.all() or (missing.any() and metric not in (JUDGE, NLL)):
+            raise TableError(f"{persona}: vanilla lacks {metric} for {int(missing.sum())} questions")
+        table = _compare(values, list(arms), metric in TRAIT_METRICS, seed, alpha, n_boot)
+        found += [
+            {"persona": persona, "kind": rows["kind"][0], "metric": metric, **arm, **numbers}
+            for arm, numbers in zip(arms.values(), table, strict=True)
+        ]
+    return pl.DataFrame(found, schema=SUMMARY_SCHEMA)
+
+
+def _by_question(
+    rows: pl.DataFrame, metric: str, arms: Mapping[str, dict], parts: Mapping[str, Sequence[str]]
+) -> np.ndarray:
+    """Mean of the samples: float64 [questions, arms], NaN where an arm has no value."""
+    cells = rows.group_by("question_index", "arm_name").agg(pl.col(metric).mean())
+    questions = sorted(rows["question_index"].unique())
+    place, column = {q: i for i, q in enumerate(questions)}, {name: i for i, name in enumerate(arms)}
+    values = np.full((len(questions), len(arms)), np.nan)
+    for question, name, value in cells.iter_rows():
+        values[place[question], column[name]] = np.nan if value is None else value
+    for name, arm in arms.items():
+        if arm["pooled"]:
+            own = values[:, [column[part] for part in parts[name]]]
+            filled = np.isfinite(own).sum(axis=1)
+            values[:, column[name]] = np.where(filled, np.nansum(own, axis=1) / np.maximum(filled, 1), np.nan)
+    return values
+
+
+def _compare(
+    values: np.ndarray, names: Sequence[str], trait: bool, seed: int, alpha: float, n_boot: int
+) -> list[dict]:
+    """Numbers of every arm of one metric."""
+    vanilla, others = names.index(VANILLA), [i for i, name in enumerate(names) if name != VANILLA]
+    means = mean_intervals(values, seed=seed, n_boot=n_boot, level=LEVEL)
+    numbers: list[dict] = [
+        {
+            "n_questions": one.n,
+            "mean": _number(one.estimate),
+            "low": _number(one.low),
+            "high": _number(one.high),
+        }
+        for one in means
+    ]
+    differences = values[:, others] - values[:, [vanilla]]
+    shifts = mean_intervals(differences, seed=seed, n_boot=n_boot, level=LEVEL)
+    for i, shift in zip(others, shifts, strict=True):
+        numbers[i] |= {
+            "difference": _number(shift.estimate),
+            "difference_low": _number(shift.low),
+            "difference_high": _number(shift.high),
+        }
+    if trait and others:
+        _judge_arms(numbers, others, differences, seed, alpha, n_boot)
+        if PROMPTED in names:
+            _close_gaps(numbers, values, vanilla, names.index(PROMPTED), seed, n_boot)
+    return numbers
+
+
+def _judge_arms(
+    numbers: list[dict], others: Sequence[int], differences: np.ndarray, seed: int, alpha: float, n_boot: int
+) -> None:
+    """Adds p, Holm's p over these arms, simultaneous intervals and the verdict."""
+    ps = sign_flip_tests(differences, seed=seed)
+    adjusted = holm(ps)
+    whole = np.isfinite(differences).all(axis=1)
+    bands = None
+    if 2 * whole.sum() >= len(differences) and whole.sum() > 1:  # refusals leave holes in a judge's scores
+        bands = simultaneous_intervals(differences[whole], level=1 - alpha, seed=seed, n_boot=n_boot)
+    for place, i in enumerate(others):
+        band = bands[place] if bands else None
+        shift = numbers[i]["difference"]
+        sure = shift is not None and adjusted[place] < alpha and (band is None or not band.includes_zero)
+        numbers[i] |= {
+            "p": float(ps[place]),
+            "p_holm": float(adjusted[place]),
+            "simultaneous_low": band.low if band else None,
+            "simultaneous_high": band.high if band else None,
+            "verdict": (UP if shift > 0 else DOWN) if sure else NONE,
+        }
+
+
+def _close_gaps(
+    numbers: list[dict], values: np.ndarray, vanilla: int, prompted: int, seed: int, n_boot: int
+) -> None:
+    """Adds the share of the vanilla-to-prompted gap with a bootstrap interval over questions.
+
+    Numerator and denominator come from the same resamples. Where prompting has no effect there is no gap, and
+    the share stays null.
+    """
+    if numbers[prompted]["verdict"] == NONE:
+        return
+    gap = numbers[prompted]["mean"] - numbers[vanilla]["mean"]
+    drawn = bootstrap_means(values, seed=seed, n_boot=n_boot)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = (drawn - drawn[:, [vanilla]]) / (drawn[:, [prompted]] - drawn[:, [vanilla]])
+    for i, own in enumerate(numbers):
+        finite = shares[np.isfinite(shares[:, i]), i]
+        if own["mean"] is None or not finite.size:
+            continue
+        low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        share = (own["mean"] - numbers[vanilla]["mean"]) / gap
+        own |= {"gap_closed": float(share), "gap_low": float(low), "gap_high": float(high)}
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+# ------------------------------------------------------------------------------------------ for readers
+
+
+def arms_table(tables: BehaviourTables) -> pl.DataFrame:
+    """One row a persona and arm, wide: trait on every scale, coherence, verdict and gap, judge's counts.
+
+    `score`, `verdict` and `gap_closed` are MiniLM's; perplexity is exp of the mean nats a token over questions.
+    """
+    key = ["persona", "arm_name"]
+    head = tables.summary.filter(metric=MINILM).select(
+        "persona", "kind", "arm_name", "arm", "scale", "seed", "pooled", "n_questions",
+        pl.col("mean").alias("score"), pl.col("low").alias("score_low"), pl.col("high").alias("score_high"),
+        "difference", "difference_low", "difference_high", "p_holm", "verdict",
+        "gap_closed", "gap_low", "gap_high",
+    )  # fmt: skip
+    for metric in (TRUTH, JUDGE):
+        own = tables.summary.filter(metric=metric).select(
+            *key,
+            pl.col("mean").alias(metric),
+            pl.col("low").alias(f"{metric}_low"),
+            pl.col("high").alias(f"{metric}_high"),
+            pl.col("verdict").alias(f"{metric}_verdict"),
+        )
+        head = head.join(own, on=key, how="left")
+    for metric, name, read in (
+        (NLL, "perplexity", lambda column: pl.col(column).exp()),
+        (LOOP, "loop_rate", pl.col),
+        (TOKENS, "new_tokens", pl.col),
+    ):
+        own = tables.summary.filter(metric=metric).select(
+            *key,
+            read("mean").alias(name),
+            read("low").alias(f"{name}_low"),
+            read("high").alias(f"{name}_high"),
+        )
+        head = head.join(own, on=key, how="left")
+    return head.join(tables.judged.drop("rows"), on=key, how="left").join(
+        tables.scorers, on="persona", how="left"
+    )
+
+
+def minilm_headline(scores: Mapping[str, pl.DataFrame]) -> dict[str, float]:
+    """persona -> held-out AUC of its scorer, from stored minilm_scores."""
+    return {persona: float(rows["auc"][0]) for persona, rows in scores.items() if rows.height}
