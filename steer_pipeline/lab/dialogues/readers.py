@@ -79,7 +79,7 @@ def same_model(a: str, b: str) -> bool:
 def _read_newsroom(path: Path, persona: Persona) -> Reading:
     if not path.is_file():
         raise DialogueError(f"{path} is missing; make it: python -m steer_pipeline.lab.newsroom dialogues")
-    rows = pl.read_parquet(path)
+    rows = _read_parquet(path)
     mine = rows.filter(persona=persona.name, kind=persona.kind)
     if mine.is_empty():
         known = ", ".join(sorted(rows.filter(pl.col("label") != "default")["persona"].unique()))
@@ -189,14 +189,14 @@ def _read_scores(path: Path, kind: str) -> dict[str, tuple[int | None, Any]]:
 
 def _read_lines(path: Path, model: str, reading: Reading) -> Iterator[Dialogue]:
     """The dialogues of a JSONL file, without scores; unusable rows are counted."""
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise DialogueError(f"{where}: not valid JSON: {error}; cut or mend the line") from error
             if not isinstance(record, dict) or not isinstance(record.get("conversation"), list):
                 raise DialogueError(f"{where}: field conversation is missing; a list of turns is expected")
@@ -303,7 +303,7 @@ def _chosen(sets: Sequence[_Set], persona: Persona, path: Path) -> list[_Set]:
 
 
 def _of_processed(one: _Set, kind: str, reading: Reading) -> list[Dialogue]:
-    rows = pl.read_parquet(one.path) if one.path.suffix == ".parquet" else _from_disk(one.path)
+    rows = _read_parquet(one.path) if one.path.suffix == ".parquet" else _from_disk(one.path)
     named = [name for name in ("role", "trait") if name in rows.columns]
     if named != [kind]:
         raise DialogueError(
@@ -328,6 +328,15 @@ def _of_processed(one: _Set, kind: str, reading: Reading) -> list[Dialogue]:
         else:
             found.append(replace(dialogue, score=score, score_status=status))
     return found
+
+
+def _read_parquet(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DialogueError(
+            f"{path}: not a Parquet file that can be read: {error}; fetch or make it anew"
+        ) from error
 
 
 def _from_disk(path: Path) -> pl.DataFrame:

@@ -14,13 +14,9 @@ from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, JudgeResource, LanguageModelResource
 from steer_pipeline.settings import settings
 
-# Only a profile that has its dialogues made needs the model, and with it the accelerator.
+# Only a profile that has its dialogues made needs the model, and with it the accelerator, and perhaps a judge.
 MADE = settings().profile.behaviour.source.kind == "generate"
-WHERE: dict[str, Any] = (
-    {"pool": GPU_POOL, "op_tags": GPU_TAGS, "retry_policy": RETRY_NETWORK}
-    if MADE
-    else {}  # a judge may be away
-)
+FOR_MAKING: dict[str, Any] = {"pool": GPU_POOL, "op_tags": GPU_TAGS, "retry_policy": RETRY_NETWORK}
 
 
 @dg.asset(
@@ -31,7 +27,7 @@ WHERE: dict[str, Any] = (
     tags={"steer/stage": "vectors", "steer/device": "gpu" if MADE else "cpu"},
     kinds={"polars", "parquet"},
     code_version="1",
-    **WHERE,
+    **(FOR_MAKING if MADE else {}),
 )
 def behaviour_set(
     context: dg.AssetExecutionContext,

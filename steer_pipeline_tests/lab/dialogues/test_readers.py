@@ -154,6 +154,8 @@ def test_broken_files_name_file_and_line(tmp_path):
 
     answers.write_text(good + "\n{broken\n")
     refused(r"sailor\.jsonl, line 6: not valid JSON")
+    answers.write_bytes(good.encode() + b'{"label": "\xff"}')
+    refused(r"sailor\.jsonl, line 5: not valid JSON: .*utf-8")
     for name, value in {
         "label": "positive",
         "prompt_index": "0",
@@ -245,6 +247,12 @@ def test_save_to_disk_without_its_package_is_told_plainly(tmp_path, monkeypatch)
 def test_a_processed_set_that_cannot_be_filtered_is_refused(tmp_path, change, told):
     change(processed(records(2), "sailor")).write_parquet(tmp_path / "m__role__sailor.parquet")
     with pytest.raises(DialogueError, match=told):
+        read(tmp_path, kind="processed")
+
+
+def test_a_broken_parquet_file_is_named(tmp_path):
+    (tmp_path / "m__role__sailor.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DialogueError, match=r"m__role__sailor\.parquet: not a Parquet file"):
         read(tmp_path, kind="processed")
 
 
