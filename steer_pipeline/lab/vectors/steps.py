@@ -59,8 +59,6 @@ from steer_pipeline.lab.vectors.tables import (
     selection_table,
 )
 
-N_NORM_ROWS = 64  # answers over which mean residual norms are taken
-
 
 def compare_vectors(
     model: LoadedModel,
@@ -142,9 +140,8 @@ def _counted(rows: pl.DataFrame, persona: Persona) -> dict[str, pl.DataFrame]:
 
 
 def _residual_norms(model: LoadedModel, train: pl.DataFrame, profile: Profile) -> list[float]:
-    """[n_blocks]: of bare questions with their answers, first position left out."""
-    some = train.sample(min(N_NORM_ROWS, train.height), seed=profile.behaviour.seed)
-    dialogues = encode_rows(model, some, profile, instructed=False)
+    """[n_blocks]: of the bare train questions with their answers, as training measures it at its site."""
+    dialogues = encode_rows(model, train, profile, instructed=False)
     norms = residual_norms(model, [one.ids for one in dialogues])
     return [round(float(norm), 6) for norm in norms]
 

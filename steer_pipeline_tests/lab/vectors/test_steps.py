@@ -7,11 +7,19 @@ import polars as pl
 import pytest
 
 from steer_pipeline.lab.personas.vectors import VectorError, load_vector
+from steer_pipeline.lab.vectors.cosines import COSINE_SCHEMA
 from steer_pipeline.lab.vectors.rules import judge
 from steer_pipeline.lab.vectors.steps import compare_vectors, tabulate
 from steer_pipeline.lab.vectors.tables import comparison_table, headline, summary
 from steer_pipeline_tests.lab.generation.reference import loaded
-from steer_pipeline_tests.lab.vectors.builders import behaviour_rows, persona, profile, trained
+from steer_pipeline_tests.lab.vectors.builders import (
+    behaviour_rows,
+    persona,
+    profile,
+    question_keys,
+    stored_rows,
+    trained,
+)
 
 TABLES = {"rows.parquet", "table.parquet", "seeds.parquet", "cosines.parquet", "classifier.parquet"}
 
@@ -110,25 +118,20 @@ def test_vectors_of_another_model_and_sets_without_test_rows_are_refused(tmp_pat
 
 
 def gained(folder, prompted, trained_gain, random_gain):
-    """Rewrites the stored rows: each arm better than vanilla by so many nats a token, more or less by question."""
-    rows = pl.read_parquet(folder / "rows.parquet")
-    vanilla = rows.filter(arm="vanilla").select("row_id", "split", base="nll_sum")
-    gain = pl.col("arm").replace_strict(
-        {"prompted": prompted, "trained": trained_gain, "random": random_gain},
-        default=0.0,
-        return_dtype=pl.Float64,
-    ) * (1 + 0.05 * (pl.col("question_index") % 3))
-    rows = rows.join(vanilla, on=["row_id", "split"], maintain_order="left")
-    rows = rows.with_columns(nll_sum=pl.col("base") - gain * pl.col("n_tokens")).drop("base")
-    rows.write_parquet(folder / "rows.parquet")
+    """Stored rows in which each arm is so many nats a token better than vanilla, the tables and the verdicts."""
+    questions, tokens = question_keys(12, 3)
+    varied = 1 + 0.05 * (questions % 3)
+    gains = {("prompted", None): prompted * varied, ("averaged", None): 0.3 * varied}
+    gains |= {("trained", seed): trained_gain * varied for seed in (41, 42, 43)}
+    gains |= {("random", seed): random_gain * varied for seed in (51, 52, 53)}
+    stored_rows(gains, questions, tokens).write_parquet(folder / "rows.parquet")
+    pl.DataFrame(schema=COSINE_SCHEMA).write_parquet(folder / "cosines.parquet")
     tabulate(folder, "analytical", 0)
     return {verdict.check: verdict for verdict in judge(folder, half=0.5, min_seeds=3)}
 
 
 def test_verdicts_say_what_the_rows_say(tmp_path):
-    model, folder = loaded(tmp_path), tmp_path / "out"
-    compare_vectors(model, behaviour_rows(), trained(model), persona(), profile(model), folder)
-
+    folder = tmp_path
     good = gained(folder, 0.8, 0.6, -0.1)
     assert all(verdict.passed for verdict in good.values())
     assert headline(folder)["gap_closed"] == pytest.approx(0.75)
@@ -152,5 +155,5 @@ def test_verdicts_say_what_the_rows_say(tmp_path):
     verdict = next(judge(folder, half=0.5, min_seeds=3))
     assert verdict.check == "same_tokens_in_every_arm"
     assert not verdict.passed
-    assert "random, row pos-0-11: other response tokens than vanilla" in verdict.told
+    assert "random, row r0: other response tokens than vanilla" in verdict.told
     assert np.isfinite(verdict.numbers["unequal_measurements"])
