@@ -104,6 +104,17 @@ class VariantTerm(Strict):
         "default: the block that dose_curve recommends.",
     )
     direction: Literal["persona", "random"] = "persona"
+    site: Literal["output", "logits"] = Field(
+        default="output",
+        description="`output`: added to the residual stream after the block. `logits`: the block's vector through "
+        "final norm and output embedding, added to the logits; dosed as alpha or a fraction of the last block's norm.",
+    )
+
+    @model_validator(mode="after")
+    def _measured_at_its_site(self) -> Self:
+        if self.site == "logits" and self.dose.recommended is not None:
+            raise ValueError("recommended doses are measured at block outputs; give a fraction or alpha for logits")
+        return self
 
 
 class VariantSpec(Strict):

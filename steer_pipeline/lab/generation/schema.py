@@ -53,9 +53,12 @@ class PersonaDose(Strict):
 
     name: str
     version: str | None = Field(default=None, description="Content hash of the vector artefact.")
-    block: int = Field(ge=0, description="0-based block whose output was steered.")
+    block: int = Field(ge=0, description="0-based block whose output was steered, or whose vector it is.")
     alpha: float = Field(description="Length added to the residual stream; negative: the other pole.")
     dose_fraction: float | None = Field(default=None, description="alpha over the mean residual norm there.")
+    site: Literal["logits"] | None = Field(
+        default=None, description="None: the block's output; `logits`: a bias on the logits."
+    )
 
 
 class RewriteRow(Strict):
@@ -99,6 +102,7 @@ REWRITE_SCHEMA = pl.Schema(
                     "block": pl.Int64(),
                     "alpha": pl.Float64(),
                     "dose_fraction": pl.Float64(),
+                    "site": pl.String(),
                 }
             )
         ),

@@ -1,6 +1,6 @@
 """What is added to the residual stream, where and how much: plain values, no torch.
 
-A site is the output of one decoder block. Blocks count from 0; `hidden_states[k + 1]` of transformers is
+A site is the output of one decoder block, or the logits. Blocks count from 0; `hidden_states[k + 1]` of transformers is
 the output of block k, except that the last entry is taken after the final norm, which is why collection
 uses hooks and not that tuple.
 """
@@ -12,7 +12,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Site:
-    """The output of decoder block `block`, 0-based from the embedding."""
+    """The output of decoder block `block`, 0-based from the embedding; or, of kind "logits", a bias on the logits that
+    the block's vector makes through final norm and output embedding.
+    """
 
     block: int
     kind: str = "output"

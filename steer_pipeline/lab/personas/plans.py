@@ -62,6 +62,9 @@ def load_recommendation(folder: Path) -> Recommendation:
 def make_term(vector: PersonaVector, site: Site, alpha: float, *, version: str | None = None) -> SteeringTerm:
     """`alpha * unit` at `site`; alpha is a length in the residual stream and may be negative.
 
+    A site of kind "logits" takes the vector of its block and acts where the final norm reads: its dose fraction is
+    of the last block's residual norm.
+
     Args:
         version: content hash of the stored vector; default: the vector's digest.
 
@@ -76,7 +79,7 @@ def make_term(vector: PersonaVector, site: Site, alpha: float, *, version: str |
         unit=vector.unit_at(site.block),
         site=site,
         alpha=float(alpha),
-        dose_fraction=float(alpha) / vector.residual_norm(site.block) if measured else None,
+        dose_fraction=float(alpha) / vector.residual_norm(_dosed_at(vector, site)) if measured else None,
         version=version or vector.digest,
     )
 
@@ -124,16 +127,16 @@ def terms_for(
             raise VectorError(f"{what}: made on {vector.n_blocks} blocks, the model has {n_blocks}")
         if model is not None:
             require_same_model(vector, model)
-        block, alpha = _resolve(spec, vector, recommendations.get(spec.persona), what)
-        term = make_term(vector, Site(block), alpha, version=(versions or {}).get(spec.persona))
+        site, alpha = _resolve(spec, vector, recommendations.get(spec.persona), what)
+        term = make_term(vector, site, alpha, version=(versions or {}).get(spec.persona))
         terms.append(random_like(term, seed) if spec.direction == "random" else term)
     return SteeringPlan(variant.name, tuple(terms), variant.scope, variant.stream)
 
 
 def _resolve(
     spec: VariantTerm, vector: PersonaVector, recommended: Recommendation | None, what: str
-) -> tuple[int, float]:
-    """Block and alpha of a term."""
+) -> tuple[Site, float]:
+    """Site and alpha of a term."""
     named = None if spec.block is None else resolve_site(spec.block, vector.n_blocks).block
     if named is None or spec.dose.recommended is not None:
         if recommended is None or recommended.block is None or recommended.alpha is None:
@@ -148,8 +151,14 @@ def _resolve(
                     f"{what}: the recommended dose belongs to block {recommended.block}, the term names "
                     f"block {named}; give a dose as fraction or alpha there"
                 )
-            return recommended.block, spec.dose.recommended * recommended.alpha
+            return Site(recommended.block, spec.site), spec.dose.recommended * recommended.alpha
         named = recommended.block if named is None else named
+    site = Site(named, spec.site)
     if spec.dose.alpha is not None:
-        return named, spec.dose.alpha
-    return named, (spec.dose.fraction or 0.0) * vector.residual_norm(named)
+        return site, spec.dose.alpha
+    return site, (spec.dose.fraction or 0.0) * vector.residual_norm(_dosed_at(vector, site))
+
+
+def _dosed_at(vector: PersonaVector, site: Site) -> int:
+    """The block whose residual norm a dose is a fraction of."""
+    return vector.n_blocks - 1 if site.kind == "logits" else site.block

@@ -97,6 +97,7 @@ def identity(profile: Profile, decoding_hash: str, steering: SteeringPlan) -> Id
             "alpha": float(term.alpha),
             "dose_fraction": term.dose_fraction,
         }
+        | ({} if term.site.kind == "output" else {"site": term.site.kind})
         for term in steering.terms
     )
     return Identity(profile.name, decoding_hash, steering.stream or steering.variant, personas)
@@ -150,4 +151,9 @@ def identity_of(pack: pl.DataFrame) -> Identity:
     if pack.is_empty():
         raise ValueError("an empty pack has no identity: materialise rewrite_raw again")
     row = pack.row(0, named=True)
-    return Identity(row["profile"], row["decoding_hash"], row["stream"], tuple(row["personas"] or ()))
+    # rows of block outputs say nothing of a site, as rows did before there were others: one recipe for both
+    personas = tuple(
+        {key: value for key, value in dose.items() if key != "site" or value is not None}
+        for dose in row["personas"] or ()
+    )
+    return Identity(row["profile"], row["decoding_hash"], row["stream"], personas)

@@ -45,6 +45,7 @@ def test_a_janus_pack_comes_in_and_goes_out_again(tmp_path):
         "block": 33,
         "alpha": 2.4,
         "dose_fraction": None,
+        "site": None,
     }
     assert rows["row_id"].n_unique() == 1
     assert len(rows["row_id"][0]) == 16

@@ -42,6 +42,36 @@ def test_every_unit_of_dose_resolves_to_block_and_alpha(spec, block, alpha, frac
     np.testing.assert_allclose(found.unit, vector().unit_at(block))
 
 
+@pytest.mark.parametrize(
+    ("spec", "block", "alpha", "fraction"),
+    [
+        (term({"fraction": 0.2}, site="logits"), 2, 8.0, 0.2),  # of the last block's norm, 40
+        (term({"alpha": -4.0}, block=0, site="logits"), 0, -4.0, -0.1),
+    ],
+)
+def test_a_logit_bias_takes_its_blocks_vector_and_is_dosed_where_the_final_norm_reads(
+    spec, block, alpha, fraction
+):
+    (found,) = terms_for(variant(spec), {"paranoid": vector()}, RECOMMENDED, 4).terms
+    assert found.site == Site(block, "logits")
+    assert found.alpha == pytest.approx(alpha)
+    assert found.dose_fraction == pytest.approx(fraction)
+    np.testing.assert_allclose(found.unit, vector().unit_at(block))
+    control = terms_for(
+        variant(spec | {"direction": "random"}), {"paranoid": vector()}, RECOMMENDED, 4
+    ).terms[0]
+    assert (control.site, control.alpha, control.dose_fraction) == (
+        found.site,
+        found.alpha,
+        found.dose_fraction,
+    )
+
+
+def test_a_recommended_dose_is_none_for_logits():
+    with pytest.raises(ValueError, match="give a fraction or alpha for logits"):
+        variant(term({"recommended": 1.0}, site="logits"))
+
+
 def test_the_plan_carries_variant_scope_stream_and_versions():
     spec = variant(term({"alpha": 1.0}), scope="generated", stream="shared")
     plan = terms_for(spec, {"paranoid": vector()}, RECOMMENDED, 4, versions={"paranoid": "abc"})

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from steer_pipeline.catalogue import load_personas, load_profile, load_variants
-from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, FinishedRow
+from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, FinishedRow, RewriteRow
 from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm
 from steer_pipeline.lab.rewrites import work
 from steer_pipeline_tests.lab.rewrites.packs import news
@@ -55,11 +55,33 @@ def test_finished_rows_become_packs_sorted_by_source_index_with_their_identity(p
     assert packs["paranoid"].schema == REWRITE_SCHEMA
     assert packs["paranoid"]["output"].to_list() == ["paranoid 1", "paranoid 2", "paranoid 3"]
     assert packs["paranoid"]["personas"][0].to_list() == [
-        {"name": "paranoid", "version": "abc", "block": 2, "alpha": 2.5, "dose_fraction": 0.3}
+        {"name": "paranoid", "version": "abc", "block": 2, "alpha": 2.5, "dose_fraction": 0.3, "site": None}
     ]
     for name, pack in packs.items():
         assert work.identity_of(pack) == identities[name]
         assert work.identity_of(pack.head(1)).recipe == identities[name].recipe
+
+
+def test_a_logit_bias_is_another_recipe_and_survives_the_pack(profile):
+    def made(kind):
+        term = SteeringTerm("paranoid", np.ones(4, np.float32) / 2, Site(2, kind), 2.5, 0.3, "abc")
+        return work.identity(profile, "h", SteeringPlan("paranoid", (term,)))
+
+    assert made("logits").recipe != made("output").recipe
+    for kind, told in (("logits", "logits"), ("output", None)):
+        finished = [FinishedRow(f"{1:016x}", "paranoid", "text", [1], 5, 2, "eos", False, 20)]
+        pack = work.pack_rows(finished, news(), {"paranoid": made(kind)}, "tiny", profile, "pilot")[
+            "paranoid"
+        ]
+        assert pack["personas"][0][0]["site"] == told
+        RewriteRow.model_validate(pack.row(0, named=True))
+        assert work.identity_of(pack) == made(kind)
+    (dose,) = pack["personas"][0]
+    before = {
+        name: value for name, value in dose.items() if name != "site"
+    }  # a pack of before there were sites
+    unaware = pack.with_columns(personas=pl.Series([[before]]))
+    assert work.identity_of(unaware).recipe == made("output").recipe
 
 
 def test_a_change_of_dose_or_prompt_or_decoding_is_another_recipe(profile):
