@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.models.plans import check_plans
 from steer_pipeline.lab.models.steering import SteeringPlan
+
+if TYPE_CHECKING:
+    from steer_pipeline.lab.generation.fanout import Fanout
 
 __all__ = ["BrokenLogits", "FinishedRow", "Progress", "PromptRow", "decoding_hash", "generate"]
 
@@ -51,17 +54,31 @@ class OutOfMemory(RuntimeError):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is. `rows_total` is None for a stream of unknown length; `memory_bytes`: peak of device or
-    process.
+    """Where a run is.
+
+    Attributes:
+        sequences_done: those that came from the journal (`sequences_resumed`) included.
+        sequences_total: None for a stream of unknown length.
+        tokens: generated in this run, of finished sequences.
+        memory_bytes: peak of device or process; of the largest replica where there are several.
     """
 
     sequences_done: int
     sequences_total: int | None
+    sequences_resumed: int
     tokens: int
     seconds: float
     tokens_per_second: float
     eta_seconds: float | None
     memory_bytes: int
+
+    def __str__(self) -> str:
+        of = "" if self.sequences_total is None else f" of {self.sequences_total}"
+        left = "unknown time" if self.eta_seconds is None else f"{self.eta_seconds:.0f} s"
+        return (
+            f"{self.sequences_done}{of} sequences, {self.tokens_per_second:.0f} tokens/s, {left} left, "
+            f"peak memory {self.memory_bytes / 1e9:.1f} GB"
+        )
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,7 @@ def generate(
     journal: Path | None = None,
     config_hash: str = "",
     progress: Callable[[Progress], None] | None = None,
+    fanout: "Fanout | None" = None,
 ) -> Iterator[FinishedRow]:
     """Every plan on every row, in the order in which they finish.
 
@@ -103,7 +121,8 @@ def generate(
     before they are yielded, and come from there after a restart; a row counts as done only for the same
     prompt ids, plan, sampling settings, model weights and `config_hash`. Scope "generated" steers the
     positions of generated tokens; the first token comes from the unsteered prompt. `rows` may be a stream:
-    memory does not grow with its length.
+    memory does not grow with its length. With `fanout`, replicas of the model do the work; the rows are the
+    same.
 
     Raises:
         ValueError: a plan does not fit the model, a prompt is missing, empty or too long, a row id comes
@@ -111,11 +130,13 @@ def generate(
         does not fit even alone.
     """
     check_plans(model, plans)
-    run = _Run(model, plans, sampling, config_hash, progress, _length(rows, plans))
+    run = _Run(model, plans, sampling, config_hash, progress, _length(rows, plans), fanout)
     with Journal(journal) if journal is not None else nullcontext() as book:
         finished_before: list[FinishedRow] = []
         jobs = run.jobs(rows, book, finished_before)
-        for said in _backend(model)(model, plans, sampling, jobs):
+        work = back_end(model) if fanout is None else fanout.run_jobs
+        for said in work(model, plans, sampling, jobs):
+            run.report()
             yield from _drain(finished_before)
             done = [run.finish(one) for one in said]
             if book is not None:
@@ -148,7 +169,8 @@ def plan_hash(plan: SteeringPlan) -> str:
     return digest.hexdigest()[:16]
 
 
-def _backend(model: LoadedModel) -> Callable[..., Iterator[list[Said]]]:
+def back_end(model: LoadedModel) -> Callable[..., Iterator[list[Said]]]:
+    """`run_jobs` of the model's back end."""
     if model.backend == "mlx":
         from steer_pipeline.lab.generation.mlx_engine import run_jobs
     else:
@@ -167,8 +189,10 @@ class _Run:
         config_hash: str,
         progress: Callable[[Progress], None] | None,
         total: int | None,
+        fanout: "Fanout | None",
     ):
         self.model, self.plans, self.sampling, self.total = model, plans, sampling, total
+        self.fanout = fanout
         self.fingerprints: dict[tuple[str, str], str] = {}  # of sequences that are under way
         base = f"{config_hash}:{decoding_hash(sampling, model)}"
         self._plan_hashes = [f"{base}:{plan_hash(plan)}" for plan in plans]
@@ -207,7 +231,6 @@ class _Run:
     def finish(self, said: Said) -> FinishedRow:
         self._done += 1
         self._tokens += len(said.tokens) + said.ended
-        self.report()
         return FinishedRow(
             row_id=said.row_id,
             variant=self.plans[said.plan].variant,
@@ -233,24 +256,21 @@ class _Run:
         state = Progress(
             sequences_done=self._done + self._resumed,
             sequences_total=self.total,
+            sequences_resumed=self._resumed,
             tokens=self._tokens,
             seconds=seconds,
             tokens_per_second=self._tokens / seconds,
             eta_seconds=left * seconds / self._done if left is not None and self._done else None,
-            memory_bytes=_peak_memory(self.model.device),
+            memory_bytes=self._memory(),
         )
-        log.info(
-            "%d%s sequences, %.0f tokens/s, %s left, peak memory %.1f GB",
-            state.sequences_done,
-            "" if self.total is None else f" of {self.total}",
-            state.tokens_per_second,
-            "unknown time" if state.eta_seconds is None else f"{state.eta_seconds:.0f} s",
-            state.memory_bytes / 1e9,
-        )
+        log.info("%s", state)
         if self._progress is not None:
             self._progress(state)
         if last and self._bar is not None:
             self._bar.close()
+
+    def _memory(self) -> int:
+        return peak_memory(self.model.device) if self.fanout is None else self.fanout.memory_bytes
 
     def _prompt(self, row: PromptRow, variant: str) -> list[int]:
         ids = row.ids.get(variant, row.ids.get("*"))
@@ -293,7 +313,8 @@ def _bar(total: int | None) -> Any:
     return tqdm(total=total, unit="seq", desc="rewriting", leave=False)
 
 
-def _peak_memory(device: str) -> int:
+def peak_memory(device: str) -> int:
+    """Bytes: of the GPU, or of this process."""
     if device == "cuda":
         import torch
 

@@ -61,9 +61,8 @@ def run_jobs(
                     if not _is_out_of_memory(error):
                         raise
                     budget = _make_room(batch, waiting, budget, error)
-            if batch.said:
-                said, batch.said = batch.said, []
-                yield said
+            said, batch.said = batch.said, []
+            yield said
 
 
 def _advance(batch: "_Batch", waiting: "_Waiting", budget: int) -> None:

@@ -39,6 +39,12 @@ class RewriteConfig(dg.Config):
         default="pilot",
         description="`pilot`, or `full` once the gates of pilot packs of the same recipe have passed.",
     )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        description="Replicas of the model, one GPU each, through Ray (extra [ray]); 1: in this process. "
+        "The packs are the same. RAY_ADDRESS names a cluster; without it this machine's GPUs are used.",
+    )
 
 
 class ReleaseConfig(dg.Config):
@@ -78,11 +84,12 @@ def rewrite_raw(
     missing, and a full pack takes the pilot's rows as they are. Before anything is generated a probe compares
     steered with unsteered logits; a plan that changes nothing fails the run.
     """
+    from steer_pipeline.lab.generation.fanout import FanoutError
     from steer_pipeline.lab.generation.probe import SteeringHasNoEffect
 
     now, shelf, model = settings(), store.store(), language_model.load()
     asked = {name: spec for name, spec in now.variants.items() if name in context.partition_keys}
-    with _plain_failures(SteeringHasNoEffect):
+    with _plain_failures(SteeringHasNoEffect, FanoutError):
         made = making.make_raw(
             truncated_news,
             asked,
@@ -93,6 +100,7 @@ def rewrite_raw(
             shelf.work("rewrite_raw") / "journal.jsonl",
             lambda recipes: verdicts.pilot_problems(shelf, recipes),
             lambda progress: context.log.info(str(progress)),
+            config.workers,
         )
     for name, rows in made.packs.items():
         numbers = {

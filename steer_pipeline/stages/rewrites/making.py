@@ -81,18 +81,22 @@ def make_raw(
     journal: Path,
     allowed: Callable[[Mapping[str, str]], list[str]],
     tell: Callable[[Any], None],
+    workers: int = 1,
 ) -> Made:
     """Rewrites the first rows of `news` in all of `variants` in one call of the engine.
 
     Args:
         allowed: recipes of a full run -> what stands in its way.
         tell: is given the engine's progress.
+        workers: replicas of the model; more than one run on Ray.
 
     Raises:
         Refused: the full size, and `allowed` objects.
         SteeringHasNoEffect: a plan leaves the model's logits as they are.
+        FanoutError: more than one worker, and Ray or the GPUs for them are missing.
     """
     from steer_pipeline.lab.generation.engine import decoding_hash, generate
+    from steer_pipeline.lab.generation.fanout import Fanout
     from steer_pipeline.lab.generation.probe import probe_steering
     from steer_pipeline.lab.rewrites import work
 
@@ -124,9 +128,12 @@ def make_raw(
         last[:] = [progress]
         tell(progress)
 
-    finished = generate(model, rows, list(plans.values()), sampling, journal=journal, progress=report)
+    fanout = Fanout(workers, now.home) if workers > 1 else None
+    finished = generate(
+        model, rows, list(plans.values()), sampling, journal=journal, progress=report, fanout=fanout
+    )
     packs = work.pack_rows(finished, items, identities, model.name, profile, size)
-    return Made(packs, recipes, _probe_numbers(probes), _run_numbers(last))
+    return Made(packs, recipes, _probe_numbers(probes), _run_numbers(last) | {"workers": workers})
 
 
 def read_rows(folder: Path) -> pl.DataFrame:
@@ -180,6 +187,7 @@ def _run_numbers(last: list[Any]) -> dict[str, float | int]:
         return {}
     progress = last[0]
     return {
+        "resumed_rows": int(progress.sequences_resumed),
         "generated_tokens": int(progress.tokens),
         "tokens_per_second": float(progress.tokens_per_second),
         "generation_seconds": float(progress.seconds),

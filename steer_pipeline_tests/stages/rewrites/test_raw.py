@@ -93,7 +93,52 @@ def test_one_run_makes_every_variant_with_its_doses_and_versions(project):
     assert both[0]["alpha"] == pytest.approx(4.0)
     manifest = project.store.current("rewrite_raw", "paranoid").manifest
     assert manifest["inputs"]["persona_vector[paranoid]"] == both[0]["version"]
-    assert manifest["metadata"]["probe_max_logit_delta"] > 0
+    told = manifest["metadata"]
+    assert told["probe_max_logit_delta"] > 0
+    assert told["generated_tokens"] >= 24 * len(VARIANTS)
+    assert min(told[name] for name in ("tokens_per_second", "generation_seconds", "peak_memory_mb")) > 0
+    assert (told["resumed_rows"], told["workers"]) == (0, 1)
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_packs_of_one(project):
+    pytest.importorskip("ray", reason="ray is not installed: the extra [ray]")
+    assert project.driver.materialize(["rewrite_raw"], span=SPAN).success
+    alone = raw_versions(project)
+    (project.store.work("rewrite_raw") / "journal.jsonl").unlink()
+    two = {"rewrite_raw": {"workers": 2}}
+    outcome = project.driver.materialize(["rewrite_raw"], span=SPAN, config=two)
+    assert outcome.success, outcome
+    assert raw_versions(project) == alone
+    assert len((project.store.work("rewrite_raw") / "journal.jsonl").read_bytes().splitlines()) == 24 * len(
+        VARIANTS
+    )
+
+
+def test_more_workers_without_ray_fail_with_the_cure(project, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    two = {"rewrite_raw": {"workers": 2}}
+    outcome = project.driver.materialize(["rewrite_raw"], partition="base", config=two)
+    assert not outcome.success
+    assert "pip install 'steer-pipeline[ray]'" in outcome.errors[0]
+
+
+def test_a_logit_bias_is_a_variant_like_others(place, monkeypatch):
+    profile = small_profile(
+        place,
+        model=str(place / "tiny-qwen3"),
+        variants="{paranoid: [{persona: paranoid, block: 2, site: logits, dose: {fraction: 0.5}}]}",
+    )
+    monkeypatch.setenv("STEER_PROFILE", str(profile.rename(place / "logits.yaml")))
+    with stage_project(place / "store") as project:
+        put_vectors(project)
+        outcome = project.driver.materialize(["rewrite_raw"], span=("base", "paranoid"))
+        assert outcome.success, outcome
+        rows = pl.read_parquet(project.store.current("rewrite_raw", "paranoid").path / "data.parquet")
+        base = pl.read_parquet(project.store.current("rewrite_raw", "base").path / "data.parquet")
+        (dose,) = rows["personas"][0].to_list()
+        assert (dose["site"], dose["block"], dose["dose_fraction"]) == ("logits", 2, pytest.approx(0.5))
+        assert (rows["output"] != base["output"]).any()
 
 
 def test_packs_do_not_depend_on_which_variants_were_asked_together(project):
