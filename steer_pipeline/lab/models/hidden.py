@@ -4,6 +4,7 @@ In: token ids from `prompts.py` and perhaps a steering plan. Out: numpy fp32, on
 order given. Sequences run block by block in right-padded batches of similar length; states are read at the
 output of each block, before the final norm, where plans also add their vectors, so that collection and
 injection are the same site. Under a plan with scope "generated", positions from `start` on are steered.
+Both back ends: the blocks of an MLX model are tapped, its numbers come over as Torch tensors on the CPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from steer_pipeline.lab.models.plans import block_deltas, check_plans
 from steer_pipeline.lab.models.steering import SteeringPlan
 
 # on CPUs, a batch whose states fit the cache of a core
-_BATCH_TOKENS = {"cpu": 1024, "mps": 16384, "cuda": 65536}
+_BATCH_TOKENS = {"cpu": 1024, "mps": 16384, "cuda": 65536, "mlx": 4096}
 _HEAD_ROWS = 2048  # positions whose logits exist at the same time
 _ROTARY = Lock()  # rotary modules of some models (dynamic scaling) change themselves with the length
 
@@ -50,7 +51,7 @@ def collect_means(
     Nothing but these averages is kept: the states of one block of one batch are all that exists at a time,
     so that peak memory does not depend on how many blocks are read but for the result itself, which lies in
     host memory. Of the last block that is read, only keys, values and the spans are computed; the blocks
-    above it and the output head are not run.
+    above it and the output head are not run. Equal requests are run once and give equal rows.
 
     Args:
         blocks: which to read, in the order of the result; default: all.
@@ -68,10 +69,13 @@ def collect_means(
                 f"request {i}: span [{request.start}, {request.stop}) of {len(request.ids)} tokens; "
                 "give a non-empty span inside the sequence"
             )
-    out = np.zeros((len(requests), len(wanted), model.hidden_size), dtype=np.float32)
+    number: dict[tuple[int, tuple[int, ...]], int] = {}  # of each different request
+    same = [number.setdefault((one.start, tuple(one.ids[: one.stop])), len(number)) for one in requests]
+    different = [HiddenRequest(list(ids), start, len(ids)) for start, ids in number]
+    out = np.zeros((len(different), len(wanted), model.hidden_size), dtype=np.float32)
     place = {block: i for i, block in enumerate(wanted)}
-    runner = _Runner(model, plan)
-    spans = np.array([(request.start, request.stop) for request in requests]).reshape(-1, 2)
+    runner = _runner(model, plan)
+    spans = np.array([(request.start, request.stop) for request in different]).reshape(-1, 2)
 
     def work(rows: np.ndarray, ids: Tensor) -> None:
         start, stop = (torch.from_numpy(spans[rows, i]).to(ids.device)[:, None] for i in (0, 1))
@@ -84,8 +88,8 @@ def collect_means(
 
         runner.run(ids, spans[rows, 0], read, stop_after=max(wanted), last_spans=spans[rows])
 
-    runner.each([request.ids[: request.stop] for request in requests], work)
-    return out
+    runner.each([request.ids for request in different], work)
+    return out if len(different) == len(requests) else out[same]
 
 
 def residual_norms(model: LoadedModel, sequences: list[list[int]]) -> np.ndarray:
@@ -97,7 +101,7 @@ def residual_norms(model: LoadedModel, sequences: list[list[int]]) -> np.ndarray
     count = sum(len(ids) - 1 for ids in sequences)
     if count < 1 and all(sequences):
         raise ValueError("residual_norms: no sequence has two tokens; give longer ones")
-    runner = _Runner(model, None)
+    runner = _runner(model, None)
 
     def work(rows: np.ndarray, ids: Tensor) -> None:
         lengths = torch.tensor([len(sequences[row]) for row in rows], device=ids.device)
@@ -121,7 +125,7 @@ def sequence_nll(
 
     The first token of a sequence has no prediction and is never counted.
     """
-    runner = _Runner(model, plan)
+    runner = _runner(model, plan)
     sums = np.zeros(len(ids), dtype=np.float32)
     counts = np.array(
         [len(one) - max(start, 1) for one, start in zip(ids, starts, strict=True)], dtype=np.int64
@@ -145,7 +149,7 @@ def mean_kl(model: LoadedModel, ids: list[list[int]], starts: list[int], plan: S
 
     NaN for a sequence without such tokens.
     """
-    steered, base = _Runner(model, plan), _Runner(model, None)
+    steered, base = _runner(model, plan), _runner(model, None)
     out = np.full(len(ids), np.nan, dtype=np.float32)
     sums, counts = np.zeros(len(ids)), np.zeros(len(ids))
 
@@ -173,7 +177,7 @@ def answer_logits(
     """fp32 [len(ids) - start, vocabulary] a sequence: logits at positions `start` and later (they predict
     what follows).
     """
-    runner = _Runner(model, plan)
+    runner = _runner(model, plan)
     out: list[np.ndarray] = [np.empty(0)] * len(ids)
 
     def work(rows: np.ndarray, batch: Tensor) -> None:
@@ -204,18 +208,23 @@ def _attention_at(call: Call, at: Tensor) -> Tensor:
     return (weights @ value).transpose(1, 2)
 
 
+def _runner(model: LoadedModel, plan: SteeringPlan | None) -> "_Runner":
+    plans = [] if plan is None else [plan]
+    check_plans(model, plans)
+    return _MlxRunner(model, plans) if model.backend == "mlx" else _Runner(model, plans)
+
+
 class _Runner:
     """A model under at most one plan."""
 
-    def __init__(self, model: LoadedModel, plan: SteeringPlan | None):
-        if model.backend != "torch":
-            raise ValueError(
-                f"model {model.name}: hidden states are read with the torch back end; set model.backend"
-            )
-        plans = [] if plan is None else [plan]
-        check_plans(model, plans)
+    def __init__(self, model: LoadedModel, plans: list[SteeringPlan]):
+        self.everywhere = all(plan.scope == "all" for plan in plans)
+        self.room = _BATCH_TOKENS[model.device.partition(":")[0]]
+        self._load(model, plans)
+
+    def _load(self, model: LoadedModel, plans: list[SteeringPlan]) -> None:
         self.blocks: Blocks = blocks_of(model)
-        self.everywhere = plan is None or plan.scope == "all"
+        self.device = self.blocks.device
         self.deltas = {block: self._tensor(table[0]) for block, table in block_deltas(plans).items()}
         bias = [table[0] for table in block_deltas(plans, "logits").values()]
         with torch.inference_mode():
@@ -231,7 +240,7 @@ class _Runner:
         shared among cores.
         """
         batches = list(self.batches(sequences))
-        cores = torch.get_num_threads() if self.blocks.device.type == "cpu" else 1
+        cores = torch.get_num_threads() if self.device.type == "cpu" else 1
         if not 1 < cores <= len(batches):
             for rows, ids in batches:
                 work(rows, ids)
@@ -250,15 +259,14 @@ class _Runner:
             if not ids:
                 raise ValueError(f"sequence {i} has no tokens; drop it")
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        room = _BATCH_TOKENS[self.blocks.device.type]
         while order:
             longest = len(sequences[order[-1]])
-            rows = order[-max(1, room // longest) :]
+            rows = order[-max(1, self.room // longest) :]
             del order[-len(rows) :]
             padded = torch.zeros(len(rows), longest, dtype=torch.int64)
             for i, row in enumerate(rows):
                 padded[i, : len(sequences[row])] = torch.tensor(sequences[row])
-            yield np.array(rows), padded.to(self.blocks.device)
+            yield np.array(rows), padded.to(self.device)
 
     def run(
         self,
@@ -342,3 +350,63 @@ class _Runner:
                 bias = self.bias[None] / hidden.float().pow(2).mean(-1, keepdim=True).sqrt()
                 bias = bias if self.everywhere else bias * (at >= start)[:, None]
             return self.blocks.logits(hidden, bias)
+
+
+class _MlxRunner(_Runner):
+    """The same for an MLX model. MLX is lazy: of a pass, only the blocks that are asked for are computed."""
+
+    def _load(self, model: LoadedModel, plans: list[SteeringPlan]) -> None:
+        import mlx.core as mx
+
+        from steer_pipeline.lab.models.mlx import MlxModel, logit_bias
+
+        self.mx = mx
+        self.device = torch.device("cpu")
+        self.wrapped: MlxModel = model.module
+        self.tables = {block: table[0] for block, table in block_deltas(plans).items()}
+        self.logit_bias = logit_bias(self.wrapped, plans)
+
+    def each(self, sequences: Sequence[list[int]], work: Callable[[np.ndarray, Tensor], None]) -> None:
+        for rows, ids in self.batches(sequences):
+            work(rows, ids)
+
+    def run(
+        self,
+        ids: Tensor,
+        starts: np.ndarray,
+        read: Callable[[int, Tensor, Tensor], None] | None = None,
+        *,
+        stop_after: int | None = None,
+        last_spans: np.ndarray | None = None,
+    ) -> Tensor:
+        taps = self.wrapped.taps
+        last = len(taps) - 1 if stop_after is None else stop_after
+        at = torch.arange(ids.shape[1])[None]
+        begin = torch.from_numpy(np.asarray(starts, dtype=np.int64))[:, None]
+        steered = torch.ones_like(ids) if self.everywhere else at >= begin
+        mask = steered.float()[..., None].numpy()  # [n, t, 1]
+        try:
+            self.wrapped.steer(
+                {block: self.wrapped.array(mask * table) for block, table in self.tables.items()}
+            )
+            self.wrapped.states(self.mx.array(ids.numpy()))
+        finally:
+            self.wrapped.steer({})
+        hidden = torch.empty(0)
+        for block, tap in enumerate(taps):
+            output, tap.output = tap.output, None  # so that a block's states go when the next are there
+            assert output is not None  # the pass above went through every block
+            if block == last or (block < last and read is not None):
+                hidden = torch.from_numpy(np.array(output.astype(self.mx.float32)))
+                if read is not None:
+                    read(block, hidden, at)
+        return hidden
+
+    def logits_at(self, hidden: Tensor, at: Tensor, start: int) -> Tensor:
+        states = self.wrapped.array(hidden.numpy())
+        shift = None
+        if self.logit_bias is not None:
+            shift = self.logit_bias[0] / self.mx.array(hidden.pow(2).mean(-1, keepdim=True).sqrt().numpy())
+            if not self.everywhere:
+                shift = shift * self.mx.array((at >= start).float()[:, None].numpy())
+        return torch.from_numpy(np.array(self.wrapped.logits(self.wrapped.inner.norm(states), shift)))

@@ -1,5 +1,7 @@
 """Claims about reading a model: vectors are collected where they are injected, sums are transformers' own."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -139,3 +141,64 @@ def test_chosen_blocks_are_those_of_all_blocks_in_the_order_asked_for(tmp_path, 
     for wrong in ([], [1, 1], [4], [-1]):
         with pytest.raises(ValueError, match="different blocks from 0 to 3"):
             collect_means(model, requests, blocks=wrong)
+
+
+@pytest.mark.parametrize(
+    ("arch", "scope"), [("qwen3", "all"), ("llama", "generated"), ("gemma", "generated")]
+)
+def test_an_mlx_model_is_read_as_a_torch_model_is(tmp_path, arch, scope):
+    pytest.importorskip("mlx_lm")
+    terms = (term(1, 3.0), term(2, 2.0, 1), term(3, 4.0, 2, kind="logits"))
+    plan = SteeringPlan("x", terms, scope)
+    found = []
+    for backend in ("torch", "mlx"):
+        model = loaded(tmp_path, arch, backend=backend)
+        ids = prompts(model, 3)
+        starts = [len(one) - 7 for one in ids]
+        requests = [HiddenRequest(one, start, len(one)) for one, start in zip(ids, starts, strict=True)]
+        found.append(
+            (
+                collect_means(model, requests),
+                collect_means(model, requests, plan),
+                collect_means(model, requests, plan, blocks=[2, 0]),
+                residual_norms(model, ids),
+                *sequence_nll(model, ids, starts),
+                *sequence_nll(model, ids, starts, plan),
+                mean_kl(model, ids, starts, plan),
+                *hidden.answer_logits(model, ids, starts, plan),
+            )
+        )
+    assert not np.allclose(found[1][0], found[1][1], atol=0.1)  # the plan does something
+    for ours, theirs in zip(*found, strict=True):
+        assert np.allclose(ours, theirs, rtol=1e-3, atol=2e-3)
+
+
+def test_the_states_of_one_block_at_a_time_are_kept(tmp_path, monkeypatch):
+    model = loaded(tmp_path)
+    hidden.blocks_of(model)  # its check runs blocks too
+    alive, most = [], []
+    run = hidden.Blocks.run
+
+    def watched(self, block, *args):
+        out = run(self, block, *args)
+        alive.append(weakref.ref(out))
+        most.append(sum(one() is not None for one in alive))
+        return out
+
+    monkeypatch.setattr(hidden.Blocks, "run", watched)
+    collect_means(model, [HiddenRequest(ids, 0, 3) for ids in prompts(model, 2)])
+    assert len(most) == model.n_blocks
+    assert max(most) == 2  # what goes into a block and what comes out of it
+
+
+def test_equal_requests_give_equal_rows_whatever_batch_they_would_fall_into(tmp_path, monkeypatch):
+    monkeypatch.setattr(hidden, "_BATCH_TOKENS", {"cpu": 150})
+    model = loaded(tmp_path)
+    ids = prompts(model, 4)
+    requests = [HiddenRequest(one, 1, 4) for one in [*ids, *ids[::-1]]]
+    requests.append(HiddenRequest(ids[0] + [5], 1, 4))  # the same span after the same tokens
+    requests.append(HiddenRequest(ids[0], 2, 4))
+    means = collect_means(model, requests)
+    assert np.array_equal(means[:4], means[7:3:-1])
+    assert np.array_equal(means[8], means[0])
+    assert not np.allclose(means[9], means[0], atol=1e-3)
