@@ -52,6 +52,17 @@ class OutOfMemory(RuntimeError):
     """One row alone does not fit. The message names the row and the cure."""
 
 
+_NO_MEMORY = ("can't allocate memory", "out of memory", "insufficient memory", "to allocate", "bad_alloc")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of a back end means that memory ran out: CUDA, Metal, CPU."""
+    if isinstance(error, OutOfMemory):
+        return False
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(text in str(error).lower() for text in _NO_MEMORY)
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a run is.

@@ -1,10 +1,11 @@
 """The engine's MLX back end: batches that stay full on mlx-lm's own batch caches, with the shared sampler.
 
 In: jobs (row, plans, prompt ids). Out: what each sequence said, as sequences end. Prompts are left-padded, as mlx-lm's
-batch caches want them. Prompts that are equal and steered equally are run once and their keys and values copied to
-each variant. Sampling is the same code as Torch's, on the logits as fp32.
+batch caches want them. A prompt runs once up to the first block that steers its variants apart; then its keys and
+values are copied to each variant. Sampling is the same code as Torch's, on the logits as fp32.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ import numpy as np
 import torch
 
 from steer_pipeline.catalogue.models import SamplingSpec
-from steer_pipeline.lab.generation.engine import Job, Said, broken_logits
+from steer_pipeline.lab.generation.engine import Job, OutOfMemory, Said, broken_logits, is_out_of_memory
 from steer_pipeline.lab.generation.sampler import History, pick, stream_key, uniforms
 from steer_pipeline.lab.models.loading import LoadedModel
-from steer_pipeline.lab.models.mlx import MlxModel, batch_cache, logit_bias
+from steer_pipeline.lab.models.mlx import MlxModel, batch_cache, logit_bias, splits_of
 from steer_pipeline.lab.models.plans import block_deltas
 from steer_pipeline.lab.models.steering import SteeringPlan
+
+log = logging.getLogger(__name__)
 
 _READ_AHEAD = 64  # rows
 
@@ -31,6 +34,7 @@ def run_jobs(
     """Runs every job; yields finished sequences in small lists, some of them empty."""
     batch = _Batch(model, plans, sampling)
     waiting: deque[_Lane] = deque()
+    budget = model.spec.batch_tokens
     more = True
     try:
         while more or waiting or batch.lanes:
@@ -39,16 +43,21 @@ def run_jobs(
                 yield []
                 continue
             group: list[_Lane] = []
-            room = model.spec.batch_tokens - batch.cost
+            room = budget - batch.cost
             while waiting and (room >= waiting[0].cost(sampling) or not (group or batch.lanes)):
                 room -= waiting[0].cost(sampling)
                 group.append(waiting.popleft())
-            if group and (4 * len(group) >= len(batch.lanes) or not waiting):
-                yield batch.enter(group)
-            else:
+            if not (group and (4 * len(group) >= len(batch.lanes) or not waiting)):
                 waiting.extendleft(reversed(group))  # wait until more can enter at once
-            if batch.lanes:
-                yield batch.step()
+                group = []
+            try:
+                said = batch.enter(group) if group else batch.step()
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                budget = _make_room(batch, group, waiting, budget, error)
+                continue
+            yield said
     finally:
         batch.wrapped.steer({})
 
@@ -65,6 +74,27 @@ class _Lane:
 
     def cost(self, sampling: SamplingSpec) -> int:
         return len(self.prompt) + sampling.max_new_tokens
+
+
+def _make_room(
+    batch: "_Batch", group: list[_Lane], waiting: "deque[_Lane]", budget: int, error: BaseException
+) -> int:
+    """After running out of memory: everything unfinished waits again, under half the budget."""
+    inside = {id(lane) for lane in batch.lanes}
+    lanes = batch.abandon() + [lane for lane in group if id(lane) not in inside]
+    if len(lanes) == 1:
+        raise OutOfMemory(
+            f"row {lanes[0].row_id!r}, variant {batch.plans[lanes[0].plan].variant!r} does not fit into memory; "
+            "shorten prompts (corpus.max_tokens) or take a smaller dtype"
+        ) from error
+    in_use = sum(lane.cost(batch.sampling) for lane in lanes)
+    for lane in lanes:
+        lane.tokens = []
+    waiting.extendleft(reversed(lanes))
+    mx.clear_cache()
+    smaller = max(1, min(budget, in_use) // 2)
+    log.warning("out of memory; the token budget of a batch goes from %d to %d", budget, smaller)
+    return smaller
 
 
 def _read(jobs: Iterator[Job], waiting: "deque[_Lane]") -> bool:
@@ -104,28 +134,20 @@ class _Batch:
         for lane in group:
             stream = self.plans[lane.plan].stream or self.plans[lane.plan].variant
             lane.key = stream_key(self.sampling.seed, lane.row_id, stream)
-        numbers: dict[tuple[Any, ...], int] = {}
-        runs = np.array([numbers.setdefault(self._history_of(lane), len(numbers)) for lane in group])
-        first = [int(np.flatnonzero(runs == i)[0]) for i in range(len(numbers))]
-        prompts = [group[i].prompt for i in first]
-        longest = max(map(len, prompts))
-        padding = [longest - len(prompt) for prompt in prompts]
-        cache = batch_cache(self.wrapped, padding)
-        chosen = [group[i].plan for i in first]
-        self.wrapped.steer(
-            {
-                block: self.wrapped.array(table[chosen])[:, None]
-                for block, table in self._prompt_deltas.items()
-            }
-        )
-        states = self.wrapped.states(
-            mx.array([[0] * pad + prompt for pad, prompt in zip(padding, prompts, strict=True)]), cache
-        )[:, -1]
-        rms = self.wrapped.rms()[:, -1]
-        copies = mx.array(runs)
-        for part in cache:
-            part.filter(copies)
+        numbers: dict[tuple[str, tuple[int, ...]], int] = {}
+        prompt_of = [numbers.setdefault((lane.row_id, tuple(lane.prompt)), len(numbers)) for lane in group]
+        longest = max(len(prompt) for _, prompt in numbers)
+        padding = [longest - len(prompt) for _, prompt in numbers]
         plans = [lane.plan for lane in group]
+        splits = splits_of(prompt_of, plans, self._prompt_deltas, len(self.wrapped.taps))
+        cache = batch_cache(self.wrapped, [[padding[one] for one in rows] for rows in splits.prompts])
+        self.wrapped.split(splits)
+        ids = [[0] * pad + list(prompt) for pad, (_, prompt) in zip(padding, numbers, strict=True)]
+        states = self.wrapped.states(mx.array(ids), cache)[:, -1]
+        rms = self.wrapped.rms()[:, -1]
+        for part, lanes in zip(cache, splits.lanes, strict=False):
+            part.filter(mx.array(lanes))
+        copies = mx.array(splits.lanes[-1])
         bias = None
         if self._bias is not None:
             bias = self._bias[mx.array(plans)] * mx.array(self._everywhere[plans][:, None]) / rms[copies]
@@ -151,13 +173,17 @@ class _Batch:
         bias = None if self._bias is None else self._bias[plans] / self.wrapped.rms()[:, -1]
         return self._draw(self.wrapped.logits(states, bias), 0)
 
-    def _history_of(self, lane: _Lane) -> tuple[Any, ...]:
-        """Equal for prompts that give equal keys and values."""
-        added = tuple((block, table[lane.plan].tobytes()) for block, table in self._prompt_deltas.items())
-        return lane.row_id, tuple(lane.prompt), added
+    def abandon(self) -> list[_Lane]:
+        """Drops everything under way; returns it, to do again from the start."""
+        lanes, self.lanes = self.lanes, []
+        self._cache, self._history, self._next = [], [], np.zeros(0, dtype=np.int64)
+        return lanes
 
     def _draw(self, logits: mx.array, first: int) -> list[Said]:
         """Draws for the sequences from `first` on; those that end leave batch and caches."""
+        # Step by step, or the graph grows with the answer. What may run out of memory comes before the first draw:
+        # what is said is said once.
+        mx.eval(logits, [part.state for part in self._cache])
         rows = torch.from_numpy(np.array(logits))
         lanes = self.lanes[first:]
         fine = rows.amax(-1).isfinite()
@@ -186,7 +212,6 @@ class _Batch:
         self._next[first:] = drawn
         if said:
             self._keep(stay)
-        mx.eval([part.state for part in self._cache])  # step by step, or the graph grows with the answer
         return said
 
     def _keep(self, stay: list[int]) -> None:

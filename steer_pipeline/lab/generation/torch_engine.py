@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from steer_pipeline.catalogue.models import SamplingSpec
-from steer_pipeline.lab.generation.engine import Job, OutOfMemory, Said, broken_logits
+from steer_pipeline.lab.generation.engine import Job, OutOfMemory, Said, broken_logits, is_out_of_memory
 from steer_pipeline.lab.generation.sampler import History, pick, stream_key, uniforms
 from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, blocks_of, cap, causal
 from steer_pipeline.lab.models.loading import LoadedModel
@@ -57,8 +57,8 @@ def run_jobs(
             with blocks.ready():
                 try:
                     _advance(batch, waiting, budget)
-                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                    if not _is_out_of_memory(error):
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
                         raise
                     budget = _make_room(batch, waiting, budget, error)
             said, batch.said = batch.said, []
@@ -94,13 +94,6 @@ def _make_room(batch: "_Batch", waiting: "_Waiting", budget: int, error: BaseExc
     smaller = max(1, min(budget, int(in_use)) // 2)
     log.warning("out of memory; the token budget of a batch goes from %d to %d", budget, smaller)
     return smaller
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    texts = ("can't allocate memory", "out of memory")  # of the CPU allocator and of Metal
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        text in str(error) for text in texts
-    )
 
 
 def padded_length(prompts: Sequence[list[int]]) -> int:

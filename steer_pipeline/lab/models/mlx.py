@@ -6,6 +6,7 @@ Python ignores a `__call__` set on an instance, which once made a whole pack sil
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,14 @@ class Tap:
 
     def __init__(self) -> None:
         self.delta: mx.array | None = None  # broadcasts to [n, t, hidden]
+        self.parent: mx.array | None = None  # [n]: of each row after the block, the row before it
+        self.rows: dict[int, mx.array] = {}  # masks made for so many rows -> the mask's row of each row here
         self.output: mx.array | None = None
+
+    def mask(self, mask: Any) -> Any:
+        """mlx-lm makes a mask from the cache of one block; here the batch may have split further, or less far."""
+        rows = self.rows.get(mask.shape[0]) if isinstance(mask, mx.array) and mask.ndim == 4 else None
+        return mask if rows is None else mask[rows]
 
 
 class SteeredBlock(nn.Module):
@@ -38,8 +46,10 @@ class SteeredBlock(nn.Module):
         self.block = block
         object.__setattr__(self, "tap", tap)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
-        out = self.block(*args, **kwargs)
+    def __call__(self, hidden: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        out = self.block(hidden, self.tap.mask(mask), cache)
+        if self.tap.parent is not None:
+            out = out[self.tap.parent]
         if self.tap.delta is not None:
             out = out + self.tap.delta
         self.tap.output = out
@@ -85,7 +95,20 @@ class MlxModel:
     def steer(self, deltas: dict[int, mx.array]) -> None:
         """Sets every block's delta; blocks without one are as they are."""
         for block, tap in enumerate(self.taps):
-            tap.delta = deltas.get(block)
+            tap.delta, tap.parent, tap.rows = deltas.get(block), None, {}
+
+    def split(self, splits: "Splits") -> None:
+        """Sets deltas of prompts that run together until steering sets them apart."""
+        for block, tap in enumerate(self.taps):
+            delta = splits.deltas[block]
+            tap.delta = None if delta is None else self.array(delta)[:, None]
+            tap.parent = None if delta is None else mx.array(splits.parents[block])
+            mine = splits.prompts[block]
+            tap.rows = {}
+            for prompts in splits.prompts:
+                if len(prompts) != len(mine):  # of a prompt's rows any will do: they are padded alike
+                    first = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}
+                    tap.rows[len(prompts)] = mx.array([first[prompt] for prompt in mine])
 
     def rms(self) -> mx.array:
         """fp32 [n, t, 1]: root mean square of the last block's latest output, which the final norm divides by."""
@@ -102,6 +125,48 @@ class MlxModel:
         if head is not None and not getattr(self.model, "tie_word_embeddings", False):
             return head(states)
         return self.inner.embed_tokens.as_linear(states)  # quantised embeddings have it too
+
+
+@dataclass
+class Splits:
+    """How a batch of prompts splits on its way up, as plans steer them apart. A row is one history of one prompt.
+
+    Attributes, by block (`lanes` has one entry more, for what follows the last block):
+        prompts: of each row that enters the block, its prompt.
+        lanes: int [n_lanes], of each sequence its row.
+        deltas: fp32 [rows after the block, hidden] to add, or None where nothing is steered.
+        parents: int [rows after the block], the row before it.
+    """
+
+    prompts: list[list[int]]
+    lanes: list[np.ndarray]
+    deltas: list[np.ndarray | None]
+    parents: list[np.ndarray]
+
+
+def splits_of(
+    prompts: Sequence[int], plans: Sequence[int], tables: dict[int, np.ndarray], n_blocks: int
+) -> Splits:
+    """Splits of sequences with these prompts (numbered from 0) and plans; `tables`: fp32 [n_plans, hidden] by block."""
+    lanes = np.array(prompts)
+    made = Splits([list(range(lanes.max() + 1))], [lanes], [], [])
+    for block in range(n_blocks):
+        row_prompts, table = made.prompts[-1], tables.get(block)
+        if table is None or not table.any():
+            made.deltas.append(None)
+            made.parents.append(np.arange(len(row_prompts)))
+        else:
+            distinct, number = np.unique(table, axis=0, return_inverse=True)
+            pairs = np.stack([lanes, number.reshape(-1)[list(plans)]], axis=1)
+            rows, lanes = np.unique(pairs, axis=0, return_inverse=True)
+            lanes = lanes.reshape(-1)
+            made.deltas.append(distinct[rows[:, 1]])
+            made.parents.append(rows[:, 0])
+            row_prompts = [row_prompts[parent] for parent in rows[:, 0]]
+        made.lanes.append(lanes)
+        made.prompts.append(row_prompts)
+    made.prompts.pop()
+    return made
 
 
 def load_mlx(source: str, spec: ModelSpec, adapter: Path | None) -> tuple[MlxModel, dict[str, Any], str]:
@@ -156,7 +221,8 @@ def _check(wrapped: MlxModel, source: str) -> None:
     own = [wrapped.model(part).astype(mx.float32)[0, -1] for part in (ids, ids[:, :5])]
     short = mx.concatenate([mx.zeros((1, 3), dtype=ids.dtype), ids[:, :5]], axis=1)
     try:
-        states = wrapped.states(mx.concatenate([ids, short, short]), batch_cache(wrapped, [0, 3, 3]))
+        cache = batch_cache(wrapped, [[0, 3, 3]] * len(wrapped.taps))
+        states = wrapped.states(mx.concatenate([ids, short, short]), cache)
     except ValueError as error:  # mlx-lm's Gemma 2 takes no padded batches
         raise ModelLoadError(f"model {source}: mlx-lm cannot run it in padded batches; use torch") from error
     for one, ours in zip(own, wrapped.logits(states[:2, -1]), strict=True):
@@ -167,15 +233,19 @@ def _check(wrapped: MlxModel, source: str) -> None:
             )
 
 
-def batch_cache(wrapped: MlxModel, padding: list[int]) -> list[Any]:
-    """mlx-lm's batch caches for left-padded prompts, of the kind that each block of the model asks for."""
+def batch_cache(wrapped: MlxModel, paddings: Sequence[list[int]]) -> list[Any]:
+    """mlx-lm's batch caches for left-padded rows, of the kind that each block of the model asks for.
+
+    Args:
+        paddings: by block, of each row.
+    """
     from mlx_lm.models.cache import BatchKVCache, BatchRotatingKVCache, RotatingKVCache, make_prompt_cache
 
     return [
         BatchRotatingKVCache(one.max_size, padding)
         if isinstance(one, RotatingKVCache)
         else BatchKVCache(padding)
-        for one in make_prompt_cache(wrapped.model)
+        for one, padding in zip(make_prompt_cache(wrapped.model), paddings, strict=True)
     ]
 
 

@@ -66,6 +66,64 @@ def test_small_batches_that_refill_give_the_same(tmp_path):
     assert said(with_budget(model, 700), plans(), spec) == whole
 
 
+@pytest.mark.parametrize(
+    ("arch", "scope", "expected"),
+    [
+        # base twice, up and down at block 1, both at 1 and 2, late at 2, edges at 0 and 3: distinct histories
+        ("qwen3", "all", [1, 2, 4, 6]),
+        ("gemma", "all", [1, 2, 4, 6]),
+        ("qwen3", "generated", [1, 1, 1, 1]),
+    ],
+)
+def test_prompts_run_together_until_steering_sets_them_apart(tmp_path, monkeypatch, arch, scope, expected):
+    model = loaded(tmp_path, arch, backend="mlx")
+    run = mlx.SteeredBlock.__call__
+    rows = [[] for _ in range(model.n_blocks)]
+
+    def counted(block, hidden, *args, **kwargs):
+        if hidden.shape[1] > 1:  # a prompt
+            rows[model.module.taps.index(block.tap)].append(hidden.shape[0])
+        return run(block, hidden, *args, **kwargs)
+
+    monkeypatch.setattr(mlx.SteeredBlock, "__call__", counted)
+    said(model, plans(scope), n=3)
+    assert [sum(calls) for calls in rows] == [3 * streams for streams in expected]
+
+
+@pytest.mark.parametrize("method", ["enter", "step"])
+def test_running_out_of_memory_halves_the_budget_and_changes_nothing(tmp_path, monkeypatch, caplog, method):
+    from steer_pipeline.lab.generation import engine, mlx_engine
+
+    model = loaded(tmp_path, backend="mlx")
+    spec = SamplingSpec(temperature=0.8, max_new_tokens=8)
+    whole = said(model, plans(), spec)
+    check = mlx.MlxModel.logits
+
+    def small_machine(wrapped, states, bias=None):
+        if states.shape[0] > 6:
+            raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
+        return check(wrapped, states, bias)
+
+    # in the middle of entering, or of a step: what is under way starts again
+    whole_method = getattr(mlx_engine._Batch, method)
+
+    def limited(batch, *args):
+        with monkeypatch.context() as patch:
+            patch.setattr(mlx.MlxModel, "logits", small_machine)
+            return whole_method(batch, *args)
+
+    monkeypatch.setattr(mlx_engine._Batch, method, limited)
+    assert said(model, plans(), spec) == whole
+    assert "token budget" in caplog.text
+
+    def never(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(mlx_engine._Batch, method, never)
+    with pytest.raises(engine.OutOfMemory, match=r"row 'row\d', variant"):
+        said(model, plans(), spec)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_quantised_and_tied_heads_are_steered_too(tmp_path, tied):
     from mlx_lm.utils import load_config, load_model, quantize_model, save_config, save_model
