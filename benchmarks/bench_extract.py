@@ -237,11 +237,11 @@ def _with_batch(way: Callable[..., np.ndarray], model: LoadedModel, batch: int, 
 
 
 def memory(pairs: Pairs) -> dict[str, dict[str, float]] | None:
-    """MiB that each way adds to a process that has the model loaded and warm, at its peak, reading one block
-    and all. None where the system does not tell a process its peak (it is Linux that does).
+    """MiB that each way adds at its peak to a fresh process that has the model loaded and warm, when it
+    reads one block and when it reads all. None where the system does not tell a process its peak (Linux does).
 
     What ours adds for more blocks is the read-outs themselves, fp32 [2 * pairs, blocks, hidden]; the
-    packages, whose peaks grow with their batches and not with pairs, run on `MEMORY_PAIRS` of them.
+    packages, whose peaks grow with their batches more than with pairs, run on `MEMORY_PAIRS` of them.
     """
     if not Path("/proc/self/clear_refs").exists():
         return None
@@ -250,40 +250,34 @@ def memory(pairs: Pairs) -> dict[str, dict[str, float]] | None:
         texts = Path(folder) / "texts.json"
         for way in ("ours", *THEIRS):
             texts.write_text(json.dumps(pairs if way == "ours" else pairs[:MEMORY_PAIRS]))
-            for kept in ("one", "all"):
-                command = [sys.executable, "-m", "benchmarks.bench_extract", "--memory-of", way]
-                out = subprocess.run(
-                    [*command, "--kept", kept, "--texts", str(texts)],
-                    cwd=HOME,
-                    stdout=subprocess.PIPE,
-                    check=True,
-                    text=True,
-                )
-                result.setdefault(way, {})[f"{kept}_mib"] = json.loads(out.stdout)
+            command = [sys.executable, "-m", "benchmarks.bench_extract", "--memory-of", way]
+            out = subprocess.run(
+                [*command, "--texts", str(texts)], cwd=HOME, stdout=subprocess.PIPE, check=True, text=True
+            )
+            result[way] = json.loads(out.stdout)
     return result
 
 
-def memory_of(model: LoadedModel, way: str, kept: str, pairs: Pairs) -> float:
-    blocks = [model.n_blocks - 1] if kept == "one" else list(range(model.n_blocks))
+def memory_of(model: LoadedModel, way: str, pairs: Pairs) -> dict[str, float]:
     if way == "ours":
-        work = partial(ours, model, method="mean_difference", blocks=blocks)
+        work = partial(ours, model, method="mean_difference")
     else:
-        work = partial(THEIRS[way], model, batch=DEFAULT_BATCH[way], blocks=blocks)
-    work(pairs=pairs[:2])
-    _forget_peak()
+        work = partial(THEIRS[way], model, batch=DEFAULT_BATCH[way])
+    every = list(range(model.n_blocks))
+    work(pairs=pairs[:2], blocks=every)
     before = _status("VmRSS")
-    work(pairs=pairs)
-    return round((_status("VmHWM") - before) / 1024, 1)
+    peaks = {}
+    for kept, blocks in (("one", every[-1:]), ("all", every)):  # the last: all blocks run either way
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is resident now
+        work(pairs=pairs, blocks=blocks)
+        peaks[f"{kept}_mib"] = round((_status("VmHWM") - before) / 1024, 1)
+    return peaks
 
 
 def _status(field: str) -> int:
     """kB of a field of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1])
-
-
-def _forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is resident now
 
 
 def main() -> None:
@@ -294,7 +288,6 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-of", choices=["ours", *THEIRS], help=argparse.SUPPRESS)
-    parser.add_argument("--kept", choices=["one", "all"], help=argparse.SUPPRESS)
     parser.add_argument("--texts", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
 
@@ -303,7 +296,7 @@ def main() -> None:
     model = load_model(spec, HOME)
     if options.memory_of:
         pairs = [tuple(pair) for pair in json.loads(options.texts.read_text())]
-        print(memory_of(model, options.memory_of, options.kept, pairs))
+        print(json.dumps(memory_of(model, options.memory_of, pairs)))
         return
     pairs, lengths = contrast_texts(model, options.pairs)
     result = measure(model, options, pairs, lengths)
