@@ -2,8 +2,8 @@
 
 In: rollouts, MiniLM scores and, where a judge answered, its scores, a persona each. Out: frames. Questions are the
 units: samples are averaged within one, intervals resample them, and an arm is compared with vanilla on the same
-questions. An effect is claimed where both a sign-flip test (Holm over the persona's arms) and an interval that
-holds for all arms at once say so.
+questions. An effect is claimed where a sign-flip test (Holm over the persona's arms) and an interval that holds
+for all arms at once say so, and the shift is large enough to matter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +30,9 @@ POOLED = (PROMPTED, RANDOM)  # means over their arms, told beside them
 SCALE_MAX = {"role": 3, "trait": 100}
 JUDGE_STATUSES = ("scored", "refusal", "invalid", "missing", "not_asked")
 LEVEL = 0.95
+MIN_EFFECT = (
+    0.02  # smaller shifts of a probability (or share of a scale) are no effect, however sure they are
+)
 
 SUMMARY_SCHEMA = pl.Schema(
     {
@@ -231,7 +234,8 @@ def summarise(rows: pl.DataFrame, *, seed: int, alpha: float = 0.05, n_boot: int
         missing = np.isnan(values[:, list(arms).index(VANILLA)])
         if missing.all() or (missing.any() and metric not in (JUDGE, NLL)):
             raise TableError(f"{persona}: vanilla lacks {metric} for {int(missing.sum())} questions")
-        table = _compare(values, list(arms), metric in TRAIT_METRICS, seed, alpha, n_boot)
+        pooled = {name: parts[name] for name in POOLED if name in arms}
+        table = _compare(values, list(arms), pooled, metric in TRAIT_METRICS, seed, alpha, n_boot)
         found += [
             {"persona": persona, "kind": rows["kind"][0], "metric": metric, **arm, **numbers}
             for arm, numbers in zip(arms.values(), table, strict=True)
@@ -258,9 +262,19 @@ def _by_question(
 
 
 def _compare(
-    values: np.ndarray, names: Sequence[str], trait: bool, seed: int, alpha: float, n_boot: int
+    values: np.ndarray,
+    names: Sequence[str],
+    pooled: Mapping[str, Sequence[str]],
+    trait: bool,
+    seed: int,
+    alpha: float,
+    n_boot: int,
 ) -> list[dict]:
-    """Numbers of every arm of one metric."""
+    """Numbers of every arm of one metric.
+
+    A pooled arm is not tested: the mean of several answers less a single one is not symmetric about zero where
+    scores are skewed, so flipping signs would be no null. It has the verdict that most of its arms share.
+    """
     vanilla, others = names.index(VANILLA), [i for i, name in enumerate(names) if name != VANILLA]
     means = mean_intervals(values, seed=seed, n_boot=n_boot, level=LEVEL)
     numbers: list[dict] = [
@@ -280,9 +294,14 @@ def _compare(
             "difference_low": _number(shift.low),
             "difference_high": _number(shift.high),
         }
-    if trait and others:
-        _judge_arms(numbers, others, differences, seed, alpha, n_boot)
-        if PROMPTED in names:
+    single = [i for i in others if names[i] not in pooled]
+    if trait and single:
+        _judge_arms(numbers, single, values[:, single] - values[:, [vanilla]], seed, alpha, n_boot)
+        for name, own in pooled.items():
+            numbers[names.index(name)]["verdict"] = _shared(
+                [numbers[names.index(part)]["verdict"] for part in own]
+            )
+        if PROMPTED in pooled:
             _close_gaps(numbers, values, vanilla, names.index(PROMPTED), seed, n_boot)
     return numbers
 
@@ -300,7 +319,8 @@ def _judge_arms(
     for place, i in enumerate(others):
         band = bands[place] if bands else None
         shift = numbers[i]["difference"]
-        sure = shift is not None and adjusted[place] < alpha and (band is None or not band.includes_zero)
+        sure = adjusted[place] < alpha and (band is None or not band.includes_zero)
+        sure = sure and shift is not None and abs(shift) >= MIN_EFFECT
         numbers[i] |= {
             "p": float(ps[place]),
             "p_holm": float(adjusted[place]),
@@ -308,6 +328,11 @@ def _judge_arms(
             "simultaneous_high": band.high if band else None,
             "verdict": (UP if shift > 0 else DOWN) if sure else NONE,
         }
+
+
+def _shared(verdicts: Sequence[str]) -> str:
+    """The verdict of more than half of the arms, or no effect."""
+    return next((one for one in (UP, DOWN) if 2 * verdicts.count(one) > len(verdicts)), NONE)
 
 
 def _close_gaps(

@@ -1,0 +1,239 @@
+"""`behaviour.md`: what prompting and steering did to the answers, in words, tables and plots.
+
+In: the behaviour tables, the versions that they were made from, and the likelihood tables of the vector
+comparisons where there are some. Out: files. Says nothing that the stored tables do not hold.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from steer_pipeline.lab.behaviour import plots
+from steer_pipeline.lab.behaviour.arms import PROMPTED, TRAINED, VANILLA
+from steer_pipeline.lab.behaviour.table import MIN_EFFECT, BehaviourTables, arms_table
+from steer_pipeline.lab.reports.document import Block, Bullets, Figure, Heading, Paragraph, Table, to_markdown
+
+REPORT, ARMS, VERSIONS, PLOTS = "behaviour.md", "arms.parquet", "versions.json", "plots"
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where the report and its plots lie."""
+
+    markdown: Path
+    plots: tuple[Path, ...]
+
+
+def write_behaviour(
+    tables: BehaviourTables,
+    versions: Mapping[str, str],
+    folder: Path,
+    *,
+    likelihood: Mapping[str, pl.DataFrame] | None = None,
+    missing: Mapping[str, str] | None = None,
+) -> Written:
+    """Writes every table as Parquet, `arms.parquet`, `versions.json`, the plots and `behaviour.md`.
+
+    Args:
+        versions: asset[partition] -> version that was read.
+        likelihood: persona -> table of its vector comparison (arm, gap_closed, gap_low, gap_high, ...).
+        missing: persona -> why it has no averaged arms.
+    """
+    arms = arms_table(tables)
+    for table in fields(tables):
+        getattr(tables, table.name).write_parquet(folder / f"{table.name}.parquet")
+    arms.write_parquet(folder / ARMS)
+    (folder / VERSIONS).write_text(json.dumps(dict(versions), indent=1, sort_keys=True) + "\n")
+    drawn = {
+        "dose_response": plots.dose_response(arms),
+        "trait_against_coherence": plots.trait_against_coherence(arms),
+    }
+    (folder / PLOTS).mkdir()
+    paths = tuple(folder / PLOTS / f"{name}.png" for name in drawn)
+    for path, png in zip(paths, drawn.values(), strict=True):
+        path.write_bytes(png)
+    blocks = _blocks(tables, arms, versions, drawn, likelihood or {}, missing or {})
+    markdown = folder / REPORT
+    markdown.write_text(to_markdown("What steering does to behaviour", blocks, PLOTS), encoding="utf-8")
+    return Written(markdown, paths)
+
+
+def read_tables(folder: Path) -> BehaviourTables:
+    """What `write_behaviour` wrote."""
+    return BehaviourTables(
+        **{table.name: pl.read_parquet(folder / f"{table.name}.parquet") for table in fields(BehaviourTables)}
+    )
+
+
+def headline_rows(arms: pl.DataFrame) -> pl.DataFrame:
+    """One row a persona: vanilla, prompted, the learned scale with its gap, and the scorer's AUC."""
+    shown = {
+        "vanilla": (VANILLA, "score"),
+        "prompted": (PROMPTED, "score"),
+        "trained": (f"{TRAINED}@1", "score"),
+        "gap closed": (f"{TRAINED}@1", "gap_closed"),
+        "gap low": (f"{TRAINED}@1", "gap_low"),
+        "gap high": (f"{TRAINED}@1", "gap_high"),
+        "verdict": (f"{TRAINED}@1", "verdict"),
+        "perplexity": (f"{TRAINED}@1", "perplexity"),
+        "minilm auc": (VANILLA, "auc"),
+    }
+    rows = []
+    for persona in arms["persona"].unique(maintain_order=True):
+        own = {row["arm_name"]: row for row in arms.filter(persona=persona).iter_rows(named=True)}
+        rows.append(
+            {"persona": persona}
+            | {name: own.get(arm, {}).get(column) for name, (arm, column) in shown.items()}
+        )
+    return pl.DataFrame(rows)
+
+
+def _blocks(
+    tables: BehaviourTables,
+    arms: pl.DataFrame,
+    versions: Mapping[str, str],
+    drawn: Mapping[str, bytes],
+    likelihood: Mapping[str, pl.DataFrame],
+    missing: Mapping[str, str],
+) -> list[Block]:
+    head = headline_rows(arms)
+    asked = sum(tables.judged["rows"].to_list()) - sum(tables.judged["judge_not_asked"].to_list())
+    judge = (
+        f"A judge was asked about {asked} of {tables.rows.height} answers."
+        if asked
+        else "No judge was asked: the endpoint is not set."
+    )
+    blocks: list[Block] = [
+        Paragraph(
+            f"{len(tables.personas)} personas, {tables.rows.height} answers to held-out questions. The trait score "
+            "is MiniLM's calibrated probability; intervals (95%) and tests go over questions. An effect is "
+            "claimed where Holm's p over the arms of a persona is below 0.05, an interval that holds for all of "
+            f"them at once excludes zero, and the shift is at least {MIN_EFFECT:g}. {judge}"
+        ),
+        Heading("At the learned scale"),
+        Table(head.columns, [[_text(value) for value in row] for row in head.rows()]),
+        Heading("Dose and response"),
+        Figure("dose_response", drawn["dose_response"], "Trait score against the scale of the vector."),
+        Heading("Trait and coherence"),
+        Figure(
+            "trait_against_coherence",
+            drawn["trait_against_coherence"],
+            "Trait score against perplexity under the unsteered model; numbers are scales.",
+        ),
+        Heading("Agreement of the scales"),
+        _agreement(tables.agreement),
+        Heading("Arms"),
+    ]
+    for persona in tables.personas:
+        blocks += [Heading(persona, 3), _arms(arms.filter(persona=persona))]
+        if persona in missing:
+            blocks.append(Paragraph(f"No averaged arms: {missing[persona]}"))
+    if likelihood:
+        blocks += [Heading("Likelihood"), _likelihood(likelihood)]
+    blocks += [Heading("Scorers"), _scorers(tables.scorers), Heading("Made from")]
+    blocks.append(Bullets([f"`{name}` version `{sha}`" for name, sha in sorted(versions.items())]))
+    return blocks
+
+
+def _arms(own: pl.DataFrame) -> Table:
+    judged = bool(own["judge_scored"].sum())
+    columns = ["arm", "score", "to vanilla", "p (Holm)", "verdict", "gap closed", "truth"]
+    columns += ["judge", "judge refusals, invalid, missing"] if judged else []
+    rows = []
+    for row in own.iter_rows(named=True):
+        cells = [
+            row["arm_name"],
+            _with_interval(row, "score"),
+            _with_interval(row, "difference"),
+            _text(row["p_holm"]),
+            row["verdict"] or "–",
+            _with_interval(row, "gap_closed", "gap"),
+            _with_interval(row, "truth"),
+        ]
+        if judged:
+            fates = [row[f"judge_{fate}"] for fate in ("refusal", "invalid", "missing")]
+            cells += [_with_interval(row, "judge"), ", ".join(_text(fate) for fate in fates)]
+        cells += [_with_interval(row, "perplexity"), _text(row["loop_rate"]), _text(row["new_tokens"])]
+        rows.append(cells)
+    return Table([*columns, "perplexity", "loops", "tokens"], rows)
+
+
+def _agreement(table: pl.DataFrame) -> Block:
+    if table.is_empty():
+        return Paragraph("There is one scale only: no lexicon and no judge.")
+    rows = [
+        [
+            row["persona"],
+            f"{row['first']}, {row['second']}",
+            _text(row["n_rows"]),
+            _with_interval(row, "spearman"),
+            _with_interval(row, "auc"),
+            _with_interval(row, "kappa"),
+        ]
+        for row in table.iter_rows(named=True)
+    ]
+    return Table(
+        ["persona", "scales", "answers", "Spearman", "AUC for truth", "weighted kappa"],
+        rows,
+        "Over all answers of all arms; intervals over questions.",
+    )
+
+
+def _likelihood(tables: Mapping[str, pl.DataFrame]) -> Table:
+    rows = [
+        [persona, str(row["arm"]), _text(row.get("perplexity")), _with_interval(row, "gap_closed", "gap")]
+        for persona, table in tables.items()
+        for row in table.iter_rows(named=True)
+    ]
+    return Table(
+        ["persona", "arm", "perplexity", "gap closed"],
+        rows,
+        "Held-out answers of the behaviour set, from vector_comparison.",
+    )
+
+
+def _scorers(scorers: pl.DataFrame) -> Table:
+    rows = [
+        [
+            row["persona"],
+            _with_interval(row, "auc"),
+            f"{_text(row['shuffled_mean'])}, {_text(row['shuffled_high'])}",
+            f"{_text(row['length_auc_before'])}, {_text(row['length_auc_after'])}",
+            _text(row["brier"]),
+            _text(row["calibration_error"]),
+            _text(row["n_pairs"]),
+        ]
+        for row in scorers.iter_rows(named=True)
+    ]
+    return Table(
+        [
+            "persona",
+            "held-out AUC",
+            "shuffled: mean, 95th",
+            "length AUC: whole, matched",
+            "Brier",
+            "ECE",
+            "pairs",
+        ],
+        rows,
+        "MiniLM on questions that it was not trained on.",
+    )
+
+
+def _with_interval(row: Mapping[str, Any], name: str, bounds: str = "") -> str:
+    low, high = row.get(f"{bounds or name}_low"), row.get(f"{bounds or name}_high")
+    if row.get(name) is None:
+        return "–"
+    return _text(row[name]) if low is None else f"{_text(row[name])} [{_text(low)}, {_text(high)}]"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4f}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
+    return str(value)
