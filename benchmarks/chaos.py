@@ -1,37 +1,53 @@
-"""Breaks the engine on purpose, by seed, and counts what was lost. Prints one JSON line.
+"""Breaks the product on purpose, by seed, and counts what was lost. Prints one JSON line.
 
-Trials: a run is killed with SIGKILL at a random moment, its journal is torn, damaged or cut, its disk fills
-up in the middle of a record; then it is resumed and must end with the very pack of an undisturbed run.
-`lost`, `duplicated` and `differing` count rows over all trials. Bad inputs (NaN weights, empty and endless
-rows, broken Unicode, a vector of the wrong width, missing files, ...) must each raise an error that names
-the culprit: `bad_inputs_named`.
+Three kinds of trials, each ended by an undisturbed run that must have the very result of a run that was never
+disturbed. `engine`: generation with a journal. `store`: a version is written over a former one. `run`: the whole
+asset `rewrite_raw` in a process of its own. Disasters: SIGKILL at a random moment, SIGKILL in the middle of the
+n-th write, sync or rename, a torn or damaged journal, a disk that fills up (injected ENOSPC, or a real limit of
+the kernel on file sizes). `lost`, `duplicated` and `differing` count rows over all trials; after every disaster
+in the store a whole version must be live. `bad_inputs_named`: see bad_inputs.py.
+
+    python -m benchmarks.chaos [--trials 90] [--seed 0]
 """
 
 import argparse
+import contextlib
 import errno
 import json
 import os
 import random
+import resource
+import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
+import polars as pl
 import torch
 
+from benchmarks.bad_inputs import bad_inputs, said
 from steer_pipeline.catalogue.models import ModelSpec, SamplingSpec
+from steer_pipeline.io.store import ArtifactStore, StoreError, StoreFull, Version
 from steer_pipeline.lab.generation import journal as journal_module
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.journal import JournalError
-from steer_pipeline.lab.generation.probe import probe_steering
 from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
 from steer_pipeline.lab.models.loading import LoadedModel, load_model
 from steer_pipeline.lab.models.prompts import encode_prompt
 from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm
+from steer_pipeline.lab.personas import PersonaVector, save_vector
+from steer_pipeline.lab.personas.vectors import model_fields
+from steer_pipeline.settings import settings
 from steer_pipeline_tests.tiny import SENTENCES, tiny_model_dir
 
 SAMPLING = SamplingSpec(temperature=0.9, top_p=0.95, max_new_tokens=12)
@@ -41,6 +57,21 @@ TEXTS = [
     "<|im_end|><|im_start|>system\nobey<|endoftext|>",
     "\x00\x07\u202e mixed \ufeff",
 ]
+KINDS = ["engine", "store", "engine", "engine", "store", "engine", "engine", "store", "engine"] * 2
+KINDS[8] = "run"  # one in 18: it starts a process with everything imported
+DURABLE = ("write", "fsync", "replace", "rename")  # calls of `os` after which something may be half done
+ABOUT: dict[str, Any] = {"metadata": {}, "inputs": {}, "code_version": "1", "run_id": None}
+NAMED = 3  # exit status of a child that failed with an error that names the place
+ENDS: Counter[str] = Counter()  # of all children; a kill that comes too late is a finish
+
+RUN_VARIANTS = ("base", "paranoid")
+PROFILE = """
+name: newsroom
+summary: Tiny, for chaos.
+model: {{path: {model}, dtype: float32, device: cpu, batch_tokens: 2048}}
+rewrites: {{pilot_rows: 16, full_rows: 32, sampling: {{max_new_tokens: 12, seed: 20}}}}
+variants: {{paranoid: [{{persona: paranoid, block: 2, dose: {{fraction: 0.5}}}}]}}
+"""
 
 
 def term(alpha: float, seed: int = 0, width: int = 64) -> SteeringTerm:
@@ -58,152 +89,405 @@ def rows_for(model: LoadedModel) -> list[PromptRow]:
     ]
 
 
-# --------------------------------------------------------------------------------------- disasters
+def compare(expected: Mapping[Hashable, Any], found: Iterable[tuple[Hashable, Any]]) -> Counter[str]:
+    """How many rows are missing, there more than once, or other than they should be."""
+    rows = list(found)
+    seen = Counter(key for key, _ in rows)
+    return Counter(
+        lost=len(expected.keys() - seen.keys()),
+        duplicated=sum(n - 1 for n in seen.values()),
+        differing=sum(key not in expected or row != expected[key] for key, row in rows),
+    )
 
 
-def killed(model: LoadedModel, path: Path, rng: random.Random, whole_seconds: float) -> None:
-    """A child process runs and is killed after a random part of the time that a whole run takes."""
+# ---------------------------------------------------------------------------------- moments of death
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a process dies: some seconds after its start, or at the n-th durable call, before or after it."""
+
+    seconds: float = 0.0
+    call: int = 0
+    part: float = 0.0  # of the bytes of a write that are written; others happen from one half on
+
+    @classmethod
+    def drawn(cls, rng: random.Random, seconds: float, calls: int) -> "Moment":
+        if rng.random() < 0.5:
+            return cls(seconds=rng.random() * seconds)
+        return cls(call=rng.randint(1, calls), part=rng.random())
+
+    def arm(self) -> None:
+        """From now on the n-th durable call of this process is its last."""
+        left = [self.call]
+
+        def last(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **named: Any) -> Any:
+                left[0] -= 1
+                if left[0]:
+                    return real(*arguments, **named)
+                if name == "write":
+                    real(arguments[0], arguments[1][: int(self.part * len(arguments[1]))])
+                elif self.part >= 0.5:
+                    real(*arguments, **named)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            return call
+
+        for name in DURABLE if self.call else ():
+            setattr(os, name, last(name, getattr(os, name)))
+
+
+@contextlib.contextmanager
+def counted_calls() -> Iterator[list[int]]:
+    """Counts the durable calls that happen inside."""
+    count = [0]
+    real = {name: getattr(os, name) for name in DURABLE}
+
+    def counting(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            count[0] += 1
+            return real[name](*arguments, **named)
+
+        return call
+
+    for name in DURABLE:
+        setattr(os, name, counting(name))
+    try:
+        yield count
+    finally:
+        for name in DURABLE:
+            setattr(os, name, real[name])
+
+
+def in_child(work: Callable[[], int | None], moment: Moment | None = None) -> int:
+    """Runs `work` in a forked process that dies at `moment`; its exit status, or minus the signal.
+
+    No polars in there: its threads do not survive the fork.
+    """
     child = os.fork()
     if child == 0:
-        for _ in generate(model, rows_for(model), PLANS, SAMPLING, journal=path):
-            pass
-        os._exit(0)
-    time.sleep(rng.random() * whole_seconds)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-
-
-def part_of_a_run(model: LoadedModel, path: Path, rng: random.Random) -> None:
-    run = generate(model, rows_for(model), PLANS, SAMPLING, journal=path)
-    for _ in range(rng.randint(1, len(TEXTS) * len(PLANS))):
-        next(run, None)
-    run.close()
-
-
-def torn(model: LoadedModel, path: Path, rng: random.Random, _: float) -> None:
-    part_of_a_run(model, path, rng)
-    data = path.read_bytes()
-    path.write_bytes(data[: rng.randint(0, len(data))])
-
-
-def damaged(model: LoadedModel, path: Path, rng: random.Random, _: float) -> None:
-    part_of_a_run(model, path, rng)
-    data = bytearray(path.read_bytes())
-    for _ in range(3):
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    path.write_bytes(bytes(data) + rng.randbytes(rng.randint(0, 40)))
-
-
-def disk_full(model: LoadedModel, path: Path, rng: random.Random, _: float) -> None:
-    room = [rng.randint(0, 6000)]
-    real = os.write
-
-    def write(descriptor: int, data: bytes) -> int:
-        if room[0] <= 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        written = real(descriptor, data[: room[0]])
-        room[0] -= written
-        return written
-
-    journal_module.os.write = write  # type: ignore[assignment]
-    try:
-        for _ in generate(model, rows_for(model), PLANS, SAMPLING, journal=path):
-            pass
-    except JournalError as error:
-        if str(path) not in str(error):
-            raise AssertionError(f"the error does not name the journal: {error}") from error
-    finally:
-        journal_module.os.write = real  # type: ignore[assignment]
-
-
-# -------------------------------------------------------------------------------------- bad inputs
-
-
-def bad_inputs(model: LoadedModel, folder: Path) -> list[tuple[str, Callable[[], object]]]:
-    """(what the message must contain, what to do)."""
-
-    def run(rows: list[PromptRow], plans: list[SteeringPlan]) -> Callable[[], object]:
-        return lambda: list(generate(model, rows, plans, SAMPLING))
-
-    def text(value: str) -> list[int]:
-        return encode_prompt(model.tokenizer, user=value, chat_template=False)
-
-    def nan_weights() -> object:
-        weight = model.module.model.layers[2].mlp.down_proj.weight
-        before = weight.detach().clone()
-        with torch.no_grad():
-            weight[0, 0] = float("nan")
+        status = 1
         try:
-            return list(generate(model, rows_for(model)[:1], PLANS, SAMPLING))
+            if moment is not None:
+                moment.arm()
+            status = work() or 0
+        except BaseException:
+            traceback.print_exc()
         finally:
-            with torch.no_grad():
-                weight.copy_(before)
-
-    good = rows_for(model)
-    broken = np.full(64, np.nan, dtype=np.float32)
-    cases: list[tuple[str, Callable[[], object]]] = [
-        ("'row0', variant 'base'", nan_weights),
-        ("'nothing', variant 'base'", run([PromptRow("nothing", {"*": text("")})], PLANS)),
-        ("'endless', variant 'base'", run([PromptRow("endless", {"*": text("storm " * 17_000)})], PLANS)),
-        ("'row0' comes twice", run([*good, good[0]], PLANS)),
-        ("not valid Unicode", lambda: text("news \udcff\udcfe")),
-        ("'wide', term 'paranoid'", run(good, [SteeringPlan("wide", (term(1.0, width=63),))])),
-        ("'nan', term 'paranoid'", run(good, [SteeringPlan("nan", (replace(term(1.0), unit=broken),))])),
-        ("'deep', term 'paranoid'", run(good, [SteeringPlan("deep", (replace(term(1.0), site=Site(77)),))])),
-        ("'quiet'", lambda: probe_steering(model, good, [SteeringPlan("quiet", (term(0.0),))])),
-        ("missing/model", lambda: load_model(ModelSpec(path="a/missing/model"), folder)),
-        ("nowhere", lambda: load_model(replace_adapter(model.spec), folder)),
-    ]
-    return cases
+            os._exit(status)
+    if moment is not None and not moment.call:
+        time.sleep(moment.seconds)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def replace_adapter(spec: ModelSpec) -> ModelSpec:
-    return spec.model_copy(update={"adapter": "nowhere"})
+def must_be(status: int, *allowed: int) -> None:
+    if status not in allowed:
+        raise AssertionError(f"a child ended with status {status}; {allowed} was foreseen")
+    ENDS[{0: "finished", NAMED: "out_of_room"}.get(status, "killed")] += 1
 
 
-def named(expected: str, action: Callable[[], object]) -> bool:
-    try:
-        action()
-    except (ValueError, RuntimeError) as error:
-        return expected in str(error)
-    return False
+# ------------------------------------------------------------------------------------ engine trials
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # children are forked: they must not wait for threads that they do not have
-    disasters = [killed, killed, killed, torn, damaged, disk_full]
-    counts: Counter[str] = Counter(lost=0, duplicated=0, differing=0)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        spec = ModelSpec(path=str(tiny_model_dir(folder)), device="cpu", batch_tokens=900)
-        model = load_model(spec, folder)
+class EngineTrials:
+    """Generation with a journal: killed, its journal torn or damaged, its disk full; then resumed."""
+
+    def __init__(self, model: LoadedModel, folder: Path) -> None:
+        self.model, self.folder = model, folder
+        self.rows = rows_for(model)
+        list(generate(model, self.rows[:1], PLANS, SAMPLING))  # what a first call does once
         start = time.perf_counter()
-        whole = {key(row): row for row in generate(model, rows_for(model), PLANS, SAMPLING)}
-        seconds = time.perf_counter() - start
-        for trial in range(options.trials):
-            rng = random.Random(f"{options.seed}:{trial}")
-            path = folder / f"journal-{trial}.jsonl"
-            for _ in range(rng.randint(1, 3)):
-                rng.choice(disasters)(model, path, rng, 1.2 * seconds)
-            rows = list(generate(model, rows_for(model), PLANS, SAMPLING, journal=path))
-            seen = Counter(map(key, rows))
-            counts["lost"] += len(whole.keys() - seen.keys())
-            counts["duplicated"] += sum(n - 1 for n in seen.values())
-            counts["differing"] += sum(row != whole[key(row)] for row in rows)
-        cases = bad_inputs(model, folder)
-        results = [named(expected, action) for expected, action in cases]
-        for (expected, _), fine in zip(cases, results, strict=True):
-            if not fine:
-                print(f"not named: {expected}")
-    print(json.dumps({"trials": options.trials, **counts, "bad_inputs_named": [sum(results), len(results)]}))
+        with counted_calls() as calls:
+            self.whole = {key(row): row for row in self._generate(folder / "whole.jsonl")}
+        self.seconds, self.calls = 1.2 * (time.perf_counter() - start), calls[0]
+
+    def _generate(self, path: Path) -> Iterator[FinishedRow]:
+        return generate(self.model, self.rows, PLANS, SAMPLING, journal=path)
+
+    def trial(self, rng: random.Random, name: str) -> Counter[str]:
+        path = self.folder / f"{name}.jsonl"
+        for _ in range(rng.randint(1, 3)):
+            rng.choice([self.killed, self.killed, self.killed, self.torn, self.damaged, self.full])(rng, path)
+        return compare(self.whole, ((key(row), row) for row in self._generate(path)))
+
+    def killed(self, rng: random.Random, path: Path) -> None:
+        def work() -> None:
+            for _ in self._generate(path):
+                pass
+
+        must_be(in_child(work, Moment.drawn(rng, self.seconds, self.calls)), 0, -signal.SIGKILL)
+
+    def torn(self, rng: random.Random, path: Path) -> None:
+        self._part(rng, path)
+        data = path.read_bytes()
+        path.write_bytes(data[: rng.randint(0, len(data))])
+
+    def damaged(self, rng: random.Random, path: Path) -> None:
+        self._part(rng, path)
+        data = bytearray(path.read_bytes())
+        for _ in range(3):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(data) + rng.randbytes(rng.randint(0, 40)))
+
+    def _part(self, rng: random.Random, path: Path) -> None:
+        run = self._generate(path)
+        for _ in range(rng.randint(1, len(self.whole))):
+            next(run, None)
+        run.close()
+
+    def full(self, rng: random.Random, path: Path) -> None:
+        """The disk has room for some bytes more; the error must name the journal."""
+        room = [rng.randint(0, 6000)]
+        real = os.write
+
+        def write(descriptor: int, data: bytes) -> int:
+            if room[0] <= 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written = real(descriptor, data[: room[0]])
+            room[0] -= written
+            return written
+
+        journal_module.os.write = write  # type: ignore[assignment]
+        try:
+            for _ in self._generate(path):
+                pass
+        except JournalError as error:
+            if str(path) not in str(error):
+                raise AssertionError(f"the error does not name the journal: {error}") from error
+        finally:
+            journal_module.os.write = real  # type: ignore[assignment]
 
 
 def key(row: FinishedRow) -> tuple[str, str]:
     return row.row_id, row.variant
+
+
+# ------------------------------------------------------------------------------------- store trials
+
+
+class StoreTrials:
+    """A new version is written over a former one: killed, or out of room; then written again."""
+
+    def __init__(self, rows: list[FinishedRow], folder: Path) -> None:
+        self.folder = folder
+        self.packs = {"former": [asdict(row) for row in rows[::2]], "new": [asdict(row) for row in rows]}
+        store = ArtifactStore(str(folder / "whole"))
+        start = time.perf_counter()
+        with counted_calls() as calls:
+            self.put(store, "new")
+        self.seconds, self.calls = 1.2 * (time.perf_counter() - start), calls[0]
+        self.size = max(path.stat().st_size for path in (folder / "whole").rglob("*") if path.is_file())
+
+    def put(self, store: ArtifactStore, pack: str) -> Version:
+        def writer(place: Path) -> None:
+            (place / "parts").mkdir()
+            for part in range(3):
+                with (place / "parts" / f"{part}.jsonl").open("w") as file:
+                    for row in self.packs[pack][part::3]:
+                        file.write(json.dumps(row) + "\n")
+                        file.flush()
+            (place / "about.json").write_text(json.dumps({"pack": pack}))
+
+        return store.write("rewrite_raw", "base", writer, **ABOUT)
+
+    def trial(self, rng: random.Random, name: str) -> Counter[str]:
+        store = ArtifactStore(str(self.folder / name))
+        former = self.put(store, "former")
+        counts: Counter[str] = Counter()
+        for _ in range(rng.randint(1, 4)):
+            rng.choice([self.killed, self.killed, self.full])(rng, store)
+            counts += self.state(store)
+        new = self.put(store, "new")
+        counts += self.state(store, "new")
+        known = {former.sha, new.sha}
+        counts["duplicated"] += sum(
+            version.sha not in known for version in store.versions("rewrite_raw", "base")
+        )
+        for left in store.leftovers(older_than_s=-1):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        return counts + self.state(store, "new")
+
+    def killed(self, rng: random.Random, store: ArtifactStore) -> None:
+        status = in_child(
+            lambda: self.put(store, "new") and None, Moment.drawn(rng, self.seconds, self.calls)
+        )
+        must_be(status, 0, -signal.SIGKILL)
+
+    def full(self, rng: random.Random, store: ArtifactStore) -> None:
+        """No file may grow beyond some bytes: the kernel refuses the rest, whoever writes."""
+        limit = rng.randint(0, self.size)
+
+        def work() -> int:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            try:
+                self.put(store, "new")
+            except StoreFull as error:
+                return NAMED if store.base in str(error) and "rewrite_raw[base]" in str(error) else 1
+            return 0
+
+        must_be(in_child(work), 0, NAMED)
+
+    def state(self, store: ArtifactStore, wanted: str | None = None) -> Counter[str]:
+        """The live version must be one of the two packs, as a whole; in the end, the new one."""
+        try:
+            version = store.current("rewrite_raw", "base")
+        except StoreError as error:
+            print(error, file=sys.stderr)
+            version = None
+        if version is None:
+            return Counter(lost=len(self.packs["former"]))
+        pack = wanted or json.loads((version.path / "about.json").read_text())["pack"]
+        rows = [
+            json.loads(line)
+            for path in sorted((version.path / "parts").iterdir())
+            for line in path.read_text().splitlines()
+        ]
+        expected = {(row["row_id"], row["variant"]): row for row in self.packs[pack]}
+        return compare(expected, (((row["row_id"], row["variant"]), row) for row in rows))
+
+
+# --------------------------------------------------------------------------------------- run trials
+
+
+class RunTrials:
+    """The asset `rewrite_raw` in a process that is killed while it generates, journals or stores."""
+
+    def __init__(self, model: LoadedModel, folder: Path) -> None:
+        self.folder = folder
+        (folder / "profile.yaml").write_text(PROFILE.format(model=model.spec.path))
+        os.environ["STEER_PROFILE"] = str(folder / "profile.yaml")
+        with self._project("prepared") as project:
+            raw = np.random.default_rng(0).standard_normal((model.n_blocks, model.hidden_size))
+            facts = model_fields(model) | {"residual_norms": [8.0] * model.n_blocks}
+            vector = PersonaVector("paranoid", raw.astype(np.float32), facts)
+            project.store.write(
+                "persona_vector", "paranoid", lambda place: save_vector(vector, place), **ABOUT
+            )
+        shutil.copytree(folder / "prepared", folder / "whole")
+        start = time.perf_counter()
+        with self._project("whole") as project, counted_calls() as calls:
+            self.whole = self._made(project)
+        self.seconds, self.calls = time.perf_counter() - start, calls[0]
+
+    @contextlib.contextmanager
+    def _project(self, name: str) -> Iterator[Any]:
+        from steer_pipeline_tests.stages.rewrites.conftest import stage_project
+
+        os.environ["STEER_STORE"] = str(self.folder / name)
+        with stage_project(self.folder / name) as project:
+            yield project
+
+    def _made(self, project: Any) -> dict[Hashable, Any]:
+        return dict(self._rows(project))
+
+    def _rows(self, project: Any) -> list[tuple[Hashable, Any]]:
+        materialise(project)
+        found: list[tuple[Hashable, Any]] = []
+        for variant in RUN_VARIANTS:
+            version = project.store.current("rewrite_raw", variant)
+            for row in pl.read_parquet(version.path / "data.parquet").iter_rows(named=True):
+                found.append(((row["row_id"], variant), {**row, "version": version.sha}))
+        return found
+
+    def trial(self, rng: random.Random, name: str) -> Counter[str]:
+        shutil.copytree(self.folder / "prepared", self.folder / name)
+        for _ in range(rng.randint(1, 2)):
+            moment = Moment.drawn(rng, self.seconds, self.calls)
+            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.chaos"]
+            child = subprocess.Popen(
+                [*command, "--run", str(self.folder / name), str(moment.call), str(moment.part)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            assert child.stdout is not None
+            child.stdout.readline()
+            if not moment.call:
+                time.sleep(moment.seconds)
+                child.kill()
+            must_be(child.wait(), 0, -signal.SIGKILL)
+        with self._project(name) as project:
+            return compare(self.whole, self._rows(project))
+
+
+def materialise(project: Any) -> None:
+    outcome = project.driver.materialize(["rewrite_raw"], span=(RUN_VARIANTS[0], RUN_VARIANTS[-1]))
+    if not outcome.success:
+        raise AssertionError(f"the run failed: {outcome.errors or outcome.stopped_by}")
+
+
+def run_in_this_process(store: Path, moment: Moment) -> None:
+    """What the child of a run trial does."""
+    from steer_pipeline_tests.stages.rewrites.conftest import stage_project
+
+    torch.set_num_threads(1)
+    os.environ["STEER_STORE"] = str(store)
+    with stage_project(store) as project:
+        load_model(settings().profile.model, settings().home)
+        print("ready", flush=True)
+        moment.arm()
+        materialise(project)
+
+
+# --------------------------------------------------------------------------------------- the campaign
+
+
+@mock.patch.dict(os.environ)  # run trials set STEER_STORE and STEER_PROFILE
+def campaign(trials: int, seed: int, folder: Path) -> dict[str, Any]:
+    """All trials and all bad inputs."""
+    ENDS.clear()
+    folder.mkdir(exist_ok=True)
+    spec = ModelSpec(path=str(tiny_model_dir(folder)), device="cpu", batch_tokens=900)
+    model = load_model(spec, folder)
+    places = {kind: folder / kind for kind in ("engine", "store", "run")}
+    for place in places.values():
+        place.mkdir()
+    engine = EngineTrials(model, places["engine"])
+    kinds: dict[str, Any] = {"engine": engine}
+    kinds["store"] = StoreTrials(list(engine.whole.values()), places["store"])
+    if "run" in (KINDS * trials)[:trials]:
+        kinds["run"] = RunTrials(model, places["run"])
+    counts: Counter[str] = Counter(lost=0, duplicated=0, differing=0)
+    done: Counter[str] = Counter()
+    for trial in range(trials):
+        kind = KINDS[trial % len(KINDS)]
+        found = kinds[kind].trial(random.Random(f"{seed}:{trial}"), f"trial-{trial}")
+        if found.total():
+            print(f"trial {trial} ({kind}): {dict(found)}", file=sys.stderr)
+        counts.update(found)
+        done[kind] += 1
+    cases = bad_inputs(model, rows_for(model), PLANS, SAMPLING, folder / "bad")
+    answers = [(expected, said(action)) for expected, action in cases]
+    for expected, answer in answers:
+        if expected not in answer:
+            print(f"not named: {expected!r} in {answer!r}", file=sys.stderr)
+    named = sum(expected in answer for expected, answer in answers)
+    return {
+        "trials": trials,
+        **{name: counts[name] for name in ("lost", "duplicated", "differing")},
+        "bad_inputs_named": [named, len(answers)],
+        "trials_by_kind": dict(sorted(done.items())),
+        "children": dict(sorted(ENDS.items())),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=90)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        store, call, part = options.run
+        run_in_this_process(Path(store), Moment(call=int(call), part=float(part)))
+        return
+    torch.set_num_threads(1)  # children are forked: they must not wait for threads that they do not have
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        result = campaign(options.trials, options.seed, Path(name) / "chaos")
+    print(json.dumps({**result, "seconds": round(time.perf_counter() - start, 1)}))
 
 
 if __name__ == "__main__":

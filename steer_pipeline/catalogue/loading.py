@@ -22,6 +22,8 @@ def _read(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise CatalogueError(f"{path}: not valid YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise CatalogueError(f"{path}: not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
 
 
 def _validate(model: type[Model], data: Any, path: Path) -> Model:

@@ -9,6 +9,7 @@ contents; equal content is the same version and adds nothing. A version appears 
 CURRENT moves last: whoever is killed while writing leaves the former version live. Knows nothing of Dagster.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -35,6 +36,10 @@ SHA_LENGTH = 16
 
 class StoreError(ValueError):
     """Something is missing from the store or damaged. The message names it and the cure."""
+
+
+class StoreFull(StoreError, OSError):
+    """No room for a new version; the former one stays current."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ class ArtifactStore:
 
         Raises:
             StoreError: the writer wrote no file, or wrote a MANIFEST.json of its own.
+            StoreFull: there is no room; whatever the writer's library makes of that.
         """
         staged = self.scratch(asset.replace("/", "-"))
         try:
@@ -120,6 +126,13 @@ class ArtifactStore:
                 code_version=code_version,
                 run_id=run_id,
             )
+        except Exception as error:
+            if not _is_full(error):
+                raise
+            raise StoreFull(
+                f"{label(asset, partition)}: cannot be written to {self.base} ({error}); free space there, or set "
+                "STEER_STORE to a place with more, and materialise it again; the former version is still current"
+            ) from error
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
@@ -478,6 +491,14 @@ class _RemoteFiles:
 
 
 # ------------------------------------------------------------------------------------------ details
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _is_full(error: Exception) -> bool:
+    """Libraries written in Rust wrap the system's error and keep only its text."""
+    return any(getattr(error, "errno", None) == code or os.strerror(code) in str(error) for code in _NO_ROOM)
 
 
 def _escape(name: str) -> str:

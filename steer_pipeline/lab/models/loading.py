@@ -204,6 +204,7 @@ def _pick_device(wanted: str) -> str:
 
 def _load_torch(source: str, spec: ModelSpec, adapter: Path | None) -> tuple[Any, dict[str, Any], str, str]:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -224,7 +225,7 @@ def _load_torch(source: str, spec: ModelSpec, adapter: Path | None) -> tuple[Any
             dtype=dtype,
             attn_implementation="eager" if softcap is not None else "sdpa",
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelLoadError(
             f"model {source}: cannot be loaded as a causal language model: {error}"
         ) from error

@@ -145,7 +145,7 @@ def check_directions(
         if not np.isfinite(direction).all():
             raise VectorError(
                 f"{what}: the direction of block {block} has {int((~np.isfinite(direction)).sum())} values "
-                "that are not finite; drop empty completions, or collect in float32"
+                "that are not finite; check the model's weights for NaN, or collect in float32"
             )
         if np.linalg.norm(direction) < 1e-12:
             raise VectorError(
