@@ -157,7 +157,9 @@ def averaged_vector(
         rows: BEHAVIOUR_SCHEMA, one persona; which are read is `contrast_sides`' business.
         context: what stands before the response when it is read. "as_asked": the instruction it was produced
             under, where the persona was active (as the published vectors were collected). "question": the
-            bare question on both sides, so that the direction holds nothing of the prompt itself.
+            bare question on both sides, so that the direction holds nothing of the prompt itself. On the
+            newsroom's validation rows, each at its best block and scale, "as_asked" closes 0.99 to 1.00 of the
+            gap and "question" 0.38 to 0.52 (analytical, creative, empathetic, skeptical, sailor).
 
     Raises:
         MissingVector: too few rows.

@@ -31,6 +31,7 @@ from steer_pipeline.lab.vectors.tables import (
 SCALES = (0.5, 1.0, 2.0, 4.0)  # of the averaged vector's natural magnitude, at every block
 REFINED = (2**-0.5, 2**0.5)  # of the best of them, at its block
 MAX_BLOCKS = 8
+MIN_RANDOM = 8  # random directions
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,14 +117,18 @@ def site_of(trained: Mapping[int, PersonaVector]) -> int:
 
 
 def trained_and_random(trained: Mapping[int, PersonaVector], random_seeds: Sequence[int]) -> list[Arm]:
-    """An arm a trained vector, in natural magnitude, and random directions of their norms at their site."""
+    """An arm a trained vector, in natural magnitude, and random directions of their norms at their site.
+
+    Single random directions gain or lose a good part of the gap by luck, so there are at least `MIN_RANDOM`: those
+    of `random_seeds`, then of the numbers that follow.
+    """
     block = site_of(trained)
-    terms = {seed: natural_term(vector, block) for seed, vector in trained.items()}
+    terms = {seed: natural_term(trained[seed], block) for seed in sorted(trained)}
     arms = [Arm(TRAINED, term, seed, 1.0) for seed, term in terms.items()]
-    norms = list(terms.values())
+    norms, last = list(terms.values()), max(random_seeds)
+    seeds = [*random_seeds, *range(last + 1, last + 1 + MIN_RANDOM - len(random_seeds))]
     return arms + [
-        Arm(RANDOM, random_like(norms[i % len(norms)], seed), seed, 1.0)
-        for i, seed in enumerate(random_seeds)
+        Arm(RANDOM, random_like(norms[i % len(norms)], seed), seed, 1.0) for i, seed in enumerate(seeds)
     ]
 
 

@@ -100,7 +100,7 @@ def compare_vectors(
     read = labelled_states(model, rows, persona.kind, profile)
     folder.mkdir(parents=True, exist_ok=True)
     _save_averaged(averaged, reason, folder)
-    _write_json(folder / SCALES_FILE, _scales(arms, profile.rollouts.random_seeds))
+    _write_json(folder / SCALES_FILE, _scales(arms))
     (measured if selection is None else pl.concat([selection, measured])).write_parquet(folder / ROWS)
     vector_as_classifier(read, arms, seed=profile.behaviour.seed).write_parquet(folder / CLASSIFIER)
     found = (
@@ -166,7 +166,7 @@ def _save_averaged(averaged: AveragedVector | None, reason: str | None, folder: 
         save_vector(averaged.vector, place)
 
 
-def _scales(arms: list[Arm], random_seeds: list[int]) -> dict[str, Any]:
+def _scales(arms: list[Arm]) -> dict[str, Any]:
     """Where each arm's vector sits and how long it is; norms are means over seeds."""
 
     terms: dict[str, list[SteeringTerm]] = {}
@@ -178,7 +178,8 @@ def _scales(arms: list[Arm], random_seeds: list[int]) -> dict[str, Any]:
         norm = float(np.mean([term.alpha for term in terms[name]]))
         return {"block": terms[name][0].site.block, "norm": norm}
 
-    described: dict[str, Any] = {TRAINED: site(TRAINED), RANDOM: {**site(RANDOM), "seeds": random_seeds}}
+    seeds = [arm.seed for arm in arms if arm.name == RANDOM]
+    described: dict[str, Any] = {TRAINED: site(TRAINED), RANDOM: {**site(RANDOM), "seeds": seeds}}
     chosen = [(arm.scale, arm.term) for arm in arms if arm.name == AVERAGED and arm.term is not None]
     described[AVERAGED] = None
     for scale, term in chosen:

@@ -88,10 +88,8 @@ def expanded(level: float, n: int) -> float:
 
 
 class _Gains:
-    """Bootstrap draws of what each arm gains on vanilla, in nats a token.
-
-    Whole questions are drawn, the same ones for all arms; for an arm with several seeds the seeds are drawn as
-    well, so that its interval speaks of new questions and of new seeds.
+    """What each arm gains on vanilla, with bootstrap draws in nats a token; whole questions are drawn, the same
+    ones for all arms.
     """
 
     def __init__(self, rows: pl.DataFrame, *, seed: int, level: float) -> None:
@@ -115,8 +113,7 @@ class _Gains:
             raise TableError(
                 f"{self.n_questions} question with rows; intervals need two, so raise the split's token budget"
             )
-        self._tail = (1 - expanded(level, self.n_questions)) / 2
-        self._rng = np.random.default_rng(seed)
+        self._level, self._tail = level, (1 - expanded(level, self.n_questions)) / 2
         order = [cell for cell in self.sums if cell[0] != VANILLA]
         gains = [self.sums[(VANILLA, None)] - self.sums[cell] for cell in order]
         matrix = np.stack([*gains, self.tokens], axis=1)
@@ -131,16 +128,20 @@ class _Gains:
         return float(np.mean([self.sums[(arm, s)].sum() for s in seeds]) / self.tokens.sum())
 
     def draws(self, arm: str, seeds: Sequence[int | None]) -> np.ndarray:
-        """[N_BOOT] gains in nats a token."""
-        columns = np.stack([self._draws[(arm, s)] for s in seeds], axis=1)
-        if len(seeds) == 1:
-            return columns[:, 0]
-        drawn = self._rng.integers(0, len(seeds), size=columns.shape)
-        return np.take_along_axis(columns, drawn, axis=1).mean(axis=1)
+        """[N_BOOT] gains in nats a token, seeds averaged."""
+        return np.mean([self._draws[(arm, s)] for s in seeds], axis=0)
 
-    def bounds(self, draws: np.ndarray) -> tuple[float, float]:
+    def bounds(self, draws: np.ndarray, by_seed: Sequence[float]) -> tuple[float, float]:
+        """Bounds of the mean of `by_seed`, for new questions and new seeds.
+
+        Args:
+            draws: the same number in resamples of the questions; NaN where it is undefined.
+            by_seed: estimates of the single seeds.
+        """
+        centre, n = float(np.mean(by_seed)), len(by_seed)
         low, high = np.quantile(draws[np.isfinite(draws)], [self._tail, 1 - self._tail])
-        return float(low), float(high)
+        spread = np.std(by_seed, ddof=1) * t.ppf((1 + self._level) / 2, n - 1) / np.sqrt(n) if n > 1 else 0.0
+        return centre - float(np.hypot(centre - low, spread)), centre + float(np.hypot(high - centre, spread))
 
 
 def _measured(
@@ -151,9 +152,12 @@ def _measured(
     row: dict[str, Any] = {"arm": arm, "nll": nll, "perplexity": float(np.exp(nll))}
     if arm == VANILLA:
         return row | {"reason": "the reference: closes nothing by definition"}
-    gain, draws = gains.nll(VANILLA, [None]) - nll, gains.draws(arm, seeds)
-    low, high = gains.bounds(draws)
-    row |= {"gain": gain, "gain_low": low, "gain_high": high}
+    draws, by_seed = (
+        gains.draws(arm, seeds),
+        [gains.nll(VANILLA, [None]) - gains.nll(arm, [s]) for s in seeds],
+    )
+    low, high = gains.bounds(draws, by_seed)
+    row |= {"gain": float(np.mean(by_seed)), "gain_low": low, "gain_high": high}
     if arm == PROMPTED:
         return row | {"reason": "the reference: closes all by definition"}
     if prompted["gain_low"] <= 0:
@@ -164,8 +168,8 @@ def _measured(
     reference = gains.draws(PROMPTED, [None])
     closed = np.full(len(draws), np.nan)
     np.divide(draws, reference, out=closed, where=reference > 0)
-    low, high = gains.bounds(closed)
-    return row | {"gap_closed": gain / prompted["gain"], "gap_low": low, "gap_high": high}
+    low, high = gains.bounds(closed, [gain / prompted["gain"] for gain in by_seed])
+    return row | {"gap_closed": row["gain"] / prompted["gain"], "gap_low": low, "gap_high": high}
 
 
 _NUMBERS = ("nll", "perplexity", "gain", "gain_low", "gain_high", "gap_closed", "gap_low", "gap_high")
@@ -200,8 +204,10 @@ def comparison_table(rows: pl.DataFrame, *, seed: int = 0, level: float = 0.95) 
     gap_closed (gain over the prompted arm's gain), each with bounds; block, scale, norm, norm_fraction (of the
     mean residual norm); n_rows, n_questions, n_tokens; reason, where gap_closed is null.
 
-    Intervals: bootstrap of whole questions, and of seeds where there are several, percentiles expanded for few
-    questions. Where the interval of the prompted gain includes 0 there is no gap, and no fraction of it.
+    Intervals: bootstrap of whole questions, percentiles expanded for few of them; where there are several seeds,
+    joined with the t interval of the mean over seeds (Zou and Donner 2008, MOVER: distances to the bounds add in
+    squares), for what a few random directions happen to do is no property of random directions. Where the interval
+    of the prompted gain includes 0 there is no gap, and no fraction of it.
 
     Raises:
         TableError: no vanilla or prompted rows, fewer than two questions, or arms that cover other tokens.

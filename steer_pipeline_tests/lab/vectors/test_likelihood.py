@@ -96,13 +96,14 @@ def test_a_dialogue_beyond_the_models_positions_is_refused(tmp_path):
 def test_random_directions_have_the_trained_norms_and_site(tmp_path):
     vectors = trained(loaded(tmp_path))
     vectors[42] = type(vectors[42])("analytical", vectors[42].raw * 3, vectors[42].metadata, (2,))
-    arms = trained_and_random(vectors, [51, 52, 53, 54])
-    assert [arm.name for arm in arms] == ["trained"] * 3 + ["random"] * 4
+    arms = trained_and_random(dict(reversed(vectors.items())), [51, 52, 60])
+    assert [arm.name for arm in arms] == ["trained"] * 3 + ["random"] * 8
+    assert [arm.seed for arm in arms] == [41, 42, 43, 51, 52, 60, 61, 62, 63, 64, 65]
     lengths = [arm.term.alpha for arm in arms]
-    assert lengths == pytest.approx([2, 6, 2, 2, 6, 2, 2], rel=1e-5)
+    assert lengths == pytest.approx([2, 6, 2, 2, 6, 2, 2, 6, 2, 2, 6], rel=1e-5)
     assert {arm.term.site.block for arm in arms} == {2}
     units = np.stack([arm.term.unit for arm in arms[2:]])
-    assert np.abs(units @ units.T - np.eye(5)).max() < 0.6  # 64 wide: standard deviation of a cosine 0.125
+    assert np.abs(units @ units.T - np.eye(9)).max() < 0.6  # 64 wide: standard deviation of a cosine 0.125
 
 
 def test_seeds_at_different_blocks_are_refused(tmp_path):
@@ -127,7 +128,7 @@ def test_block_and_scale_are_chosen_on_validation_rows(tmp_path):
     refined = table.filter(pl.col("block") == best["block"])["scale"].to_list()
     assert len(refined) == 6  # four coarse, two around the best of them
     assert best["alpha"] == pytest.approx(best["scale"] * np.linalg.norm(vector.at(best["block"])), rel=1e-5)
-    plan = SteeringPlan("x", (Arm("x", trained_and_random({0: at(vector, best)}, [])[0].term).term,))
+    plan = SteeringPlan("x", (Arm("x", trained_and_random({0: at(vector, best)}, [51])[0].term).term,))
     total = sum(reference_nll(model, one, plan=plan)[0] for one in validation.iter_rows(named=True))
     assert best["nll"] == pytest.approx(total / found.filter(arm="vanilla")["n_tokens"].sum(), rel=1e-3)
 

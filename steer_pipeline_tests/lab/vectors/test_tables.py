@@ -116,6 +116,19 @@ def test_a_null_vector_has_no_effect_in_95_of_100_runs_and_a_real_one_has(kind):
     assert seen == 100
 
 
+@pytest.mark.parametrize("n_seeds", [3, 8])
+def test_what_a_few_random_directions_happen_to_do_is_no_effect(n_seeds):
+    """Random directions that really gain or lose a quarter of the gap each, and nothing on average."""
+    said = 0
+    for run in range(100):
+        luck = np.random.default_rng(5000 + run).normal(0, 0.2, n_seeds)
+        gains = {("prompted", None): question_gains(run, 0.8)}
+        gains |= {("random", seed): question_gains(9 * run + seed, mean) for seed, mean in enumerate(luck)}
+        found = arm(comparison_table(stored_rows(gains, QUESTIONS, TOKENS), seed=run), "random")
+        said += found["gap_low"] <= 0
+    assert said >= 95
+
+
 def test_intervals_of_few_questions_hold_as_often_as_they_say():
     inside = 0
     for run in range(200):
