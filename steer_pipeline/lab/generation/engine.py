@@ -150,7 +150,7 @@ def generate(
             run.report()
             yield from _drain(finished_before)
             done = [run.finish(one) for one in said]
-            if book is not None:
+            if book is not None and done:
                 book.record(done, [run.fingerprints.pop((row.row_id, row.variant)) for row in done])
             yield from done
         yield from _drain(finished_before)

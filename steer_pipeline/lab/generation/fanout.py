@@ -7,6 +7,7 @@ one process. Who runs what, and again after a worker's death, is Ray's business.
 """
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -76,7 +77,7 @@ class Fanout:
         workers: replicas, at least 1.
         home: project root, where a relative model path starts.
         gpus: of each replica, perhaps a part of one; None: 1 where the model is on cuda, else 0.
-        rows_a_task: rows that go out and come back together: what a worker's or the driver's death costs.
+        rows_a_task: at most so many rows go out and come back together: what a worker's or the driver's death costs.
         memory_bytes: peak of the largest replica so far.
     """
 
@@ -99,11 +100,18 @@ class Fanout:
         """
         gpus = float(model.device == "cuda") if self.gpus is None else self.gpus
         with _ray(self.workers, gpus) as ray:
-            tasks = []
+            tasks: list[Any] = []
+            waiting: list[Job] = []
             while part := list(islice(jobs, self.rows_a_task)):
-                if missing := [job for job in part if job.plans]:
-                    tasks.append(ray.put(_packed(missing)))
+                waiting += [job for job in part if job.plans]
+                while len(waiting) >= self.workers * self.rows_a_task:
+                    tasks.append(ray.put(_packed(waiting[: self.rows_a_task])))
+                    del waiting[: self.rows_a_task]
                 yield []
+            share = math.ceil(
+                len(waiting) / (2 * self.workers)
+            )  # the rest in small tasks, so that all end together
+            tasks += [ray.put(_packed(waiting[i : i + share])) for i in range(0, len(waiting), share or 1)]
             if not tasks:
                 return
             identity = decoding_hash(sampling, model)
