@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from steer_pipeline.catalogue.models import SamplingSpec
-from steer_pipeline.lab.generation import torch_engine
+from steer_pipeline.lab.generation import engine, torch_engine
 from steer_pipeline.lab.generation.engine import BrokenLogits, generate
 from steer_pipeline.lab.generation.probe import SteeringHasNoEffect, probe_steering
 from steer_pipeline.lab.generation.schema import PromptRow
@@ -266,3 +266,11 @@ def test_progress_tells_sequences_tokens_and_memory(tmp_path):
     assert states[-1].tokens == sum(row.n_new_tokens for row in results.values())
     assert states[-1].memory_bytes > 1e6
     assert np.isfinite(states[-1].tokens_per_second)
+    assert "sequences" in str(states[-1])
+
+
+def test_progress_is_told_while_nothing_has_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "_REPORT_SECONDS", 0.0)
+    model, states = loaded(tmp_path), []
+    said(model, rows_of(model)[:1], plans()[:1], GREEDY, progress=states.append)
+    assert sum(state.sequences_done == 0 for state in states) > 3

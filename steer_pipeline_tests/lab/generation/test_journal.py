@@ -136,3 +136,11 @@ def test_a_changed_run_never_takes_old_rows(tmp_path, changed):
     assert by_key(list(generate(model, rows, chosen, spec, journal=path, config_hash=name))) == by_key(fresh)
     assert path.read_bytes().startswith(before)
     assert len(path.read_bytes()) > len(before)
+
+
+def test_only_steps_that_end_a_sequence_wait_for_the_disk(tmp_path, monkeypatch):
+    model, synced = loaded(tmp_path), []
+    sync = os.fsync
+    monkeypatch.setattr(journal_module.os, "fsync", lambda file: (synced.append(file), sync(file)))
+    list(generate(model, engine_rows(model)[:1], plans()[:1], SPEC, journal=tmp_path / "j.jsonl"))
+    assert len(synced) == 1
