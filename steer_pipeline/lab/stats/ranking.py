@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.stats import norm, rankdata
 
-from steer_pipeline.lab.stats.resampling import Interval, cluster_bootstrap
+from steer_pipeline.lab.stats.resampling import Interval
 
 
 def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -54,12 +54,7 @@ def auc_interval(
     if area in (0.0, 1.0):
         return _separated(area, *_sizes(positive, groups), level)
     if groups is not None:
-
-        def statistic(rows: np.ndarray) -> float:
-            drawn = positive[rows]
-            return float("nan") if drawn.all() or not drawn.any() else auc(values[rows], drawn)
-
-        return cluster_bootstrap(statistic, groups, seed=seed, n_boot=n_boot, level=level)
+        return _grouped(values, positive, np.asarray(groups), seed, n_boot, level)
     a, b = values[positive], values[~positive]
     all_ranks = rankdata(values)
     # Placement of each positive among the negatives, and of each negative among the positives.
@@ -69,6 +64,40 @@ def auc_interval(
     spread_b = below.var(ddof=1) / len(b) if len(b) > 1 else 0.0
     half = norm.ppf((1 + level) / 2) * np.sqrt(spread_a + spread_b)
     return Interval(area, float(max(0.0, area - half)), float(min(1.0, area + half)), len(values))
+
+
+def _grouped(
+    values: np.ndarray, positive: np.ndarray, groups: np.ndarray, seed: int, n_boot: int, level: float
+) -> Interval:
+    """`cluster_bootstrap` of the AUC, with the draws that it makes.
+
+    A resample that holds group g c_g times has the AUC c'Ac / (c'p c'n), A[g, h] counting how often a positive of
+    g lies above a negative of h, p and n the positives and negatives of each group.
+    """
+    names, at = np.unique(groups, return_inverse=True)
+    if groups.shape != values.shape or len(names) < 2:
+        raise ValueError(
+            f"groups: {len(names)} keys for {len(values)} rows; one a row and two different ones"
+        )
+    order = np.argsort(at[~positive], kind="stable")
+    negatives, owners = values[~positive][order], at[~positive][order]
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    above = np.zeros((len(names), len(names)))
+    for group in np.unique(at[positive]):
+        own = values[positive & (at == group)][:, None]
+        wins = (own > negatives).sum(axis=0) + 0.5 * (own == negatives).sum(axis=0)
+        above[group, owners[starts]] = np.add.reduceat(wins, starts)
+    n_positive, n_negative = (np.bincount(at[side], minlength=len(names)) for side in (positive, ~positive))
+    rng = np.random.default_rng(seed)
+    counts = np.array(
+        [np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)) for _ in range(n_boot)]
+    )
+    pairs = (counts @ n_positive) * (counts @ n_negative)
+    drawn = ((counts @ above) * counts).sum(axis=1)[pairs > 0] / pairs[pairs > 0]
+    if not drawn.size:
+        raise ValueError("no resample holds both labels; are there groups of both kinds?")
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(auc(values, positive), float(low), float(high), len(names))
 
 
 def _sizes(positive: np.ndarray, groups: ArrayLike | None) -> tuple[int, int, int]:

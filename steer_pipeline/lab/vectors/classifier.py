@@ -21,7 +21,7 @@ from steer_pipeline.lab.vectors.averaged import SCORED
 from steer_pipeline.lab.vectors.dialogues import encode_rows, response_requests
 from steer_pipeline.lab.vectors.likelihood import Arm
 
-N_SHUFFLES, N_BOOT = 500, 500
+N_SHUFFLES, N_BOOT = 500, 2_000
 CLASSIFIER_SCHEMA = pl.Schema(
     {
         "arm": pl.String(),  # trained | averaged | random
@@ -75,7 +75,9 @@ def vector_as_classifier(read: LabelledStates, arms: Sequence[Arm], *, seed: int
     """CLASSIFIER_SCHEMA, one row a vector.
 
     Intervals resample whole questions. The baseline shuffles labels among the answers to one question (among
-    all answers where no question has both), with the vector as it is.
+    all answers where no question has both), with the vector as it is: it says whether the labels matter along
+    the direction, not whether the direction is special. That is what the random directions beside it say, since
+    sides that differ at all differ along most directions.
     """
     n_positive = int(read.positive.sum())
     sizes = {

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from steer_pipeline.lab.stats import auc, auc_interval, benjamini_hochberg, grouped_folds, grouped_split, holm
+from steer_pipeline.lab.stats import (
+    auc,
+    auc_interval,
+    benjamini_hochberg,
+    cluster_bootstrap,
+    grouped_folds,
+    grouped_split,
+    holm,
+)
 
 
 def test_auc_counts_ties_half():
@@ -44,6 +52,26 @@ def test_grouped_interval_is_wider_when_rows_repeat_in_groups():
     assert grouped.estimate == rows.estimate
     assert grouped.n == 20
     assert grouped.high - grouped.low > rows.high - rows.low
+
+
+def test_the_grouped_interval_is_the_cluster_bootstrap_of_the_auc():
+    rng = np.random.default_rng(4)
+    groups = rng.integers(0, 15, 120)
+    labels = rng.random(120) < 0.2 + 0.6 * (groups % 3 == 0)  # some groups hold one label
+    scores = rng.integers(0, 8, 120) + labels
+
+    def statistic(rows):
+        drawn = labels[rows]
+        return np.nan if drawn.all() or not drawn.any() else auc(scores[rows], drawn)
+
+    wanted = cluster_bootstrap(statistic, groups, seed=7, n_boot=300)
+    found = auc_interval(scores, labels, groups=groups, seed=7, n_boot=300)
+    assert (found.estimate, found.low, found.high) == pytest.approx(
+        (wanted.estimate, wanted.low, wanted.high)
+    )
+    assert found.n == wanted.n
+    with pytest.raises(ValueError, match="1 keys for 120 rows"):
+        auc_interval(scores, labels, groups=np.zeros(120))
 
 
 def test_perfect_separation_is_not_certainty():
