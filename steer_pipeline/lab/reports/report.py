@@ -593,7 +593,9 @@ def _doses(
         )
         for term in terms:
             known = norms.get(term["name"].removeprefix("random:"), [])
-            norm = known[term["block"]] if term["block"] < len(known) else None
+            # A logit bias is dosed in norms of the last block, which its fraction already says.
+            at_block = term.get("site") != "logits" and term["block"] < len(known)
+            norm = known[term["block"]] if at_block else None
             ratio = term["alpha"] / norm if norm else term["dose_fraction"]
             applied.append(
                 [
