@@ -18,7 +18,7 @@ from steer_pipeline_tests.lab.behaviour.builders import ARMS, stored_rollouts, s
 
 HOME = Path(__file__).parents[3]
 NULL = ("trained", "averaged", "random")
-STREAMS = 13  # answers a question of each kind: vanilla and eleven null arms, and one to spare
+STREAMS = 12  # answers a question of each kind: vanilla and eleven null arms
 PERSONA, SAILOR_DOSE = "sailor", 2.0
 
 
@@ -74,13 +74,13 @@ def scorer(dialogues: pl.DataFrame) -> TraitScorer:
     rows = dialogues.filter(
         ((pl.col("persona") == PERSONA) & (pl.col("score") == 3)) | (pl.col("persona") == "0_default")
     )
-    few = rows.filter(pl.col("question_index") < 60).unique(
+    few = rows.filter(pl.col("question_index") < 40).unique(
         ["persona", "question_index"], maintain_order=True
     )
     texts = few.select(
         text="response", positive=pl.col("persona") == PERSONA, question_index="question_index"
     )
-    return TraitScorer(n_shuffles=2).fit(texts)
+    return TraitScorer(n_shuffles=1).fit(texts)
 
 
 def dealt(answers: dict[str, np.ndarray], kind: str, run: int) -> PersonaRows:
@@ -105,7 +105,7 @@ def test_a_null_vector_has_no_effect_in_95_of_100_runs(answers, kind):
     kept = 0
     for run in range(100):
         stored = dealt(answers, kind, run)
-        summary = summarise(joined(PERSONA, stored), seed=run, n_boot=400).filter(metric="minilm")
+        summary = summarise(joined(PERSONA, stored), seed=run, n_boot=300).filter(metric="minilm")
         assert set(summary.filter(pl.col("arm").str.starts_with("prompted"))["verdict"]) == {UP}
         kept += set(summary.filter(pl.col("arm").is_in(NULL))["verdict"]) == {NONE}
     assert kept >= 95
