@@ -7,6 +7,7 @@ a later comparison is measured on the same tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import polars as pl
 
 from steer_pipeline.catalogue.models import Profile
 from steer_pipeline.lab.dialogues.encoding import encode_dialogue
+from steer_pipeline.lab.dialogues.readers import same_model
 from steer_pipeline.lab.models.loading import LoadedModel
 
 
@@ -33,7 +35,7 @@ class Dialogues:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
+    @cached_property
     def n_tokens(self) -> np.ndarray:
         """int64 [n]: supervised tokens of each row."""
         counts = [len(ids) - max(start, 1) for ids, start in zip(self.ids, self.starts, strict=True)]
@@ -81,7 +83,8 @@ def _encode(row: dict[str, Any], tokenizer: Any, profile: Profile) -> Any:
 
 
 def _require_same_model(rows: pl.DataFrame, model: LoadedModel, profile: Profile, who: str) -> None:
-    others = rows.filter(pl.col("model") != model.name)
+    strange = [name for name in rows["model"].unique().sort() if not same_model(name, model.name)]
+    others = rows.filter(pl.col("model").is_in(strange))
     if others.height and not profile.behaviour.allow_other_model:
         raise TrainingError(
             f"{who}, row {others['row_id'][0]}: answered by {others['model'][0]!r}, the model is {model.name!r}; "

@@ -6,10 +6,12 @@ and the same lane among others see the same rows in the same order and learn the
 
 Lengths of residual units are fractions of the mean residual norm at the site; a learning rate in them is the
 Euclidean length of a full AdamW step (lr * norm / sqrt(hidden) a coordinate), so that it means the same at
-every width. Absolute learning rates are AdamW's own, a coordinate.
+every width. The clip bounds the gradient's length times that norm. Absolute learning rates are AdamW's own, a
+coordinate.
 """
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,7 +26,7 @@ from steer_pipeline.lab.models.blocks import blocks_of
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.training.data import Dialogues, TrainingError
 from steer_pipeline.lab.training.states import SiteStates
-from steer_pipeline.lab.training.upper import Pack, UpperBlocks
+from steer_pipeline.lab.training.upper import UpperBlocks
 
 HISTORY_SCHEMA = pl.Schema(
     {
@@ -33,8 +35,8 @@ HISTORY_SCHEMA = pl.Schema(
         "learning_rate": pl.Float64(),  # in the profile's units
         "step": pl.Int64(),  # optimizer steps done
         "epoch": pl.Float64(),
-        "train_nll": pl.Float64(),  # nats a token since the evaluation before; null at step 0
-        "validation_nll": pl.Float64(),  # nats a token, token-weighted
+        "train_nll": pl.Float64(),  # nats a token, since the lane's last row here; null at step 0
+        "validation_nll": pl.Float64(),  # nats a token, token-weighted; null where a lane left in between
         "norm": pl.Float64(),
         "stopped": pl.String(),  # of the lane: finished | patience | outpaced | not finite
     }
@@ -92,6 +94,8 @@ class _Running:
     steps: int = 0
     train_sum: float = 0.0
     train_count: int = 0
+    window_sum: float = 0.0  # as train_sum, since the last halving
+    window_count: int = 0
     stopped: Stopped | None = None
     curve: list[dict[str, Any]] = field(default_factory=list)
 
@@ -128,6 +132,7 @@ class Trainer:
 
     Attributes:
         residual_norm: mean Euclidean norm of the training rows' states at the site.
+        seconds: wall time spent so far in lower blocks (`lower`), optimizer steps (`train`) and `validation`.
     """
 
     def __init__(
@@ -146,12 +151,13 @@ class Trainer:
                 )
         self.spec, self.site, self.train, self.validation = spec, site, train, validation
         self.blocks = blocks_of(model)
-        half = spec.cache_gb / 2
+        self.seconds = {"lower": 0.0, "train": 0.0, "validation": 0.0}
+        half, began = spec.cache_gb / 2, time.perf_counter()
         self._train_states = SiteStates(self.blocks, site, train.ids, cache_gb=half)
         self._validation_states = SiteStates(self.blocks, site, validation.ids, cache_gb=half)
+        self.seconds["lower"] = time.perf_counter() - began
         self.residual_norm = self._train_states.mean_norm
         self._upper = UpperBlocks(self.blocks, site, checkpointing=spec.gradient_checkpointing)
-        self._packs: dict[int, list[Pack]] = {}
         self._vanilla: np.ndarray | None = None
 
     @property
@@ -161,7 +167,7 @@ class Trainer:
     def vanilla(self) -> np.ndarray:
         """fp64 [n validation rows]: NLL without a vector."""
         if self._vanilla is None:
-            with self.blocks.ready(grad=True):
+            with self._upper.ready():
                 zero = torch.zeros(1, self.blocks.config.hidden_size, device=self.blocks.device)
                 self._vanilla = self._evaluate(zero)[0]
         return self._vanilla
@@ -170,8 +176,8 @@ class Trainer:
         """Trains all lanes together.
 
         Args:
-            prune: lanes that fall behind on validation leave early (`outpaced`), and one whose loss is not
-                finite leaves alone, as long as another goes on: for lanes to choose from.
+            prune: lanes that fall behind leave early (`outpaced`), and one whose loss is not finite leaves
+                alone, as long as another goes on: for lanes to choose from, which share their seed.
 
         Raises:
             TrainingError: a loss is not finite, or a vector never left zero.
@@ -182,8 +188,8 @@ class Trainer:
         vanilla = self.vanilla()
         vanilla_nll = float(vanilla.sum() / self.validation.n_tokens.sum())
         evaluations = set(evaluation_steps(total, spec.epochs, spec.patience))
-        rungs = prune_steps(total, len(lanes)) if prune else {}
-        with self.blocks.ready(grad=True):
+        rungs = halvings(total, len(lanes)) if prune else {}
+        with self._upper.ready():
             for one in running:
                 at_zero = not one.parameter.any()
                 one.curve.append(self._point(one, vanilla_nll if at_zero else None))
@@ -200,10 +206,12 @@ class Trainer:
                     self._step(active, orders, number, step, prune)
                     step += 1
                     active = [one for one in active if one.stopped is None]
-                    if step in evaluations or (step in rungs and len(active) > rungs[step]):
-                        self._validate(active, counted=step in evaluations)
+                    if step in evaluations:
+                        active = self._validate(active, prune)
                     if step in rungs:
-                        _outpace(active, rungs[step])
+                        self._halve(active, rungs[step], step)
+                    elif prune and step in evaluations and len(active) == 2:
+                        self._settle(active, step)
         return [self._finished(one, vanilla_nll, vanilla) for one in running]
 
     # ------------------------------------------------------------------------------- parts of a run
@@ -231,7 +239,7 @@ class Trainer:
         prune: bool,
     ) -> None:
         """One optimizer step of every active lane."""
-        spec, total = self.spec, self.total_steps
+        spec, total, began = self.spec, self.total_steps, time.perf_counter()
         vectors = torch.stack([one.parameter.detach() for one in active]).requires_grad_()
         rows = [orders[one.lane.seed][number] for one in active]
         items = [(lane, int(row)) for lane, some in enumerate(rows) for row in some]
@@ -259,6 +267,9 @@ class Trainer:
             one.steps += 1
             one.train_sum += float(sums[lane])
             one.train_count += int(tokens[lane])
+            one.window_sum += float(sums[lane])
+            one.window_count += int(tokens[lane])
+        self.seconds["train"] += time.perf_counter() - began
 
     def _not_finite(self, one: _Running, step: int, *, alone: bool) -> None:
         if alone:
@@ -268,26 +279,56 @@ class Trainer:
             )
         one.stopped = "not finite"
 
-    def _validate(self, active: list[_Running], *, counted: bool) -> None:
-        """Evaluates active lanes, keeps the best vector of each, and ends those whose patience is over."""
+    def _halve(self, active: list[_Running], keep: int, step: int) -> None:
+        """Lets the best `keep` go on. They are compared by the NLL of the batches since the last halving, each
+        taken before it was trained on: rows that are new to all lanes alike, at no cost. From the second epoch on
+        no batch is new, and the validation rows decide.
+        """
+        if len(active) > keep and step > self.total_steps // self.spec.epochs:
+            if active[0].curve[-1]["step"] != step:
+                active = self._validate(active, True)
+            order = sorted(active, key=lambda one: one.curve[-1]["validation_nll"])
+        else:
+            order = sorted(active, key=lambda one: one.window_sum / one.window_count)
+        for one in order[keep:]:
+            if one.stopped is None:
+                one.stopped = "outpaced"
+                if one.curve[-1]["step"] != step:
+                    one.curve.append(self._point(one, None))
+        for one in active:
+            one.window_sum, one.window_count = 0.0, 0
+
+    def _settle(self, active: list[_Running], step: int) -> None:
+        """Of the last two, one leaves once it is clearly behind on validation, and in any case half-way."""
+        ahead, behind = sorted(active, key=lambda one: one.best_nll)
+        half_way = 2 * step >= self.total_steps
+        if half_way or clearly_behind(behind.row_nll, ahead.row_nll, self.validation.questions):
+            behind.stopped = behind.stopped or "outpaced"
+
+    def _validate(self, active: list[_Running], prune: bool) -> list[_Running]:
+        """Evaluates active lanes, keeps the best vector of each, and ends those whose patience is over.
+
+        Returns:
+            The lanes with a finite NLL.
+        """
         tokens = self.validation.n_tokens.sum()
         found = self._evaluate(torch.stack([one.parameter.detach() for one in active]))
         for one, rows in zip(active, found, strict=True):
             nll = float(rows.sum() / tokens)
             if not math.isfinite(nll):
-                self._not_finite(one, one.steps, alone=True)
+                self._not_finite(one, one.steps, alone=not prune or not np.isfinite(found).all(1).any())
+                continue
             if nll < one.best_nll:
                 one.best, one.best_nll, one.best_step = one.parameter.detach().clone(), nll, one.steps
                 one.row_nll = rows
             one.curve.append(self._point(one, nll))
-            if not counted:
-                continue
             if nll < one.mark - self.spec.min_delta:
                 one.mark, one.waited = nll, 0
             else:
                 one.waited += 1
                 if self.spec.patience and one.waited >= self.spec.patience:
                     one.stopped = "patience"
+        return [one for one in active if one.stopped != "not finite"]
 
     def _point(self, one: _Running, nll: float | None) -> dict[str, Any]:
         train = one.train_sum / one.train_count if one.train_count else None
@@ -304,14 +345,13 @@ class Trainer:
 
     def _evaluate(self, vectors: Tensor) -> np.ndarray:
         """fp64 [lanes, n validation rows]: NLL of each row under each vector."""
-        lanes, n = len(vectors), len(self.validation)
+        lanes, n, began = len(vectors), len(self.validation), time.perf_counter()
         out = np.zeros((lanes, n))
-        if lanes not in self._packs:
-            items = [(lane, row) for lane in range(lanes) for row in range(n)]
-            self._packs = {lanes: self._upper.packs(self.validation, self._validation_states, items, lanes)}
+        items = [(lane, row) for lane in range(lanes) for row in range(n)]
         with torch.no_grad():
-            for pack in self._packs[lanes]:
+            for pack in self._upper.packs(self.validation, self._validation_states, items, lanes):
                 out[pack.lanes, pack.rows] = self._upper.nll(vectors, pack).double().cpu().numpy()
+        self.seconds["validation"] += time.perf_counter() - began
         return out
 
     def _finished(self, one: _Running, vanilla_nll: float, vanilla: np.ndarray) -> Trained:
@@ -337,12 +377,23 @@ class Trainer:
         )
 
 
-def prune_steps(total: int, lanes: int) -> dict[int, int]:
-    return {}
+def halvings(total: int, lanes: int) -> dict[int, int]:
+    """After which steps the worse half of the lanes leaves, and how many stay: down to two, the last at an eighth
+    of the steps, each one before at half of that (successive halving, Jamieson and Talwalkar 2016).
+    """
+    sizes = []
+    while lanes > 2:
+        lanes = math.ceil(lanes / 2)
+        sizes.append(lanes)
+    last = len(sizes) - 1
+    return {max(2, math.ceil(total / 8 / 2 ** (last - i))): size for i, size in enumerate(sizes)}
 
 
-def _outpace(active: list[_Running], keep: int) -> None:
-    pass
+def clearly_behind(behind: np.ndarray, ahead: np.ndarray, questions: np.ndarray) -> bool:
+    """Whether paired NLLs [n] are worse by more than two standard errors over questions."""
+    _, group = np.unique(questions, return_inverse=True)
+    gaps = np.bincount(group, weights=behind - ahead)
+    return bool(gaps.sum() > 2 * math.sqrt(len(gaps)) * gaps.std(ddof=1)) if len(gaps) > 1 else False
 
 
 def history(results: Sequence[Trained]) -> pl.DataFrame:

@@ -6,7 +6,8 @@ so the backward pass goes through activations alone; the last block and the head
 token is predicted. Blocks are the model's own modules, through `lab/models/blocks.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,67 +19,111 @@ from torch.utils.checkpoint import checkpoint
 
 from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, cap, causal
 from steer_pipeline.lab.training.data import Dialogues
+from steer_pipeline.lab.training.norms import lean_norms
 from steer_pipeline.lab.training.states import SiteStates
 
 _PASS_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 32768}  # positions of one pass
+ALIKE = 0.8  # sequences of one group of attention are at least this share of its longest
 _HEAD_CELLS = {"cpu": 1 << 20, "mps": 1 << 24, "cuda": 1 << 26}  # logits that exist at the same time
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """Between packed [N, ...] and right-padded [n * longest, ...] rows; gathers both ways, forward and back."""
+class _Group:
+    """Sequences of similar length, between packed rows [N, width] of the pass and right-padded [n * longest, width]."""
 
+    members: np.ndarray  # sequences of the pass
     n: int
     longest: int
-    to_padded: Tensor  # int64 [n * longest]: packed row, anything where padding is
-    to_packed: Tensor  # int64 [N]
+    to_padded: (
+        Tensor  # int64 [n * longest]: packed row; where padding is, one of the same sequence: lanes never mix
+    )
+    packed: Tensor  # int64 [rows of the group]: packed rows
+    padded: Tensor  # int64 [rows of the group]: their padded rows
     padding: Tensor  # bool [n * longest, 1]
 
     @classmethod
-    def of(cls, lengths: np.ndarray, device: torch.device) -> "_Layout":
-        n, longest = len(lengths), int(lengths.max())
-        at = np.arange(longest)[None]
-        real = at < lengths[:, None]
-        begins = np.cumsum(lengths) - lengths
-        to_padded = np.where(real, begins[:, None] + at, 0).ravel()
-        move = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
-        return cls(
-            n, longest, move(to_padded), move(np.flatnonzero(real.ravel())), move(~real.reshape(-1, 1))
+    def of(cls, lengths: np.ndarray, members: np.ndarray, device: torch.device) -> "_Group":
+        begins = (np.cumsum(lengths) - lengths)[members]
+        at = np.arange(int(lengths[members].max()))[None]
+        real = at < lengths[members][:, None]
+        packed = begins[:, None] + at
+        arrays = (
+            np.where(real, packed, begins[:, None]).ravel(),
+            packed[real],
+            np.flatnonzero(real.ravel()),
+            ~real.reshape(-1, 1),
+        )
+        return cls(members, *real.shape, *(torch.from_numpy(array).to(device) for array in arrays))
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """How the sequences of a pass are padded for attention alone: the less they differ, the less is wasted."""
+
+    groups: tuple[_Group, ...]
+
+    @classmethod
+    def of(cls, lengths: np.ndarray, device: torch.device) -> "_Groups":
+        """Groups of sequences of these lengths."""
+        order = np.argsort(-lengths, kind="stable")
+        groups, begin = [], 0
+        for i in range(1, len(order) + 1):
+            if i == len(order) or lengths[order[i]] < ALIKE * lengths[order[begin]]:
+                groups.append(_Group.of(lengths, order[begin:i], device))
+                begin = i
+        return cls(tuple(groups))
+
+    def answers(self, counts: np.ndarray, device: torch.device) -> "_Groups":
+        """The same sequences in the same groups, of each its last `counts` positions alone."""
+        return _Groups(tuple(_Group.of(counts, group.members, device) for group in self.groups))
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """[1, heads, N, d] -> [n, heads, longest, d] of each group."""
+        heads, _, width = x.shape[1:]
+        padded = _Split.apply(x[0].transpose(0, 1).reshape(-1, heads * width), self)
+        return [
+            rows.view(group.n, group.longest, heads, width).transpose(1, 2)
+            for rows, group in zip(padded, self.groups, strict=True)
+        ]
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """[n, longest, heads, d] of each group -> [1, N, heads, d]."""
+        heads, width = parts[0].shape[2:]
+        return _Join.apply(self, *(part.reshape(-1, heads * width) for part in parts)).view(
+            1, -1, heads, width
         )
 
-    def pad(self, x: Tensor) -> Tensor:
-        """[1, heads, N, d] -> [n, heads, longest, d]."""
-        heads, _, width = x.shape[1:]
-        packed = x[0].transpose(0, 1).reshape(-1, heads * width)
-        rows = _Pad.apply(packed, self)
-        return rows.view(self.n, self.longest, heads, width).transpose(1, 2)
 
-    def unpad(self, x: Tensor) -> Tensor:
-        """[n, longest, heads, d] -> [1, N, heads, d]."""
-        return _Unpad.apply(x.reshape(self.n * self.longest, -1), self).view(1, -1, *x.shape[2:])
-
-
-class _Pad(torch.autograd.Function):
+class _Split(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, packed: Tensor, layout: _Layout) -> Tensor:
-        ctx.layout = layout
-        return packed.index_select(0, layout.to_padded)
+    def forward(ctx: Any, packed: Tensor, groups: _Groups) -> tuple[Tensor, ...]:
+        ctx.groups, ctx.shape = groups, packed.shape
+        return tuple(packed.index_select(0, group.to_padded) for group in groups.groups)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0].index_select(0, ctx.layout.to_packed), None  # padding feeds no real position
+        out = grads[0].new_empty(ctx.shape)
+        for grad, group in zip(grads, ctx.groups.groups, strict=True):  # padding feeds no real position
+            out.index_copy_(0, group.packed, grad.index_select(0, group.padded))
+        return out, None
 
 
-class _Unpad(torch.autograd.Function):
+class _Join(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, padded: Tensor, layout: _Layout) -> Tensor:
-        ctx.layout = layout
-        return padded.index_select(0, layout.to_packed)
+    def forward(ctx: Any, groups: _Groups, *parts: Tensor) -> Tensor:
+        ctx.groups = groups
+        n = sum(len(group.packed) for group in groups.groups)
+        out = parts[0].new_empty(n, parts[0].shape[1])
+        for part, group in zip(parts, groups.groups, strict=True):
+            out.index_copy_(0, group.packed, part.index_select(0, group.padded))
+        return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        padded = grads[0].index_select(0, ctx.layout.to_padded)
-        return padded.masked_fill_(ctx.layout.padding, 0), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(
+            grads[0].index_select(0, group.to_padded).masked_fill_(group.padding, 0)
+            for group in ctx.groups.groups
+        )
 
 
 class _Take(torch.autograd.Function):
@@ -145,35 +190,42 @@ class Pack:
     states: Tensor  # [N, hidden]
     sizes: list[int]  # positions of each lane
     positions: Tensor  # int64 [1, N]
-    layout: _Layout
+    groups: _Groups
     answers: Tensor  # int64 [R]: packed positions that predict a response token
     targets: Tensor  # int64 [R]
     owners: Tensor  # int64 [R]: sequence of each
-    answer_layout: _Layout
+    answer_groups: _Groups
     firsts: Tensor  # int64 [n]: position that predicts a sequence's first response token
 
 
 class UpperBlocks:
-    """A model above one site. Use inside `blocks.ready(grad=True)`."""
+    """A model above one site. Its passes run inside `ready()`."""
 
     def __init__(self, blocks: Blocks, site: int, *, checkpointing: bool = False) -> None:
         self.blocks, self.site, self.checkpointing = blocks, site, checkpointing
         self.room = _PASS_TOKENS[blocks.device.type]
 
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Within it, passes can be run and gradients taken; the model is as it was afterwards."""
+        above = [*self.blocks.layers[self.site + 1 :], self.blocks.norm]
+        with self.blocks.ready(grad=True), lean_norms(above):
+            yield
+
     def packs(
         self, data: Dialogues, states: SiteStates, items: Sequence[tuple[int, int]], n_lanes: int
-    ) -> list[Pack]:
+    ) -> Iterator[Pack]:
         """(lane, row) pairs as passes of sequences of similar length, each within the room."""
-        order = sorted(items, key=lambda item: (states.lengths[item[1]], item))
-        packs, taken, used = [], [], 0
-        for item in order:
+        taken: list[tuple[int, int]] = []
+        used = 0
+        for item in sorted(items, key=lambda item: (states.lengths[item[1]], item)):
             length = states.lengths[item[1]]
             if taken and used + length > self.room:
-                packs.append(self._pack(data, states, taken, n_lanes))
+                yield self._pack(data, states, taken, n_lanes)
                 taken, used = [], 0
             taken.append(item)
             used += length
-        return [*packs, self._pack(data, states, taken, n_lanes)]
+        yield self._pack(data, states, taken, n_lanes)
 
     def _pack(self, data: Dialogues, states: SiteStates, items: list[tuple[int, int]], n_lanes: int) -> Pack:
         items = sorted(items)
@@ -188,6 +240,7 @@ class UpperBlocks:
         targets = np.concatenate([data.ids[row][f + 1 :] for row, f in zip(rows, firsts, strict=True)])
         sizes = np.bincount(lanes, weights=lengths, minlength=n_lanes).astype(int).tolist()
         device = self.blocks.device
+        groups = _Groups.of(lengths, device)
         move = lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device)  # noqa: E731
         return Pack(
             rows,
@@ -195,11 +248,11 @@ class UpperBlocks:
             torch.cat([states.rows(row) for row in rows]),
             sizes,
             move(np.concatenate([np.arange(n) for n in lengths]))[None],
-            _Layout.of(lengths, device),
+            groups,
             move(answers),
             move(targets),
             move(np.repeat(np.arange(len(rows)), counts)),
-            _Layout.of(counts, device),
+            groups.answers(counts, device),
             move(firsts),
         )
 
@@ -214,13 +267,10 @@ class UpperBlocks:
         rotary = self.blocks.rotary(hidden, pack.positions) if self.site < last else {}
 
         def attend(call: Call) -> Tensor:
-            inside = replace(
-                call,
-                query=pack.layout.pad(call.query),
-                key=pack.layout.pad(call.key),
-                value=pack.layout.pad(call.value),
+            parts = (pack.groups.split(x) for x in (call.query, call.key, call.value))
+            return pack.groups.join(
+                [causal(replace(call, query=q, key=k, value=v)) for q, k, v in zip(*parts, strict=True)]
             )
-            return pack.layout.unpad(causal(inside))
 
         for block in range(self.site + 1, last):
             hidden = self._step(lambda x, block=block: self.blocks.run(block, x, rotary, attend), hidden)
@@ -238,20 +288,24 @@ class UpperBlocks:
 
     def _last(self, hidden: Tensor, rotary: dict[str, Any], pack: Pack) -> Tensor:
         """Output of the last block [R, hidden] where response tokens are predicted; keys of all positions."""
-        last, found = len(self.blocks.layers) - 1, []
+        last = len(self.blocks.layers) - 1
+        found: list[tuple[Tensor, Tensor]] = []
 
         def catch(call: Call) -> Tensor:
-            found.append((pack.layout.pad(call.key), pack.layout.pad(call.value)))
+            found.extend(zip(pack.groups.split(call.key), pack.groups.split(call.value), strict=True))
             raise Stop
 
-        try:
+        with suppress(Stop):
             self.blocks.run(last, hidden, rotary, catch)
-        except Stop:
-            key, value = found[0]
 
         def attend(call: Call) -> Tensor:
-            inside = replace(call, query=pack.answer_layout.pad(call.query), key=key, value=value)
-            return pack.answer_layout.unpad(_from_firsts(inside, pack.firsts))
+            groups = zip(pack.answer_groups.split(call.query), found, pack.answer_groups.groups, strict=True)
+            return pack.answer_groups.join(
+                [
+                    _from_firsts(replace(call, query=query, key=key, value=value), pack.firsts[group.members])
+                    for query, (key, value), group in groups
+                ]
+            )
 
         some = {
             kind: tuple(table.expand(1, -1, -1)[:, pack.answers] for table in tables)

@@ -16,10 +16,10 @@ SPLITS = ("train", "train", "train", "validation", "test")
 
 
 def behaviour_rows(model: str, n: int = 30, persona: str = "analytical") -> pl.DataFrame:
-    """`n` rows over n / 2 questions, all of them scored and counted but for every tenth, a refusal."""
+    """`n` rows over n / 2 questions, all of them scored and counted but for every seventh, a refusal."""
     rows = []
     for i in range(n):
-        question, refused = i // 2, i % 10 == 9
+        question, refused = i // 2, i % 7 == 6
         answer = SENTENCES[i % len(SENTENCES)] + f" {i} times." + (" It is so." if i % 3 else "")
         rows.append(
             {

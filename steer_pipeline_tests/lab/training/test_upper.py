@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from steer_pipeline.lab.models.blocks import blocks_of
 from steer_pipeline.lab.models.hidden import residual_norms, sequence_nll
 from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm
+from steer_pipeline.lab.training.norms import lean_norms
 from steer_pipeline.lab.training.states import SiteStates
 from steer_pipeline.lab.training.upper import UpperBlocks
 from steer_pipeline_tests.lab.generation.reference import loaded
@@ -32,7 +33,7 @@ def passes(model, site, data, added, *, room=None, checkpointing=False, cache_gb
     added = added.clone().requires_grad_()
     out = np.zeros((len(added), len(data)))
     items = [(lane, row) for lane in range(len(added)) for row in range(len(data))]
-    with blocks.ready(grad=True):
+    with upper.ready():
         for pack in upper.packs(data, states, items, len(added)):
             nll = upper.nll(added, pack)
             nll.sum().backward()
@@ -114,12 +115,35 @@ def test_each_lane_has_rows_of_its_own(tmp_path):
     everything, _ = passes(model, 1, data, added)
     states, upper = SiteStates(blocks, 1, data.ids, cache_gb=1), UpperBlocks(blocks, 1)
     items = [(0, 3), (1, 0), (1, 5), (0, 1), (1, 3)]
-    with blocks.ready(grad=True), torch.no_grad():
+    with upper.ready(), torch.no_grad():
         for pack in upper.packs(data, states, items, 2):
             for lane, row, nll in zip(pack.lanes, pack.rows, upper.nll(added, pack), strict=True):
                 assert float(nll) == pytest.approx(everything[lane, row], rel=1e-4)
                 items.remove((lane, row))
     assert not items
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_lean_norms_are_the_models_own_in_both_directions_and_are_gone_afterwards(tmp_path, arch):
+    model = loaded(tmp_path, arch)
+    layer = model.module.model.layers[1]
+    norms = [one for one in layer.modules() if type(one).__name__.endswith("RMSNorm")]
+    for norm in norms:
+        with torch.no_grad():
+            norm.weight.uniform_(0.5, 1.5)
+        x = torch.randn(4, 7, len(norm.weight), generator=torch.Generator().manual_seed(0)).requires_grad_()
+        gradient = torch.linspace(-1, 1, len(norm.weight)).expand_as(x)
+        plain = norm(x)
+        plain_gradient = torch.autograd.grad(plain, x, gradient)[0]
+        with lean_norms([layer]) as changed:
+            assert changed == len(norms)
+            lean = norm(x)
+            assert type(lean.grad_fn).__name__ == "_RmsNormBackward"
+        assert torch.allclose(lean, plain, atol=1e-5)
+        assert torch.allclose(torch.autograd.grad(lean, x, gradient)[0], plain_gradient, atol=1e-5)
+        assert "forward" not in norm.__dict__
+    with lean_norms([loaded(tmp_path, arch, dtype="bfloat16").module]) as changed:
+        assert changed == 0
 
 
 def test_cached_states_measure_the_residual_norm_and_leave_no_file(tmp_path, monkeypatch):

@@ -1,0 +1,229 @@
+"""How fast vectors are trained: five learning rates against one, and our epoch against transformers' Trainer.
+
+`five_over_one`: the time of a sweep of five rates over that of one of them, each from encoded rows to its best vector,
+validation included, with the profile's settings. Rates that fall behind leave the sweep (`training.prune`), so the
+five train for fewer epochs than five runs would: `lane_epochs` says for how many. `five_over_one_full` is the same
+with every rate trained to the end.
+
+`over_trainer`: an epoch of transformers' Trainer (the vector in a hook at the same site, same rows, same batch size,
+padded batches, labels of -100 on the prompt, no evaluation) over an epoch of ours, its share of running the lower
+blocks included. `over_trainer_warm` leaves that share out.
+
+One process, alternating rounds, medians; prints one JSON line.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from steer_pipeline.catalogue import load_personas
+from steer_pipeline.catalogue.loading import load_profile
+from steer_pipeline.catalogue.models import Profile
+from steer_pipeline.lab.dialogues.building import make_behaviour_set
+from steer_pipeline.lab.models.hidden import sequence_nll
+from steer_pipeline.lab.models.loading import LoadedModel, load_model
+from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm, resolve_site
+from steer_pipeline.lab.training.data import Dialogues, encode_split
+from steer_pipeline.lab.training.loop import Lane, Trained, Trainer
+
+HOME = Path(__file__).resolve().parent.parent
+
+
+class Hooked(nn.Module):
+    """The model with a trainable vector at the output of a block: what users of Trainer write."""
+
+    def __init__(self, model: LoadedModel, site: int) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.zeros(model.hidden_size, device=model.device))
+        self.__dict__["inner"] = model.module  # no submodule: its weights are frozen and not saved
+        self._handle = model.module.get_decoder().layers[site].register_forward_hook(self._add)
+
+    def _add(self, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return output + self.vector.to(output.dtype)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> object:
+        return self.inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels, use_cache=False)
+
+    def unhook(self) -> None:
+        self._handle.remove()
+
+
+def trainer_run(model: LoadedModel, site: int, data: Dialogues, profile: Profile, rate: float) -> np.ndarray:
+    """The usual way; returns the vector after the last epoch."""
+    from transformers import PrinterCallback, TrainingArguments
+    from transformers import Trainer as HubTrainer
+
+    def padded(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+        return {
+            name: torch.tensor([row[name] + [value] * (longest - len(row[name])) for row in rows])
+            for name, value in fill.items()
+        }
+
+    rows = [
+        {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * start + ids[start:]}
+        for ids, start in zip(data.ids, data.starts, strict=True)
+    ]
+    spec, hooked = profile.training, Hooked(model, site)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=spec.epochs,
+            per_device_train_batch_size=spec.batch_rows,
+            learning_rate=rate,
+            lr_scheduler_type=spec.schedule,
+            warmup_steps=round(spec.warmup * _steps(data, spec)),
+            max_grad_norm=0.0,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            use_cpu=model.device == "cpu",
+            seed=spec.seeds[0],
+        )
+        trainer = HubTrainer(model=hooked, args=arguments, train_dataset=rows, data_collator=padded)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    hooked.unhook()
+    return hooked.vector.detach().cpu().numpy()
+
+
+def nll_under(model: LoadedModel, site: int, vector: np.ndarray, data: Dialogues) -> float:
+    """Nats a response token."""
+    length = float(np.linalg.norm(vector))
+    plan = SteeringPlan("x", (SteeringTerm("x", vector / length, Site(site), length),))
+    sums, tokens = sequence_nll(model, list(data.ids), list(data.starts), plan)
+    return float(sums.sum() / tokens.sum())
+
+
+def seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--profile", default="newsroom")
+    parser.add_argument("--persona", default="analytical")
+    parser.add_argument("--epochs", type=int, default=None, help="default: the profile's")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time, on a busy machine"
+    )
+    options = parser.parse_args()
+    profile = load_profile(options.profile)
+    if options.epochs:
+        training = profile.training.model_copy(update={"epochs": options.epochs})
+        profile = profile.model_copy(update={"training": training})
+    model = load_model(profile.model, HOME)
+    persona = load_personas()[options.persona]
+    rows, _ = make_behaviour_set(
+        persona,
+        profile,
+        model.tokenizer,
+        home=HOME,
+        shipped=HOME / "assets_data" / "newsroom",
+        model=lambda: model,
+    )
+    train, validation = (encode_split(rows, split, model, profile) for split in ("train", "validation"))
+    print(json.dumps(measure(model, train, validation, profile, options)))
+
+
+def measure(
+    model: LoadedModel, train: Dialogues, validation: Dialogues, profile: Profile, options: argparse.Namespace
+) -> dict[str, object]:
+    spec = profile.training
+    site = resolve_site(spec.block, model.n_blocks).block
+    clock = time.perf_counter if options.clock == "wall" else time.process_time
+    split: dict[str, list[dict[str, float]]] = {"one": [], "five": [], "five_full": []}
+    last: dict[str, list[Trained]] = {}
+
+    def ours(name: str, rates: list[float], prune: bool) -> None:
+        trainer = Trainer(model, site, train, validation, spec)
+        last[name] = trainer.run([Lane(rate, spec.seeds[0]) for rate in rates], prune=prune)
+        split[name].append(dict(trainer.seconds))
+
+    ours("five_full", spec.learning_rates, False)  # also warms up
+    full_choice = min(last["five_full"], key=lambda one: one.best_nll).lane.learning_rate
+    norm = Trainer(model, site, train, validation, spec).residual_norm
+    rate = full_choice * (norm / model.hidden_size**0.5 if spec.units == "residual" else 1.0)
+    vectors: list[np.ndarray] = []
+    ways = {
+        "one": lambda: ours("one", [full_choice], False),
+        "five": lambda: ours("five", spec.learning_rates, spec.prune),
+        "five_full": lambda: ours("five_full", spec.learning_rates, False),
+        "trainer": lambda: vectors.append(trainer_run(model, site, train, profile, rate)),
+    }
+    trainer_run(model, site, train, profile, rate)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    split = {name: [] for name in split}
+    for _ in range(options.rounds):
+        for name, work in ways.items():
+            times[name].append(seconds(work, clock))
+    middle = {name: statistics.median(values) for name, values in times.items()}
+    parts = {
+        name: {part: statistics.median(one[part] for one in ones) for part in ones[0]}
+        for name, ones in split.items()
+    }
+    steps = last["one"][0].steps
+    shares = {part: value / sum(parts["one"].values()) for part, value in parts["one"].items()}
+    epochs = {name: sum(one.steps for one in ones) / steps * spec.epochs for name, ones in last.items()}
+    share_of_epoch = spec.epochs * last["one"][0].steps / max(1, _steps(train, spec))
+    one_epoch = middle["one"] * shares["train"] / share_of_epoch
+    lower = middle["one"] * shares["lower"] / spec.epochs
+    trainer_epoch = middle["trainer"] / spec.epochs
+    five_choice = min(last["five"], key=lambda one: one.best_nll).lane.learning_rate
+    return {
+        "five_over_one": round(middle["five"] / middle["one"], 3),
+        "five_over_one_full": round(middle["five_full"] / middle["one"], 3),
+        "over_trainer": round(trainer_epoch / (one_epoch + lower), 3),
+        "over_trainer_warm": round(trainer_epoch / one_epoch, 3),
+        "lane_epochs": {name: round(value, 2) for name, value in epochs.items()},
+        "same_choice": five_choice == full_choice,
+        "learning_rate": full_choice,
+        "validation_nll": {
+            "ours": round(last["one"][0].best_nll, 4),
+            "trainer": round(nll_under(model, site, vectors[-1], validation), 4),
+            "vanilla": round(last["one"][0].vanilla_nll, 4),
+        },
+        "seconds": {name: round(value, 3) for name, value in middle.items()},
+        "shares_of_one": {part: round(value, 3) for part, value in shares.items()},
+        "train_tokens_per_second": round(
+            sum(len(ids) for ids in train.ids) / one_epoch if one_epoch else 0.0
+        ),
+        "rounds": options.rounds,
+        "clock": options.clock,
+        "device": model.device,
+        "threads": torch.get_num_threads(),
+        "model": model.name,
+        "block": site,
+        "rows": len(train),
+        "response_tokens": int(train.n_tokens.sum()),
+        "validation_rows": len(validation),
+        "epochs": spec.epochs,
+        "batch_rows": spec.batch_rows,
+        "learning_rates": list(spec.learning_rates),
+    }
+
+
+def _steps(train: Dialogues, spec: object) -> int:
+    return spec.epochs * -(-len(train) // spec.batch_rows)  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()
