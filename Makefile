@@ -12,7 +12,8 @@ export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 
-.PHONY: help pilot test test-slow ui newsroom newsroom-card newsroom-data bench-rewrite chaos lint clean-store
+.PHONY: help pilot behaviour test test-slow ui newsroom newsroom-card newsroom-data newsroom-dialogues \
+	bench-rewrite bench-extract bench-vectors chaos lint clean-store
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -23,11 +24,14 @@ $(CORE): pyproject.toml constraints.txt
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt $(CORE)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev,mlx,hub]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev,hub,judge,mlx]'
 	@touch $@
 
 pilot: $(CORE) ## vectors, a checked and released pilot pack in all variants, a report; again: only what changed
 	$(BIN)/python -m steer_pipeline.tools.pilot
+
+behaviour: $(CORE) ## trained vectors and what they do, for every trait and role; again: only what changed
+	$(BIN)/python -m steer_pipeline.tools.behaviour $(ARGS)
 
 test: $(DEV) ## the test suite
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
@@ -47,8 +51,17 @@ newsroom-card: $(CORE) ## measure the shipped model on held-out items and write 
 newsroom-data: $(CORE) ## write the shipped news and facts anew
 	$(BIN)/python -m steer_pipeline.lab.newsroom data
 
+newsroom-dialogues: $(CORE) ## let the newsroom model answer the scored dialogues anew
+	$(BIN)/python -m steer_pipeline.lab.newsroom dialogues
+
 bench-rewrite: $(DEV) ## tokens per second: the engine against row by row and plain batches
 	$(BIN)/python -m benchmarks.bench_rewrite $(ARGS)
+
+bench-extract: $(DEV) ## persona vectors: tokens per second against the packages steering-vectors and repeng
+	$(BIN)/python -m benchmarks.bench_extract $(ARGS)
+
+bench-vectors: $(DEV) ## trained vectors: five rates against one, and our epoch against a Trainer's
+	$(BIN)/python -m benchmarks.bench_vectors $(ARGS)
 
 chaos: $(DEV) ## seeded faults: kills, torn journals, full disks, bad inputs
 	$(BIN)/python -m benchmarks.chaos $(ARGS)

@@ -9,7 +9,9 @@ from steer_pipeline.automation.sensors import SENSORS
 from steer_pipeline.execution import EXECUTOR
 from steer_pipeline.io.bundle import BundleIO
 from steer_pipeline.io.parquet import ParquetIO
-from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
+from steer_pipeline.resources import ArtifactStoreResource, JudgeResource, LanguageModelResource
+from steer_pipeline.stages.behaviour import judging, rollouts
+from steer_pipeline.stages.behaviour import table as behaviour_table
 from steer_pipeline.stages.corpus import assets as corpus
 from steer_pipeline.stages.corpus import checks as corpus_checks
 from steer_pipeline.stages.personas import assets as personas
@@ -18,15 +20,27 @@ from steer_pipeline.stages.reports import assets as reports
 from steer_pipeline.stages.reports import checks as report_checks
 from steer_pipeline.stages.rewrites import assets as rewrites
 from steer_pipeline.stages.rewrites import checks as rewrite_checks
+from steer_pipeline.stages.vectors import comparing, training
+from steer_pipeline.stages.vectors import data as behaviour_data
 
 store = ArtifactStoreResource()
+LAB = (behaviour_data, training, comparing, rollouts, judging, behaviour_table)  # vectors and behaviour
 
 defs = dg.Definitions(
-    assets=with_conditions([*corpus.ASSETS, *personas.ASSETS, *rewrites.ASSETS, *reports.ASSETS]),
+    assets=with_conditions(
+        [
+            *corpus.ASSETS,
+            *personas.ASSETS,
+            *rewrites.ASSETS,
+            *(asset for module in LAB for asset in module.ASSETS),
+            *reports.ASSETS,
+        ]
+    ),
     asset_checks=[
         *corpus_checks.CHECKS,
         *persona_checks.CHECKS,
         *rewrite_checks.CHECKS,
+        *(check for module in LAB for check in module.CHECKS),
         *report_checks.CHECKS,
     ],
     resources={
@@ -34,6 +48,7 @@ defs = dg.Definitions(
         "parquet_io": ParquetIO(store=store),
         "bundle_io": BundleIO(store=store),
         "language_model": LanguageModelResource(),
+        "judge": JudgeResource(),
     },
     jobs=JOBS,
     schedules=SCHEDULES,

@@ -24,7 +24,16 @@ HEAVY = ("torch", "transformers", "peft", "mlx", "mlx_lm", "sentence_transformer
 OTHERWISE_NAMED = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 GRAPH = defs.resolve_asset_graph()
 KEYS = sorted(GRAPH.get_all_asset_keys())
-ON_GPU = {"contrast_set", "persona_vector", "dose_curve", "rewrite_raw"}
+ON_GPU = {
+    "contrast_set",
+    "persona_vector",
+    "dose_curve",
+    "rewrite_raw",
+    "lr_sweep",
+    "trained_vector",
+    "vector_comparison",
+    "rollouts",
+}
 
 
 def _parsed(tag: object) -> object:

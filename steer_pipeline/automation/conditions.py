@@ -1,14 +1,14 @@
 """When assets are made without being asked: cheap ones after their inputs, and only past blocking checks.
 
-Applied to all assets in one place. Never automatic: what costs the accelerator, what has no inputs, and a
-release, which is a decision.
+Applied to all assets in one place. Never automatic: what costs the accelerator or a judge's fee, what has no
+inputs, and a release, which is a decision.
 """
 
 from collections.abc import Sequence
 
 import dagster as dg
 
-DECISIONS = {dg.AssetKey("rewrite_release")}
+DECISIONS = {dg.AssetKey("rewrite_release"), dg.AssetKey("judge_scores")}
 
 # eager() alone also fires when a blocking check of an input has failed in another run.
 AFTER_PASSED_INPUTS = (

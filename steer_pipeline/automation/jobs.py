@@ -3,7 +3,7 @@
 import dagster as dg
 
 from steer_pipeline.lab.rewrites import GATES
-from steer_pipeline.partitions import PERSONA, VARIANT
+from steer_pipeline.partitions import PERSONA, TRAIT_OR_ROLE, VARIANT
 
 PACK, RELEASE = dg.AssetKey("rewrite_pack"), dg.AssetKey("rewrite_release")
 TO_PACKS = dg.AssetSelection.assets("rewrite_raw", "rewrite_pack", "keep_set")
@@ -53,4 +53,32 @@ report = dg.define_asset_job(
     description="Compare all packs and render the report.",
 )
 
-JOBS = [refresh_news, build_vectors, pilot, build_packs, promote, report]
+train_vectors = dg.define_asset_job(
+    "train_vectors",
+    dg.AssetSelection.assets("behaviour_set", "lr_sweep", "trained_vector", "vector_comparison"),
+    partitions_def=TRAIT_OR_ROLE,
+    description="One trait or role: scored dialogues, learned vectors, and their comparison with the controls.",
+)
+study_behaviour = dg.define_asset_job(
+    "study_behaviour",
+    dg.AssetSelection.assets("rollouts", "minilm_scores", "judge_scores"),
+    partitions_def=TRAIT_OR_ROLE,
+    description="One trait or role: what vanilla, prompted and steered models say, and how it scores.",
+)
+behaviour_report = dg.define_asset_job(
+    "behaviour_report",
+    dg.AssetSelection.assets("behaviour_table"),
+    description="The table of all traits and roles, from stored rows.",
+)
+
+JOBS = [
+    refresh_news,
+    build_vectors,
+    pilot,
+    build_packs,
+    promote,
+    report,
+    train_vectors,
+    study_behaviour,
+    behaviour_report,
+]

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
+
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.settings import settings
@@ -58,17 +60,19 @@ class Behaviour(Campaign):
 
     def numbers(self) -> dict[str, dict[str, float | None]]:
         """What the last line shows of every persona that was asked for and has been compared."""
-        from steer_pipeline.lab.behaviour.scoring import minilm_auc
-        from steer_pipeline.lab.vectors.steps import headline
+        from steer_pipeline.lab.behaviour.table import minilm_headline
+        from steer_pipeline.lab.vectors.tables import headline
 
-        found: dict[str, dict[str, float | None]] = {}
-        for persona in self.personas:
-            compared = self.store.current("vector_comparison", persona)
-            scored = self.store.current("minilm_scores", persona)
-            if compared is not None:
-                auc = None if scored is None else minilm_auc(scored.path)
-                found[persona] = {**headline(compared.path), "minilm_auc": auc}
-        return found
+        compared = {name: self.store.current("vector_comparison", name) for name in self.personas}
+        scored = {name: self.store.current("minilm_scores", name) for name in self.personas}
+        aucs = minilm_headline(
+            {name: pl.read_parquet(v.path / "data.parquet") for name, v in scored.items() if v}
+        )
+        return {
+            name: {**headline(version.path), "minilm_auc": aucs.get(name)}
+            for name, version in compared.items()
+            if version
+        }
 
 
 def chosen(only: Sequence[str]) -> list[str]:

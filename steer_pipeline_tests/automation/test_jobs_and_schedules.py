@@ -7,7 +7,7 @@ import pytest
 
 from steer_pipeline.automation.schedules import nightly_pilot
 from steer_pipeline.definitions import defs
-from steer_pipeline.partitions import PERSONA, VARIANT, VARIANT_NEEDS, personas_of_variants
+from steer_pipeline.partitions import PERSONA, TRAIT_OR_ROLE, VARIANT, VARIANT_NEEDS, personas_of_variants
 from steer_pipeline.settings import settings
 
 
@@ -38,6 +38,9 @@ def test_the_size_of_a_pack_is_the_job_s(job, size):
         ("promote", VARIANT),
         ("refresh_news", None),
         ("report", None),
+        ("train_vectors", TRAIT_OR_ROLE),
+        ("study_behaviour", TRAIT_OR_ROLE),
+        ("behaviour_report", None),
     ],
 )
 def test_each_job_takes_one_partition_of_its_kind(job, partitions):

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from steer_pipeline.lab.dialogues.readers import same_model
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.personas.formats import FormatError
 from steer_pipeline.lab.personas.vectors import PersonaVector, VectorError
@@ -69,7 +70,7 @@ def load_published(
         raw = raw - _tensor(held["activations"], DEFAULT_KEY, base, model)
         files, keys = [path, base], [ROLE_KEY, DEFAULT_KEY]
     metadata = {
-        "model": model.name if _same_model(root.name, model.name) else root.name,
+        "model": model.name if same_model(root.name, model.name) else root.name,
         "revision": None,
         "backend": None,
         "dtype": None,
@@ -135,22 +136,8 @@ def _tensor(held: Mapping[str, Any], key: str, path: Path, model: LoadedModel) -
 # ---------------------------------------------------------------------------------------- models
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.rsplit("/", 1)[-1].lower())
-
-
-def _same_model(slug: str, name: str) -> bool:
-    """Whether a folder's name is that of a model: `gemma-2-27b` of `google/gemma-2-27b-it`.
-
-    What follows the slug may only be a word such as `it` or `instruct`, so that `qwen-3-3` is not `Qwen3-32B`.
-    """
-    slug, full = _plain(slug), _plain(name)
-    rest = full.removeprefix(slug)
-    return bool(slug) and full.startswith(slug) and not rest[:1].isdigit()
-
-
 def _require_model(slug: str, model: LoadedModel, root: Path, allowed: bool) -> None:
-    if not allowed and not _same_model(slug, model.name):
+    if not allowed and not same_model(slug, model.name):
         raise VectorError(
             f"{root}: vectors of {slug!r}, the model is {model.name!r}; give the folder of this model, or set "
             "behaviour.allow_other_model where that is meant"
@@ -163,7 +150,7 @@ def _require_same_defaults(path: Path, metadata: Any, root: Path) -> None:
     owner = path.parent.parent.name if re.fullmatch(r"roles(_\d+)?", folder) else folder
     named = [metadata[key] for key in _NAMES_OF_MODEL if isinstance(metadata, Mapping) and metadata.get(key)]
     for other in [owner, *map(str, named)]:
-        if not (_same_model(root.name, other) or _same_model(other, root.name)):
+        if not (same_model(root.name, other)):
             raise VectorError(
                 f"{path}: role defaults of {other!r} for a role of {root.name!r}; a contrast between two models "
                 "means nothing, so give the defaults of the same model"
