@@ -57,9 +57,9 @@ def _panels(arms: pl.DataFrame) -> tuple[Figure, Iterator[tuple[Axes, str, pl.Da
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """One legend for all panels, below them."""
+    """One legend for all panels, above them; below stands the shared label of the horizontal axes."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8, frameon=False)
 
 
 def dose_response(arms: pl.DataFrame) -> bytes:
@@ -123,7 +123,7 @@ def trait_against_coherence(arms: pl.DataFrame) -> bytes:
                 linewidth=1.3, label=name, alpha=0.85, zorder=3,
             )  # fmt: skip
             if name in (TRAINED, AVERAGED):
-                _label_scales(axes, points, COLOURS[name])
+                _label_scales(axes, points, COLOURS[name], 12 if name == TRAINED else 3)
         loops = shown.filter(pl.col("loop_rate") > MAX_LOOPS)
         axes.scatter(
             loops["perplexity"], loops["score"], s=90, facecolors="none", edgecolors="#111", linewidth=0.9
@@ -140,8 +140,12 @@ def trait_against_coherence(arms: pl.DataFrame) -> bytes:
     return _png(figure)
 
 
-def _label_scales(axes: Axes, points: pl.DataFrame, colour: str) -> None:
-    """The scale beside each point; points that lie on one another share a label."""
+def _label_scales(axes: Axes, points: pl.DataFrame, colour: str, above: int) -> None:
+    """The scale beside each point; points that lie on one another share a label.
+
+    Args:
+        above: points of type between a point and its label (as far below it near the top of the panel).
+    """
     groups: list[tuple[float, float, list[str]]] = []
     for row in points.sort("scale").iter_rows(named=True):
         x, y = row["perplexity"], row["score"]
@@ -153,7 +157,7 @@ def _label_scales(axes: Axes, points: pl.DataFrame, colour: str) -> None:
         else:
             near[2].append(f"{row['scale']:g}")
     for x, y, scales in groups:
-        offset = (5, -9) if y > 0.9 else (5, 5)
+        offset = (5, -above) if y > 0.9 else (5, above)
         axes.annotate(
             ", ".join(scales), (x, y), fontsize=6.5, xytext=offset, textcoords="offset points", color=colour
         )
