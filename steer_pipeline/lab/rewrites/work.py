@@ -154,6 +154,8 @@ def identity_of(pack: pl.DataFrame) -> Identity:
     # rows of block outputs say nothing of a site, as rows did before there were others: one recipe for both
     personas = tuple(
         {key: value for key, value in dose.items() if key != "site" or value is not None}
+        if isinstance(dose, dict)
+        else dose  # a broken column; the schema gate names it
         for dose in row["personas"] or ()
     )
     return Identity(row["profile"], row["decoding_hash"], row["stream"], personas)
