@@ -1,7 +1,7 @@
 """How much faster persona vectors are computed here than with the packages steering-vectors and repeng.
 
-The same pairs of texts (prompt and completion of a real contrast set, both poles), the same model, every block, the
-state of the last token. steering-vectors: `train_steering_vector` with its mean aggregator; repeng:
+The same pairs of texts (prompt and completion, both poles; `--contexts` says of what), the same model, every block,
+the state of the last token. steering-vectors: `train_steering_vector` with its mean aggregator; repeng:
 `ControlVector.train` with `pca_center`, which is the first component of the differences about the origin, our `pca`.
 Ours: tokenisation, `collect_means`, `fit_directions`, what `extract_vector` does before it measures its evidence.
 One process, alternating rounds, medians; the first round runs all pairs and gives the directions that are compared,
@@ -32,6 +32,7 @@ import polars as pl
 import torch
 
 from steer_pipeline.catalogue.loading import load_personas, load_profile
+from steer_pipeline.lab.dialogues.encoding import encode_dialogue
 from steer_pipeline.lab.models.blocks import blocks_of
 from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means
 from steer_pipeline.lab.models.loading import LoadedModel, load_model
@@ -77,26 +78,46 @@ def install() -> None:
         np.float_ = np.float64  # noqa: NPY201
 
 
-def contrast_texts(model: LoadedModel, n_pairs: int) -> tuple[Pairs, list[int]]:
-    """(positive, negative) texts of a contrast set over shipped news, and the number of tokens of each pair.
+def contrast_texts(model: LoadedModel, n_pairs: int, kind: str) -> tuple[Pairs, list[int]]:
+    """(positive, negative) texts of contrast pairs, and the number of tokens of each pair.
+
+    Args:
+        kind: "dialogues": shipped answers to questions under both instructions, short as in these packages' own
+            examples; "news": rewrites of news items, what the pilot makes its vectors from.
 
     Raises:
-        SystemExit: a text is tokenised otherwise than the contrast set was, or pairs were dropped as empty.
+        SystemExit: there are fewer pairs, or a text is tokenised otherwise than its ids were.
     """
+    ids = (_dialogue_ids if kind == "dialogues" else _news_ids)(model, n_pairs)
+    texts = [model.tokenizer.decode(one) for one in ids]
+    if len(texts) != 2 * n_pairs or model.tokenizer(texts).input_ids != ids:
+        raise SystemExit(f"{kind}: pairs are missing, or texts give other tokens: no fair comparison")
+    lengths = [len(a) + len(b) for a, b in zip(ids[::2], ids[1::2], strict=True)]
+    return list(zip(texts[::2], texts[1::2], strict=True)), lengths
+
+
+def _dialogue_ids(model: LoadedModel, n_pairs: int) -> list[list[int]]:
+    rows = pl.read_parquet(HOME / "assets_data" / "newsroom" / "dialogues.parquet")
+    rows = rows.filter(kind="trait", score_status="scored")
+    sides = [rows.filter(label=label) for label in ("pos", "neg")]
+    pairs = sides[0].join(sides[1], on=["persona", "question_index"], suffix="_neg")
+    ids = []
+    for row in pairs.sort("question_index", "persona", "prompt_index").head(n_pairs).iter_rows(named=True):
+        for side in ("", "_neg"):
+            told = {"response": row[f"response{side}"], "instruction": row[f"system_prompt{side}"]}
+            ids.append(encode_dialogue(model.tokenizer, question=row["question"], **told).ids)
+    return ids
+
+
+def _news_ids(model: LoadedModel, n_pairs: int) -> list[list[int]]:
     profile = load_profile("newsroom")
     news = pl.read_parquet(HOME / "assets_data" / "newsroom" / "news.parquet").head(n_pairs)
     rows = news.with_row_index("row_id").with_columns(pl.col("row_id").cast(pl.String))
     contexts = split_contexts(news_contexts(rows, profile.rewrites), 0.25, 0)
     spec = profile.contrast.model_copy(update={"n_contexts": n_pairs})
-    contrast = complete_contrast(
-        model, build_contrast_prompts(load_personas()["paranoid"], spec, contexts), spec
-    )
-    ids = [a + b for a, b in contrast.select("prompt_ids", "completion_ids").iter_rows()]
-    texts = [model.tokenizer.decode(one) for one in ids]
-    if len(texts) != 2 * n_pairs or model.tokenizer(texts).input_ids != ids:
-        raise SystemExit("the contrast set lost pairs, or its texts give other tokens: no fair comparison")
-    lengths = [len(a) + len(b) for a, b in zip(ids[::2], ids[1::2], strict=True)]
-    return list(zip(texts[::2], texts[1::2], strict=True)), lengths
+    prompts = build_contrast_prompts(load_personas()["paranoid"], spec, contexts)
+    contrast = complete_contrast(model, prompts, spec)
+    return [a + b for a, b in contrast.select("prompt_ids", "completion_ids").iter_rows()]
 
 
 def ours(model: LoadedModel, pairs: Pairs, method: str, blocks: Sequence[int] | None = None) -> np.ndarray:
@@ -287,6 +308,7 @@ def _status(field: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pairs", type=int, default=256)
+    parser.add_argument("--contexts", choices=("news", "dialogues"), default="news")
     parser.add_argument("--pairs-again", type=int, default=96, help="pairs of every round but the first")
     parser.add_argument("--pairs-search", type=int, default=16, help="pairs on which batch sizes are tried")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16, 32])
@@ -302,9 +324,9 @@ def main() -> None:
         pairs = [tuple(pair) for pair in json.loads(options.texts.read_text())]
         print(json.dumps(memory_of(model, options.memory_of, pairs)))
         return
-    pairs, lengths = contrast_texts(model, options.pairs)
+    pairs, lengths = contrast_texts(model, options.pairs, options.contexts)
     result = measure(model, options, pairs, lengths)
-    result |= {"peak_memory": memory(pairs), "model": "shipped newsroom"}
+    result |= {"contexts": options.contexts, "peak_memory": memory(pairs), "model": "shipped newsroom"}
     print(json.dumps(result))
 
 
