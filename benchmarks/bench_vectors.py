@@ -6,8 +6,8 @@ five train for fewer epochs than five runs would: `lane_epochs` says for how man
 with every rate trained to the end.
 
 `over_trainer`: an epoch of transformers' Trainer (the vector in a hook at the same site, same rows, same batch size,
-padded batches, labels of -100 on the prompt, no evaluation) over an epoch of ours, its share of running the lower
-blocks included. `over_trainer_warm` leaves that share out.
+batches padded to their longest row, labels of -100 on the prompt, no evaluation) over an epoch of ours.
+`over_trainer_with_lower` adds to ours its share of running the lower blocks, which is done once a run.
 
 One process, alternating rounds, medians; prints one JSON line.
 """
@@ -81,7 +81,7 @@ def trainer_run(model: LoadedModel, site: int, data: Dialogues, profile: Profile
             per_device_train_batch_size=spec.batch_rows,
             learning_rate=rate,
             lr_scheduler_type=spec.schedule,
-            warmup_steps=round(spec.warmup * _steps(data, spec)),
+            warmup_steps=round(spec.warmup * spec.epochs * len(data) / spec.batch_rows),
             max_grad_norm=0.0,
             save_strategy="no",
             logging_strategy="no",
@@ -150,62 +150,56 @@ def measure(
     spec = profile.training
     site = resolve_site(spec.block, model.n_blocks).block
     clock = time.perf_counter if options.clock == "wall" else time.process_time
-    split: dict[str, list[dict[str, float]]] = {"one": [], "five": [], "five_full": []}
+    steps_an_epoch = -(-len(train) // spec.batch_rows)
     last: dict[str, list[Trained]] = {}
+    parts: dict[str, list[dict[str, float]]] = {"one": [], "five": [], "five_full": []}
 
     def ours(name: str, rates: list[float], prune: bool) -> None:
-        trainer = Trainer(model, site, train, validation, spec)
+        trainer = Trainer(model, site, train, validation, spec, clock=clock)
         last[name] = trainer.run([Lane(rate, spec.seeds[0]) for rate in rates], prune=prune)
-        split[name].append(dict(trainer.seconds))
+        parts[name].append(dict(trainer.seconds))
 
     ours("five_full", spec.learning_rates, False)  # also warms up
-    full_choice = min(last["five_full"], key=lambda one: one.best_nll).lane.learning_rate
+    choice = _choice(last["five_full"])
     norm = Trainer(model, site, train, validation, spec).residual_norm
-    rate = full_choice * (norm / model.hidden_size**0.5 if spec.units == "residual" else 1.0)
-    vectors: list[np.ndarray] = []
-    ways = {
-        "one": lambda: ours("one", [full_choice], False),
+    rate = choice * (norm / model.hidden_size**0.5 if spec.units == "residual" else 1.0)
+    vectors = [trainer_run(model, site, train, profile, rate)]
+    ways: dict[str, Callable[[], object]] = {
+        "one": lambda: ours("one", [choice], False),
         "five": lambda: ours("five", spec.learning_rates, spec.prune),
         "five_full": lambda: ours("five_full", spec.learning_rates, False),
         "trainer": lambda: vectors.append(trainer_run(model, site, train, profile, rate)),
     }
-    trainer_run(model, site, train, profile, rate)
     times: dict[str, list[float]] = {name: [] for name in ways}
-    split = {name: [] for name in split}
+    parts["five_full"].clear()
     for _ in range(options.rounds):
         for name, work in ways.items():
             times[name].append(seconds(work, clock))
     middle = {name: statistics.median(values) for name, values in times.items()}
-    parts = {
+    split = {
         name: {part: statistics.median(one[part] for one in ones) for part in ones[0]}
-        for name, ones in split.items()
+        for name, ones in parts.items()
     }
-    steps = last["one"][0].steps
-    shares = {part: value / sum(parts["one"].values()) for part, value in parts["one"].items()}
-    epochs = {name: sum(one.steps for one in ones) / steps * spec.epochs for name, ones in last.items()}
-    share_of_epoch = spec.epochs * last["one"][0].steps / max(1, _steps(train, spec))
-    one_epoch = middle["one"] * shares["train"] / share_of_epoch
-    lower = middle["one"] * shares["lower"] / spec.epochs
-    trainer_epoch = middle["trainer"] / spec.epochs
-    five_choice = min(last["five"], key=lambda one: one.best_nll).lane.learning_rate
+    epochs = {name: sum(one.steps for one in ones) / steps_an_epoch for name, ones in last.items()}
+    our_epoch, their_epoch = split["one"]["train"] / epochs["one"], middle["trainer"] / spec.epochs
     return {
         "five_over_one": round(middle["five"] / middle["one"], 3),
+        "over_trainer": round(their_epoch / our_epoch, 3),
         "five_over_one_full": round(middle["five_full"] / middle["one"], 3),
-        "over_trainer": round(trainer_epoch / (one_epoch + lower), 3),
-        "over_trainer_warm": round(trainer_epoch / one_epoch, 3),
+        "over_trainer_with_lower": round(their_epoch / (our_epoch + split["one"]["lower"] / spec.epochs), 3),
         "lane_epochs": {name: round(value, 2) for name, value in epochs.items()},
-        "same_choice": five_choice == full_choice,
-        "learning_rate": full_choice,
+        "same_choice": _choice(last["five"]) == choice,
+        "learning_rate": choice,
         "validation_nll": {
             "ours": round(last["one"][0].best_nll, 4),
             "trainer": round(nll_under(model, site, vectors[-1], validation), 4),
             "vanilla": round(last["one"][0].vanilla_nll, 4),
         },
         "seconds": {name: round(value, 3) for name, value in middle.items()},
-        "shares_of_one": {part: round(value, 3) for part, value in shares.items()},
-        "train_tokens_per_second": round(
-            sum(len(ids) for ids in train.ids) / one_epoch if one_epoch else 0.0
-        ),
+        "seconds_by_part": {
+            name: {part: round(value, 3) for part, value in values.items()} for name, values in split.items()
+        },
+        "tokens_per_second": round(sum(len(ids) for ids in train.ids) / our_epoch),
         "rounds": options.rounds,
         "clock": options.clock,
         "device": model.device,
@@ -221,8 +215,8 @@ def measure(
     }
 
 
-def _steps(train: Dialogues, spec: object) -> int:
-    return spec.epochs * -(-len(train) // spec.batch_rows)  # type: ignore[attr-defined]
+def _choice(results: list[Trained]) -> float:
+    return min(results, key=lambda one: one.best_nll).lane.learning_rate
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ coordinate.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -132,11 +132,18 @@ class Trainer:
 
     Attributes:
         residual_norm: mean Euclidean norm of the training rows' states at the site.
-        seconds: wall time spent so far in lower blocks (`lower`), optimizer steps (`train`) and `validation`.
+        seconds: time by `clock` spent so far in lower blocks (`lower`), optimizer steps (`train`) and `validation`.
     """
 
     def __init__(
-        self, model: LoadedModel, site: int, train: Dialogues, validation: Dialogues, spec: TrainingSpec
+        self,
+        model: LoadedModel,
+        site: int,
+        train: Dialogues,
+        validation: Dialogues,
+        spec: TrainingSpec,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if model.backend != "torch":
             raise TrainingError(
@@ -145,19 +152,24 @@ class Trainer:
         if not 0 <= site < model.n_blocks:
             raise TrainingError(f"training.block: {site} is outside a model of {model.n_blocks} blocks")
         for name, data in (("training", train), ("validation", validation)):
-            if not len(data) or not data.n_tokens.sum():
+            if not len(data) or not data.n_tokens.all():
+                empty = f"row {data.row_ids[int(data.n_tokens.argmin())]} has" if len(data) else "rows have"
                 raise TrainingError(
-                    f"{name} rows have no response token; bring rows that count, or raise max_response_tokens"
+                    f"{name}: {empty} no response token; bring rows that count, or raise max_response_tokens"
                 )
         self.spec, self.site, self.train, self.validation = spec, site, train, validation
         self.blocks = blocks_of(model)
-        self.seconds = {"lower": 0.0, "train": 0.0, "validation": 0.0}
-        half, began = spec.cache_gb / 2, time.perf_counter()
+        self.seconds, self._clock = {"lower": 0.0, "train": 0.0, "validation": 0.0}, clock
+        half, began = spec.cache_gb / 2, clock()
         self._train_states = SiteStates(self.blocks, site, train.ids, cache_gb=half)
         self._validation_states = SiteStates(self.blocks, site, validation.ids, cache_gb=half)
-        self.seconds["lower"] = time.perf_counter() - began
         self.residual_norm = self._train_states.mean_norm
         self._upper = UpperBlocks(self.blocks, site, checkpointing=spec.gradient_checkpointing)
+        weight = self._upper.cached_projection()
+        for states in (self._train_states, self._validation_states):
+            if weight is not None:
+                states.project(weight)
+        self.seconds["lower"] = clock() - began
         self._vanilla: np.ndarray | None = None
 
     @property
@@ -239,7 +251,7 @@ class Trainer:
         prune: bool,
     ) -> None:
         """One optimizer step of every active lane."""
-        spec, total, began = self.spec, self.total_steps, time.perf_counter()
+        spec, total, began = self.spec, self.total_steps, self._clock()
         vectors = torch.stack([one.parameter.detach() for one in active]).requires_grad_()
         rows = [orders[one.lane.seed][number] for one in active]
         items = [(lane, int(row)) for lane, some in enumerate(rows) for row in some]
@@ -269,7 +281,7 @@ class Trainer:
             one.train_count += int(tokens[lane])
             one.window_sum += float(sums[lane])
             one.window_count += int(tokens[lane])
-        self.seconds["train"] += time.perf_counter() - began
+        self.seconds["train"] += self._clock() - began
 
     def _not_finite(self, one: _Running, step: int, *, alone: bool) -> None:
         if alone:
@@ -345,13 +357,13 @@ class Trainer:
 
     def _evaluate(self, vectors: Tensor) -> np.ndarray:
         """fp64 [lanes, n validation rows]: NLL of each row under each vector."""
-        lanes, n, began = len(vectors), len(self.validation), time.perf_counter()
+        lanes, n, began = len(vectors), len(self.validation), self._clock()
         out = np.zeros((lanes, n))
         items = [(lane, row) for lane in range(lanes) for row in range(n)]
         with torch.no_grad():
             for pack in self._upper.packs(self.validation, self._validation_states, items, lanes):
                 out[pack.lanes, pack.rows] = self._upper.nll(vectors, pack).double().cpu().numpy()
-        self.seconds["validation"] += time.perf_counter() - began
+        self.seconds["validation"] += self._clock() - began
         return out
 
     def _finished(self, one: _Running, vanilla_nll: float, vanilla: np.ndarray) -> Trained:

@@ -32,7 +32,9 @@ class SiteStates:
         self._blocks = blocks
         shape = (self.offsets[-1], blocks.config.hidden_size)
         size = shape[0] * shape[1] * blocks.dtype.itemsize
-        self.mapped = size > cache_gb * 1e9
+        self._budget = cache_gb * 1e9 - size
+        self.projected: Tensor | None = None
+        self.mapped = self._budget < 0
         self._packed = self._file(shape, size) if self.mapped else torch.empty(shape, dtype=blocks.dtype)
         if not self.mapped:
             self._packed = self._packed.to(blocks.device)
@@ -75,3 +77,14 @@ class SiteStates:
     def rows(self, row: int) -> Tensor:
         states = self._packed[self.offsets[row] : self.offsets[row + 1]]
         return states.to(self._blocks.device) if self.mapped else states
+
+    def project(self, weight: Tensor) -> None:
+        """Keeps the states' product with `weight` [width, hidden] as `projected`, if the budget allows it."""
+        if len(self._packed) * weight.shape[0] * weight.dtype.itemsize <= self._budget:
+            with torch.no_grad():
+                self.projected = self._packed @ weight.T
+
+    def projection(self, row: int) -> Tensor:
+        """[t, width] of one sequence."""
+        assert self.projected is not None
+        return self.projected[self.offsets[row] : self.offsets[row + 1]]

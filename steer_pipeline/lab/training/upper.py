@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, cap, causal
 from steer_pipeline.lab.training.data import Dialogues
+from steer_pipeline.lab.training.lean import LeanBlock, ProjectAtSite, lean_block
 from steer_pipeline.lab.training.norms import lean_norms
 from steer_pipeline.lab.training.states import SiteStates
 
@@ -188,6 +189,7 @@ class Pack:
     rows: np.ndarray  # int64 [n]
     lanes: np.ndarray  # int64 [n]
     states: Tensor  # [N, hidden]
+    known: Tensor | None  # [N, width]: their projection in the block above the site, where it is cached
     sizes: list[int]  # positions of each lane
     positions: Tensor  # int64 [1, N]
     groups: _Groups
@@ -204,6 +206,13 @@ class UpperBlocks:
     def __init__(self, blocks: Blocks, site: int, *, checkpointing: bool = False) -> None:
         self.blocks, self.site, self.checkpointing = blocks, site, checkpointing
         self.room = _PASS_TOKENS[blocks.device.type]
+        above = range(site + 1, len(blocks.layers))
+        self.lean = {block: lean for block in above if (lean := lean_block(blocks, block)) is not None}
+
+    def cached_projection(self) -> Tensor | None:
+        """Weight [width, hidden] whose product with the states at the site is worth keeping; None for none."""
+        lean = self.lean.get(self.site + 1)
+        return None if lean is None else lean.qkv
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -230,12 +239,12 @@ class UpperBlocks:
     def _pack(self, data: Dialogues, states: SiteStates, items: list[tuple[int, int]], n_lanes: int) -> Pack:
         items = sorted(items)
         lanes, rows = (np.array(column) for column in zip(*items, strict=True))
-        lengths = np.array([states.lengths[row] for row in rows])
+        lengths = np.array([states.lengths[row] - 1 for row in rows])  # the last token predicts nothing
         firsts = np.array([max(data.starts[row], 1) - 1 for row in rows])
-        counts = lengths - 1 - firsts
+        counts = lengths - firsts
         begins = np.cumsum(lengths) - lengths
         answers = np.concatenate(
-            [np.arange(b + f, b + n - 1) for b, f, n in zip(begins, firsts, lengths, strict=True)]
+            [np.arange(b + f, b + n) for b, f, n in zip(begins, firsts, lengths, strict=True)]
         )
         targets = np.concatenate([data.ids[row][f + 1 :] for row, f in zip(rows, firsts, strict=True)])
         sizes = np.bincount(lanes, weights=lengths, minlength=n_lanes).astype(int).tolist()
@@ -245,7 +254,8 @@ class UpperBlocks:
         return Pack(
             rows,
             lanes,
-            torch.cat([states.rows(row) for row in rows]),
+            torch.cat([states.rows(row)[:-1] for row in rows]),
+            None if states.projected is None else torch.cat([states.projection(row)[:-1] for row in rows]),
             sizes,
             move(np.concatenate([np.arange(n) for n in lengths]))[None],
             groups,
@@ -262,22 +272,15 @@ class UpperBlocks:
         Args:
             vectors: fp32 [lanes, hidden]; the model's dtype is theirs only where they are added.
         """
-        hidden = _Add.apply(pack.states, vectors, pack.sizes)[None]
+        hidden = _Add.apply(pack.states, vectors, pack.sizes)
         last = len(self.blocks.layers) - 1
-        rotary = self.blocks.rotary(hidden, pack.positions) if self.site < last else {}
-
-        def attend(call: Call) -> Tensor:
-            parts = (pack.groups.split(x) for x in (call.query, call.key, call.value))
-            return pack.groups.join(
-                [causal(replace(call, query=q, key=k, value=v)) for q, k, v in zip(*parts, strict=True)]
-            )
-
+        rotary = self.blocks.rotary(hidden[None], pack.positions) if self.site < last else {}
         for block in range(self.site + 1, last):
-            hidden = self._step(lambda x, block=block: self.blocks.run(block, x, rotary, attend), hidden)
+            hidden = self._step(lambda x, block=block: self._block(block, x, rotary, vectors, pack), hidden)
         if self.site < last:
-            hidden = self._step(lambda x: self._last(x, rotary, pack), hidden)
+            hidden = self._step(lambda x: self._last(x, rotary, vectors, pack), hidden)
         else:
-            hidden = _Take.apply(hidden[0], pack.answers)
+            hidden = _Take.apply(hidden, pack.answers)
         nll = _HeadLoss.apply(hidden, pack.targets, self.blocks, hidden.requires_grad)
         return nll.new_zeros(len(pack.rows)).index_add(0, pack.owners, nll)
 
@@ -286,17 +289,51 @@ class UpperBlocks:
             return checkpoint(run, hidden, use_reentrant=False)
         return run(hidden)
 
-    def _last(self, hidden: Tensor, rotary: dict[str, Any], pack: Pack) -> Tensor:
+    def _block(
+        self, block: int, hidden: Tensor, rotary: dict[str, Any], vectors: Tensor, pack: Pack
+    ) -> Tensor:
+        """Output of a block, [N, hidden]."""
+
+        def attend(call: Call) -> Tensor:
+            parts = (pack.groups.split(x) for x in (call.query, call.key, call.value))
+            return pack.groups.join(
+                [causal(replace(call, query=q, key=k, value=v)) for q, k, v in zip(*parts, strict=True)]
+            )
+
+        lean = self.lean.get(block)
+        if lean is None:
+            return self.blocks.run(block, hidden[None], rotary, attend)[0]
+        turned = rotary[self.blocks.layer_types[block]]
+        query, others = self._projected(lean, hidden, vectors, pack)
+        attended = attend(lean.call(lean.queries(query, turned), *lean.keys_and_values(others, turned)))
+        return lean.finish(hidden, attended)
+
+    def _projected(
+        self, lean: LeanBlock, hidden: Tensor, vectors: Tensor, pack: Pack
+    ) -> tuple[Tensor, Tensor]:
+        """Query part, and key and value part, of all positions; from the cache right above the site."""
+        if pack.known is not None and lean.index == self.site + 1:
+            projected = ProjectAtSite.apply(
+                vectors, pack.known, hidden.detach(), lean.qkv, lean.eps[0], pack.sizes
+            )
+        else:
+            projected = lean.project(hidden)
+        query, others = projected.split([lean.query_rows.stop, 2 * lean.kv_heads * lean.width], dim=-1)
+        return query, others
+
+    def _last(self, hidden: Tensor, rotary: dict[str, Any], vectors: Tensor, pack: Pack) -> Tensor:
         """Output of the last block [R, hidden] where response tokens are predicted; keys of all positions."""
         last = len(self.blocks.layers) - 1
+        lean = self.lean.get(last)
         found: list[tuple[Tensor, Tensor]] = []
+        some = {
+            kind: tuple(table.expand(1, -1, -1)[:, pack.answers] for table in tables)
+            for kind, tables in rotary.items()
+        }
 
         def catch(call: Call) -> Tensor:
             found.extend(zip(pack.groups.split(call.key), pack.groups.split(call.value), strict=True))
             raise Stop
-
-        with suppress(Stop):
-            self.blocks.run(last, hidden, rotary, catch)
 
         def attend(call: Call) -> Tensor:
             groups = zip(pack.answer_groups.split(call.query), found, pack.answer_groups.groups, strict=True)
@@ -307,11 +344,22 @@ class UpperBlocks:
                 ]
             )
 
-        some = {
-            kind: tuple(table.expand(1, -1, -1)[:, pack.answers] for table in tables)
-            for kind, tables in rotary.items()
-        }
-        return self.blocks.run(last, _Take.apply(hidden[0], pack.answers)[None], some, attend)[0]
+        answers = _Take.apply(hidden, pack.answers)
+        if lean is None:
+            with suppress(Stop):
+                self.blocks.run(last, hidden[None], rotary, catch)
+            return self.blocks.run(last, answers[None], some, attend)[0]
+        kind = self.blocks.layer_types[last]
+        if pack.known is not None and last == self.site + 1:
+            query, others = self._projected(lean, hidden, vectors, pack)
+            query = _Take.apply(query, pack.answers)
+        else:
+            query, others = lean.project(answers, lean.query_rows), lean.project(hidden, lean.other_rows)
+        key, value = lean.keys_and_values(others, rotary[kind])
+        query = lean.queries(query, some[kind])
+        with suppress(Stop):
+            catch(lean.call(query, key, value))
+        return lean.finish(answers, attend(lean.call(query, key, value)))
 
 
 def _from_firsts(call: Call, firsts: Tensor) -> Tensor:

@@ -287,5 +287,5 @@ def test_a_site_outside_the_model_and_rows_without_responses_are_refused(tmp_pat
     with pytest.raises(TrainingError, match="4 is outside a model of 4 blocks"):
         Trainer(model, 4, dialogues(), dialogues(), spec)
     empty = Dialogues([], [], [], np.empty(0))
-    with pytest.raises(TrainingError, match="validation rows have no response token"):
+    with pytest.raises(TrainingError, match="validation: rows have no response token"):
         Trainer(model, 1, dialogues(), empty, spec)

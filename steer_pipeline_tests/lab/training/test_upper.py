@@ -124,6 +124,45 @@ def test_each_lane_has_rows_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("site", [0, 2])
+def test_lean_blocks_and_cached_projections_change_no_number(tmp_path, arch, site):
+    model, data, added = loaded(tmp_path, arch), dialogues(), vectors(2)
+    with torch.no_grad():
+        for name, weight in model.module.named_parameters():
+            if "norm" in name:
+                weight.add_(0.2 * torch.sin(torch.arange(len(weight)) * 1.0))
+    blocks = blocks_of(model)
+    upper, items = UpperBlocks(blocks, site), [(lane, row) for lane in range(2) for row in range(len(data))]
+    assert set(upper.lean) == (set(range(site + 1, 4)) if arch in ("qwen3", "llama") else set())
+    found = {}
+    for way in ("own modules", "lean", "lean, cached"):
+        states = SiteStates(blocks, site, data.ids, cache_gb=1)
+        upper = UpperBlocks(blocks, site)
+        if way == "own modules":
+            upper.lean = {}
+        if way == "lean, cached" and upper.lean:
+            states.project(upper.cached_projection())
+            assert states.projected is not None
+        parameter = added.clone().requires_grad_()
+        with upper.ready():
+            sums = [upper.nll(parameter, pack) for pack in upper.packs(data, states, items, 2)]
+            torch.cat(sums).sum().backward()
+        found[way] = torch.cat(sums).detach(), parameter.grad
+    for nll, gradient in found.values():
+        assert torch.allclose(nll, found["own modules"][0], rtol=1e-4)
+        scale = float(gradient.abs().max())
+        assert torch.allclose(gradient, found["own modules"][1], rtol=1e-3, atol=1e-3 * scale)
+
+
+def test_another_type_or_an_adapter_keeps_the_models_own_modules(tmp_path):
+    assert not UpperBlocks(blocks_of(loaded(tmp_path, dtype="bfloat16")), 1).lean
+    model = loaded(tmp_path / "other")
+    layer = model.module.model.layers[2]
+    layer.mlp.act_fn = torch.nn.GELU()  # the lean spelling knows one activation
+    assert set(UpperBlocks(blocks_of(model), 1).lean) == {3}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_lean_norms_are_the_models_own_in_both_directions_and_are_gone_afterwards(tmp_path, arch):
     model = loaded(tmp_path, arch)
     layer = model.module.model.layers[1]

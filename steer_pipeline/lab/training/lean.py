@@ -1,0 +1,256 @@
+"""Blocks of the Llama and Qwen kind, spelled for training through frozen fp32 weights on a CPU.
+
+The same arithmetic as the model's own modules with fewer and larger steps: one matrix product for queries, keys and
+values and one for the MLP's two inner projections, norm gains folded into the weights, residuals added within the
+products, backward passes written out. A block is used only after it gave the numbers of its module; every other
+architecture, type and device runs its own modules.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from steer_pipeline.lab.models.blocks import Blocks, Call, causal
+
+_TOLERANCE = 1e-4
+
+
+def _inverse_norm(x: Tensor, eps: float) -> Tensor:
+    """1 / rms of the last axis, which stays."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def _norm_backward(grad: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
+    """Gradient of x from that of x * inverse(x); `grad` is used up."""
+    along = (grad * normed).sum(-1, keepdim=True).div_(-normed.shape[-1])
+    return grad.addcmul_(normed, along).mul_(inverse)
+
+
+class _Project(torch.autograd.Function):
+    """norm(x) W^T for x [N, hidden]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        inverse = _inverse_norm(x, eps)
+        normed = x * inverse
+        ctx.save_for_backward(normed, inverse, weight)
+        return normed @ weight.T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        normed, inverse, weight = ctx.saved_tensors
+        return _norm_backward(grads[0] @ weight, normed, inverse), None, None
+
+
+class ProjectAtSite(torch.autograd.Function):
+    """norm(h + v) W^T where h W^T is known: h never changes, so a vector costs sums and no product over positions.
+
+    Only the vectors [lanes, hidden] get a gradient; `added` is h + v and `sizes[k]` counts the rows of lane k.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, vectors: Tensor, known: Tensor, added: Tensor, weight: Tensor, eps: float, sizes: list[int]
+    ) -> Tensor:
+        inverse = _inverse_norm(added, eps)
+        shifts = vectors @ weight.T
+        out = torch.cat([part + shift for part, shift in zip(known.split(sizes), shifts, strict=True)])
+        out.mul_(inverse)
+        ctx.sizes = sizes
+        ctx.save_for_backward(out, added, inverse, weight)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        out, added, inverse, weight = ctx.saved_tensors
+        along = (grads[0] * out).sum(-1, keepdim=True).mul_(inverse.square()).div_(-added.shape[-1])
+        parts = zip(*(x.split(ctx.sizes) for x in (grads[0], inverse, added, along)), strict=True)
+        sums = [(i.T @ g) @ weight + a.T @ x for g, i, x, a in parts]
+        return torch.cat(sums), None, None, None, None, None
+
+
+class _Mlp(torch.autograd.Function):
+    """x + (silu(norm(x) G^T) * norm(x) U^T) D^T, with G and U stacked."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, inner: Tensor, down: Tensor, eps: float) -> Tensor:
+        inverse = _inverse_norm(x, eps)
+        normed = x * inverse
+        gate, up = (normed @ inner.T).chunk(2, dim=-1)
+        active = F.silu(gate)
+        ctx.save_for_backward(normed, inverse, gate, up, active, inner, down)
+        return torch.addmm(x, active * up, down.T)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        normed, inverse, gate, up, active, inner, down = ctx.saved_tensors
+        grad = grads[0] @ down
+        both = torch.cat([torch.ops.aten.silu_backward(grad * up, gate), grad.mul_(active)], dim=-1)
+        return _norm_backward(both @ inner, normed, inverse).add_(grads[0]), None, None, None
+
+
+class _Output(torch.autograd.Function):
+    """x + y W^T."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return torch.addmm(x, y, weight.T)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grads[0], grads[0] @ ctx.saved_tensors[0], None
+
+
+class _NormAndTurn(torch.autograd.Function):
+    """Heads [N, heads, d], normed where the model does (gain [heads, d]) and turned by their positions [N, d]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+        inverse = normed = None
+        if gain is not None:
+            inverse = _inverse_norm(x, eps)
+            normed = x * inverse
+            x = normed * gain
+        ctx.save_for_backward(normed, inverse, gain, cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        normed, inverse, gain, cos, sin = ctx.saved_tensors
+        grad = _turned(grads[0], cos, -sin)
+        if gain is not None:
+            grad = _norm_backward(grad.mul_(gain), normed, inverse)
+        return grad, None, None, None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding; the halves of a head's cos and sin are equal."""
+    half = x.shape[-1] // 2
+    out = x * cos[:, None]
+    out[..., :half].addcmul_(x[..., half:], sin[:, None, :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[:, None, half:])
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class LeanBlock:
+    """One block. Weights fp32: qkv [(heads + 2 kv_heads) d, hidden], output [hidden, heads d], inner [2 m, hidden],
+    down [hidden, m].
+    """
+
+    index: int
+    qkv: Tensor
+    output: Tensor
+    inner: Tensor
+    down: Tensor
+    gain: Tensor | None  # [heads + kv_heads, d]
+    heads: int
+    kv_heads: int
+    width: int
+    scale: float
+    window: int | None
+    eps: tuple[float, float, float]  # of the input, head and MLP norms
+
+    def project(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """[N, hidden] -> queries, keys and values [N, (heads + 2 kv_heads) d], or some `rows` of the weight."""
+        return _Project.apply(x, self.qkv[rows], self.eps[0])
+
+    @property
+    def query_rows(self) -> slice:
+        return slice(0, self.heads * self.width)
+
+    @property
+    def other_rows(self) -> slice:
+        return slice(self.heads * self.width, None)
+
+    def queries(self, projected: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """[1, heads, N, d] from the projection's query part."""
+        return self._turn(projected, slice(0, self.heads), rotary).transpose(0, 1)[None]
+
+    def keys_and_values(self, projected: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """[1, kv_heads, N, d] each, from the rest of the projection."""
+        key, value = projected.chunk(2, dim=-1)
+        turned = self._turn(key, slice(self.heads, None), rotary)
+        value = value.unflatten(-1, (self.kv_heads, self.width))
+        return turned.transpose(0, 1)[None], value.transpose(0, 1)[None]
+
+    def _turn(self, x: Tensor, heads: slice, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        gain = None if self.gain is None else self.gain[heads]
+        return _NormAndTurn.apply(
+            x.unflatten(-1, (-1, self.width)), gain, self.eps[1], rotary[0][0], rotary[1][0]
+        )
+
+    def call(self, query: Tensor, key: Tensor, value: Tensor) -> Call:
+        return Call(self.index, query, key, value, self.scale, self.window, None)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The block's output [N, hidden] from its input and what attention gave, [1, N, heads, d]."""
+        x = _Output.apply(x, attended[0].flatten(1), self.output)
+        return _Mlp.apply(x, self.inner, self.down, self.eps[2])
+
+
+def lean_block(blocks: Blocks, index: int) -> LeanBlock | None:
+    """The block in lean spelling, or None where it is of another kind or gives other numbers."""
+    try:
+        block = _built(blocks, index)
+    except (AttributeError, RuntimeError):
+        return None
+    return block if block is not None and _agrees(blocks, block) else None
+
+
+def _built(blocks: Blocks, index: int) -> LeanBlock | None:
+    layer = blocks.layers[index]
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+    linears = [*projections, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    if blocks.device.type != "cpu" or any(
+        type(one) is not nn.Linear or one.bias is not None or one.weight.dtype != torch.float32
+        for one in linears
+    ):
+        return None
+    before, after = layer.input_layernorm, layer.post_attention_layernorm
+    norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+    width = attention.head_dim
+    heads, kv_heads = (one.out_features // width for one in projections[:2])
+    with torch.no_grad():
+        gain = None
+        if all(norm is not None for norm in norms):
+            gains = [
+                norm.weight.expand(count, -1) for norm, count in zip(norms, (heads, kv_heads), strict=True)
+            ]
+            gain = torch.cat(gains)
+        return LeanBlock(
+            index,
+            torch.cat([one.weight for one in projections]) * before.weight,
+            attention.o_proj.weight,
+            torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * after.weight,
+            mlp.down_proj.weight,
+            gain,
+            heads,
+            kv_heads,
+            width,
+            attention.scaling,
+            getattr(attention, "sliding_window", None),
+            (
+                before.variance_epsilon,
+                0.0 if gain is None else norms[0].variance_epsilon,
+                after.variance_epsilon,
+            ),
+        )
+
+
+def _agrees(blocks: Blocks, block: LeanBlock) -> bool:
+    hidden = torch.linspace(-1, 1, 24 * blocks.config.hidden_size).sin().view(1, 24, -1) * 3
+    with blocks.ready():
+        rotary = blocks.rotary(hidden, torch.arange(24)[None])
+        expected = blocks.run(block.index, hidden, rotary, causal)[0]
+        turned = rotary[blocks.layer_types[block.index]]
+        projected = block.project(hidden[0])
+        query = block.queries(projected[:, block.query_rows], turned)
+        key, value = block.keys_and_values(projected[:, block.other_rows], turned)
+        found = block.finish(hidden[0], causal(block.call(query, key, value)))
+    return torch.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE * float(expected.abs().max()))
