@@ -113,7 +113,9 @@ class VariantTerm(Strict):
     @model_validator(mode="after")
     def _measured_at_its_site(self) -> Self:
         if self.site == "logits" and self.dose.recommended is not None:
-            raise ValueError("recommended doses are measured at block outputs; give a fraction or alpha for logits")
+            raise ValueError(
+                "recommended doses are measured at block outputs; give a fraction or alpha for logits"
+            )
         return self
 
 

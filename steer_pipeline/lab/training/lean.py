@@ -213,16 +213,14 @@ def _built(blocks: Blocks, index: int) -> LeanBlock | None:
     ):
         return None
     before, after = layer.input_layernorm, layer.post_attention_layernorm
-    norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+    q_norm, k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
     width = attention.head_dim
     heads, kv_heads = (one.out_features // width for one in projections[:2])
     with torch.no_grad():
-        gain = None
-        if all(norm is not None for norm in norms):
-            gains = [
-                norm.weight.expand(count, -1) for norm, count in zip(norms, (heads, kv_heads), strict=True)
-            ]
-            gain = torch.cat(gains)
+        gain, inner_eps = None, 0.0
+        if q_norm is not None and k_norm is not None:
+            gain = torch.cat([q_norm.weight.expand(heads, -1), k_norm.weight.expand(kv_heads, -1)])
+            inner_eps = q_norm.variance_epsilon
         return LeanBlock(
             index,
             torch.cat([one.weight for one in projections]) * before.weight,
@@ -237,7 +235,7 @@ def _built(blocks: Blocks, index: int) -> LeanBlock | None:
             getattr(attention, "sliding_window", None),
             (
                 before.variance_epsilon,
-                0.0 if gain is None else norms[0].variance_epsilon,
+                inner_eps,
                 after.variance_epsilon,
             ),
         )

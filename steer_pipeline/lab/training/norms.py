@@ -39,7 +39,7 @@ def lean_norms(modules: Sequence[nn.Module]) -> Iterator[int]:
         for module in {id(one): one for top in modules for one in top.modules()}.values():
             lean = _lean(module)
             if lean is not None:
-                module.forward = lean  # type: ignore[method-assign]
+                module.forward = lean
                 changed.append(module)
         yield len(changed)
     finally:
