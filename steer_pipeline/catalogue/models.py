@@ -305,7 +305,11 @@ class TrainingSpec(Strict):
     units: Literal["residual", "absolute"] = Field(
         default="residual", description="Of learning rates, init and clip."
     )
-    learning_rates: list[float] = Field(default=[0.002, 0.005, 0.01, 0.02, 0.05], min_length=1)
+    learning_rates: list[float] = Field(
+        default=[0.002, 0.005, 0.01, 0.02, 0.05],
+        min_length=1,
+        description="In residual units the length of a full AdamW step: lr * norm / sqrt(hidden) a coordinate.",
+    )
     init: float = Field(default=0.0, ge=0, description="Length of a random start; 0 starts at zero.")
     clip: float = Field(default=0.0, ge=0, description="Largest gradient norm before the step; 0: none.")
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
