@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import signature
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from steer_pipeline.lab.models.loading import LoadedModel, ModelLoadError
 
 NAME = "steer_blocks"  # our entry in the attention interface
+_CHUNK = 96  # queries of one call of attention on a CPU
 _CHECK_TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 
 
@@ -127,38 +129,80 @@ class Blocks:
 
 
 def causal(call: Call) -> Tensor:
-    """Attention of whole right-padded sequences to themselves: padding lies in every real token's future."""
-    t = call.query.shape[2]
-    windowed = call.window is not None and t > call.window
+    """Attention of right-padded sequences to themselves: padding lies in every real token's future.
+
+    Where there are more keys than queries, the queries are the last positions.
+    """
+    t, keys = call.query.shape[2], call.key.shape[2]
+    windowed = call.window is not None and keys > call.window
     if call.softcap is None:
-        mask = _window_mask(t, call.window, call.query.device) if windowed else None
-        out = F.scaled_dot_product_attention(
-            call.query,
-            call.key,
-            call.value,
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=call.scale,
-            enable_gqa=call.query.shape[1] != call.key.shape[1],
-        )
-        return out.transpose(1, 2)
+        if call.query.device.type == "cpu" and (keys > _CHUNK or keys > t):
+            return _causal_in_chunks(call)
+        mask = _window_mask(t, keys, call.window, call.query.device) if windowed or keys > t else None
+        return _attend(call, call.query, call.key, call.value, mask)
     groups = call.query.shape[1] // call.key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (call.key, call.value))
     scores = cap(call.query @ key.transpose(2, 3) * call.scale, call.softcap)
-    mask = _window_mask(t, call.window or t, call.query.device)
+    mask = _window_mask(t, keys, call.window, call.query.device)
     weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32).to(value.dtype)
     return (weights @ value).transpose(1, 2)
+
+
+def _causal_in_chunks(call: Call) -> Tensor:
+    """A chunk of queries with the keys that any of them sees: the CPU kernel of `scaled_dot_product_attention`
+    works through up to 512 keys before it looks whether they are hidden.
+    """
+    t, keys = call.query.shape[2], call.key.shape[2]
+    window = keys if call.window is None else min(call.window, keys)
+    room = 1 << (keys - 1).bit_length()
+    parts = []
+    for begin in range(0, t, _CHUNK):
+        end = min(t, begin + _CHUNK)
+        first = max(0, begin + keys - t - window + 1)  # key of the chunk
+        last = end + keys - t
+        key, value = (x[:, :, first:last] for x in (call.key, call.value))
+        mask = None
+        if last - first > end - begin or window < last - first:
+            shift = room - (begin + keys - t) + first
+            mask = _band(room, window, call.query.dtype)[: end - begin, shift : shift + last - first]
+        parts.append(_attend(call, call.query[:, :, begin:end], key, value, mask))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _attend(call: Call, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """[n, t, heads, d]; causal where there is no mask."""
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=call.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    ).transpose(1, 2)
 
 
 def cap(scores: Tensor, softcap: float | None) -> Tensor:
     return scores if softcap is None else torch.tanh(scores / softcap) * softcap
 
 
-def _window_mask(t: int, window: int | None, device: torch.device) -> Tensor:
-    """bool [t, t]: True where a query may look."""
-    at = torch.arange(t, device=device)
-    distance = at[:, None] - at[None, :]
-    return (distance >= 0) & (distance < (window or t))
+def _window_mask(t: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """bool [t, keys]: True where a query, of the last t positions, may look."""
+    at = torch.arange(keys, device=device)
+    distance = at[keys - t :, None] - at[None, :]
+    return (distance >= 0) & (distance < (window or keys))
+
+
+@lru_cache(maxsize=16)
+def _band(room: int, window: int, dtype: torch.dtype) -> Tensor:
+    """[_CHUNK, room + _CHUNK] on the CPU: 0 where row i sees column j, i - window < j - room <= i, else -inf.
+
+    Columns from `room - p` on are the mask of queries at positions p, p + 1, ... over keys from 0 on, p <= room.
+    """
+    with torch.inference_mode(False):  # autograd may save a view of it
+        distance = torch.arange(_CHUNK)[:, None] - torch.arange(-room, _CHUNK)[None]
+        seen = (distance >= 0) & (distance < window)
+        return torch.zeros(distance.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
 
 
 _KNOWN: "weakref.WeakKeyDictionary[Any, Blocks]" = weakref.WeakKeyDictionary()

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from threading import Lock
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, blocks_of, cap, causal
+from steer_pipeline.lab.models.lean import LeanBlock, lean_blocks
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.models.plans import block_deltas, check_plans
 from steer_pipeline.lab.models.steering import SteeringPlan
@@ -27,6 +30,7 @@ from steer_pipeline.lab.models.steering import SteeringPlan
 # on CPUs, a batch whose states fit the cache of a core
 _BATCH_TOKENS = {"cpu": 1024, "mps": 16384, "cuda": 65536, "mlx": 4096}
 _HEAD_ROWS = 2048  # positions whose logits exist at the same time
+_FIRST_BYTES = 1 << 26  # of what the first block makes of each token
 _ROTARY = Lock()  # rotary modules of some models (dynamic scaling) change themselves with the length
 
 
@@ -80,8 +84,13 @@ def collect_means(
     def work(rows: np.ndarray, ids: Tensor) -> None:
         start, stop = (torch.from_numpy(spans[rows, i]).to(ids.device)[:, None] for i in (0, 1))
 
+        width = int((stop - start).max())
+        near = start.clamp(max=ids.shape[1] - width) + torch.arange(width, device=ids.device)
+
         def read(block: int, hidden: Tensor, at: Tensor) -> None:
             if block in place:
+                if hidden.shape[1] > width:
+                    hidden, at = _positions(hidden, near), near
                 weights = ((at >= start) & (at < stop)).float() / (stop - start)  # [n, t]
                 mean = (weights[:, None] @ hidden.float())[:, 0]
                 out[rows, place[block]] = mean.cpu().numpy()
@@ -208,10 +217,44 @@ def _attention_at(call: Call, at: Tensor) -> Tensor:
     return (weights @ value).transpose(1, 2)
 
 
+def _positions(hidden: Tensor, at: Tensor) -> Tensor:
+    """[n, s, hidden]: states [n, t, hidden] at positions `at` [n, s]."""
+    return hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
 def _runner(model: LoadedModel, plan: SteeringPlan | None) -> "_Runner":
     plans = [] if plan is None else [plan]
     check_plans(model, plans)
     return _MlxRunner(model, plans) if model.backend == "mlx" else _Runner(model, plans)
+
+
+@dataclass(frozen=True, eq=False)
+class _FirstHeads:
+    """Queries, keys and values of the first block for each token of a vocabulary: they know no position yet.
+
+    Attributes:
+        number: int64 [largest id + 1], row of an id.
+        heads: [ids, heads + 2 kv_heads, d].
+    """
+
+    number: Tensor
+    heads: Tensor
+
+    @classmethod
+    def of_all(cls, blocks: Blocks, lean: LeanBlock, sequences: Sequence[list[int]]) -> "_FirstHeads | None":
+        """For the tokens of all sequences; None where they are not many times fewer than positions, or too many."""
+        ids = np.fromiter(chain.from_iterable(sequences), dtype=np.int64)
+        different = np.unique(ids)
+        if 4 * len(different) > len(ids) or 4 * len(different) * lean.qkv.shape[0] > _FIRST_BYTES:
+            return None
+        number = torch.zeros(int(different[-1]) + 1, dtype=torch.int64)
+        number[different] = torch.arange(len(different))
+        return cls(number, lean.heads_of(blocks.embed(torch.from_numpy(different))))
+
+    def of(self, ids: Tensor) -> Tensor:
+        """[n, t, heads + 2 kv_heads, d]"""
+        width = self.heads.shape[1:]
+        return F.embedding(self.number[ids], self.heads.flatten(1)).unflatten(-1, width)
 
 
 class _Runner:
@@ -225,6 +268,8 @@ class _Runner:
     def _load(self, model: LoadedModel, plans: list[SteeringPlan]) -> None:
         self.blocks: Blocks = blocks_of(model)
         self.device = self.blocks.device
+        self.lean = lean_blocks(self.blocks, range(len(self.blocks.layers)))
+        self.first: _FirstHeads | None = None
         self.deltas = {block: self._tensor(table[0]) for block, table in block_deltas(plans).items()}
         bias = [table[0] for table in block_deltas(plans, "logits").values()]
         with torch.inference_mode():
@@ -240,6 +285,9 @@ class _Runner:
         shared among cores.
         """
         batches = list(self.batches(sequences))
+        if 0 in self.lean:
+            with self.blocks.ready():
+                self.first = _FirstHeads.of_all(self.blocks, self.lean[0], sequences)
         cores = torch.get_num_threads() if self.device.type == "cpu" else 1
         if not 1 < cores <= len(batches):
             for rows, ids in batches:
@@ -296,6 +344,9 @@ class _Runner:
             for block in range(last + 1):
                 if block == last and last_spans is not None:
                     hidden, at = self._only_spans(block, hidden, rotary, last_spans)
+                elif lean := self.lean.get(block):
+                    heads = self.first.of(ids) if block == 0 and self.first else None
+                    hidden = lean.run(hidden, rotary[blocks.layer_types[block]], causal, heads)
                 else:
                     hidden = blocks.run(block, hidden, rotary, causal)
                 if block in self.deltas:
@@ -315,6 +366,12 @@ class _Runner:
         width = int((spans[:, 1] - spans[:, 0]).max())
         first = bounds[:, :1].clamp(max=hidden.shape[1] - width)
         at = first + torch.arange(width, device=hidden.device)
+        inputs = _positions(hidden, at)
+        with _ROTARY:
+            own = self.blocks.rotary(inputs, at)
+        if lean := self.lean.get(block):
+            kind = self.blocks.layer_types[block]
+            return lean.run_some(hidden, rotary[kind], inputs, own[kind], partial(_attention_at, at=at)), at
         taken: list[Call] = []
 
         def take_only(call: Call) -> Tensor:
@@ -326,9 +383,6 @@ class _Runner:
 
         with suppress(Stop):
             self.blocks.run(block, hidden, rotary, take_only)
-        inputs = hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))
-        with _ROTARY:
-            own = self.blocks.rotary(inputs, at)
         return self.blocks.run(block, inputs, own, attend), at
 
     def predictions(

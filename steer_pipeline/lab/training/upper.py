@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, cap, causal
+from steer_pipeline.lab.models.lean import LeanBlock, ProjectAtSite, lean_blocks
 from steer_pipeline.lab.training.data import Dialogues
-from steer_pipeline.lab.training.lean import LeanBlock, ProjectAtSite, lean_block
 from steer_pipeline.lab.training.norms import lean_norms
 from steer_pipeline.lab.training.states import SiteStates
 
@@ -206,8 +206,7 @@ class UpperBlocks:
     def __init__(self, blocks: Blocks, site: int, *, checkpointing: bool = False) -> None:
         self.blocks, self.site, self.checkpointing = blocks, site, checkpointing
         self.room = _PASS_TOKENS[blocks.device.type]
-        above = range(site + 1, len(blocks.layers))
-        self.lean = {block: lean for block in above if (lean := lean_block(blocks, block)) is not None}
+        self.lean = lean_blocks(blocks, range(site + 1, len(blocks.layers)))
 
     def cached_projection(self) -> Tensor | None:
         """Weight [width, hidden] whose product with the states at the site is worth keeping; None for none."""

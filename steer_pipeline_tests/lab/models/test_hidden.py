@@ -173,22 +173,68 @@ def test_an_mlx_model_is_read_as_a_torch_model_is(tmp_path, arch, scope):
         assert np.allclose(ours, theirs, rtol=1e-3, atol=2e-3)
 
 
-def test_the_states_of_one_block_at_a_time_are_kept(tmp_path, monkeypatch):
-    model = loaded(tmp_path)
-    hidden.blocks_of(model)  # its check runs blocks too
+@pytest.mark.parametrize(("arch", "way"), [("gemma", "Blocks.run"), ("qwen3", "LeanBlock.run")])
+def test_the_states_of_one_block_at_a_time_are_kept(tmp_path, monkeypatch, arch, way):
+    model = loaded(tmp_path, arch)
+    wanted = [HiddenRequest(ids, 0, len(ids)) for ids in prompts(model, 2)]
+    expected = collect_means(model, wanted)
     alive, most = [], []
-    run = hidden.Blocks.run
+    owner, name = getattr(hidden, way.split(".")[0]), way.split(".")[1]
+    run = getattr(owner, name)
 
-    def watched(self, block, *args):
-        out = run(self, block, *args)
-        alive.append(weakref.ref(out))
-        most.append(sum(one() is not None for one in alive))
+    def watched(self, *args):
+        out = run(self, *args)
+        if len(out) == len(wanted):  # not a check on sequences of its own
+            alive.append(weakref.ref(out))
+            most.append(sum(one() is not None for one in alive))
         return out
 
-    monkeypatch.setattr(hidden.Blocks, "run", watched)
-    collect_means(model, [HiddenRequest(ids, 0, 3) for ids in prompts(model, 2)])
-    assert len(most) == model.n_blocks
+    monkeypatch.setattr(owner, name, watched)
+    assert np.array_equal(collect_means(model, wanted), expected)
+    assert len(most) >= model.n_blocks - 1  # the last block may run for its spans alone
     assert max(most) == 2  # what goes into a block and what comes out of it
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "llama"])
+@pytest.mark.parametrize("scope", ["all", "generated"])
+def test_lean_blocks_read_what_the_models_own_modules_read(tmp_path, monkeypatch, arch, scope):
+    model = loaded(tmp_path, arch)
+    with torch.no_grad():
+        for name, weight in model.module.named_parameters():
+            if "norm" in name:
+                weight.add_(0.2 * torch.sin(torch.arange(len(weight)) * 1.0))
+    ids = [one for one in prompts(model, 12) for _ in range(2)]
+    ids = [one + one[: 3 + i] for i, one in enumerate(ids)]
+    assert 4 * len({token for one in ids for token in one}) < sum(map(len, ids))  # few tokens, often
+    starts = [len(one) - 5 for one in ids]
+    plan = SteeringPlan("x", (term(0, 3.0), term(2, 2.0, 1)), scope)
+    requests = [HiddenRequest(one, start, len(one)) for one, start in zip(ids, starts, strict=True)]
+
+    def everything():
+        return (
+            collect_means(model, requests, plan),
+            collect_means(model, requests, blocks=[1, 0]),
+            residual_norms(model, ids),
+            *sequence_nll(model, ids, starts, plan),
+            mean_kl(model, ids, starts, plan),
+        )
+
+    assert set(hidden.lean_blocks(hidden.blocks_of(model), range(4))) == {0, 1, 2, 3}
+    lean = everything()
+    monkeypatch.setattr(hidden, "lean_blocks", lambda *_: {})
+    for a, b in zip(lean, everything(), strict=True):
+        assert np.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_changed_after_it_was_read_is_read_as_it_is(tmp_path):
+    model = loaded(tmp_path)
+    request = [HiddenRequest(prompts(model, 1)[0], 4, 20)]
+    before = collect_means(model, request)
+    with torch.no_grad():
+        model.module.model.layers[1].mlp.down_proj.weight.mul_(3)
+    after = collect_means(model, request)
+    assert np.array_equal(before[:, 0], after[:, 0])
+    assert not np.allclose(before[:, 1], after[:, 1], atol=1e-3)
 
 
 def test_equal_requests_give_equal_rows_whatever_batch_they_would_fall_into(tmp_path, monkeypatch):

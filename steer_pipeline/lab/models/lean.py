@@ -1,11 +1,15 @@
-"""Blocks of the Llama and Qwen kind, spelled for training through frozen fp32 weights on a CPU.
+"""Blocks of the Llama and Qwen kind, spelled for reading and training through frozen fp32 weights on a CPU.
 
 The same arithmetic as the model's own modules with fewer and larger steps: one matrix product for queries, keys and
 values and one for the MLP's two inner projections, norm gains folded into the weights, residuals added within the
 products, backward passes written out. A block is used only after it gave the numbers of its module; every other
 architecture, type and device runs its own modules.
+
+Weights are copied when they are folded: a lean block is for one run over data, made at its start and dropped with
+it, so that later changes of the model (adapters, training) are seen.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from steer_pipeline.lab.models.blocks import Blocks, Call, causal
+from steer_pipeline.lab.models.blocks import Attend, Blocks, Call, causal
 
 _TOLERANCE = 1e-4
+_MOST_BYTES = 1 << 30  # of copied weights: products of wide blocks take their time however they are spelled
 
 
 def _inverse_norm(x: Tensor, eps: float) -> Tensor:
@@ -130,9 +135,9 @@ class _NormAndTurn(torch.autograd.Function):
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding; the halves of a head's cos and sin are equal."""
     half = x.shape[-1] // 2
-    out = x * cos[:, None]
-    out[..., :half].addcmul_(x[..., half:], sin[:, None, :half], value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin[:, None, half:])
+    out = x * cos[..., None, :]
+    out[..., :half].addcmul_(x[..., half:], sin[..., None, :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., None, half:])
     return out
 
 
@@ -187,19 +192,75 @@ class LeanBlock:
     def call(self, query: Tensor, key: Tensor, value: Tensor) -> Call:
         return Call(self.index, query, key, value, self.scale, self.window, None)
 
+    def heads_of(self, hidden: Tensor) -> Tensor:
+        """Queries, keys and values [..., heads + 2 kv_heads, d] before their rotary embedding, without a gradient."""
+        return self._heads(hidden, slice(None), slice(0, self.heads + self.kv_heads))
+
+    def run(
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend, heads: Tensor | None = None
+    ) -> Tensor:
+        """The block's output [n, t, hidden], without a gradient, as `Blocks.run` gives it.
+
+        Args:
+            heads: what `heads_of(hidden)` gives, where it is known.
+        """
+        heads = self.heads_of(hidden) if heads is None else heads
+        normed, value = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=-2)
+        query, key = _turned(normed, *rotary).split([self.heads, self.kv_heads], dim=-2)
+        return self._end(hidden, attend(self.call(*(x.transpose(1, 2) for x in (query, key, value)))))
+
+    def run_some(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        some: Tensor,
+        own: tuple[Tensor, Tensor],
+        attend: Attend,
+    ) -> Tensor:
+        """As `run`, with queries and output of `some` [n, s, hidden] positions alone; `own` is their rotary."""
+        others = self._heads(hidden, self.other_rows, slice(self.heads, self.heads + self.kv_heads))
+        key, value = others.split(self.kv_heads, dim=-2)
+        query = _turned(self._heads(some, self.query_rows, slice(0, self.heads)), *own)
+        key = _turned(key, *rotary)
+        return self._end(some, attend(self.call(*(x.transpose(1, 2) for x in (query, key, value)))))
+
+    def _heads(self, hidden: Tensor, rows: slice, normed: slice) -> Tensor:
+        """[..., heads of these rows of the weight, d], the first of which are normed as heads `normed` are."""
+        x = (hidden * _inverse_norm(hidden, self.eps[0])) @ self.qkv[rows].T
+        x = x.unflatten(-1, (-1, self.width))
+        if self.gain is not None:
+            part = x[..., : normed.stop - normed.start, :]
+            part.mul_(_inverse_norm(part, self.eps[1])).mul_(self.gain[normed])
+        return x
+
+    def _end(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        out = torch.addmm(hidden.flatten(0, 1), attended.flatten(2).flatten(0, 1), self.output.T)
+        gate, up = ((out * _inverse_norm(out, self.eps[2])) @ self.inner.T).chunk(2, dim=-1)
+        return out.addmm_(F.silu(gate, inplace=True).mul_(up), self.down.T).view(hidden.shape)
+
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The block's output [N, hidden] from its input and what attention gave, [1, N, heads, d]."""
         x = _Output.apply(x, attended[0].flatten(1), self.output)
         return _Mlp.apply(x, self.inner, self.down, self.eps[2])
 
 
-def lean_block(blocks: Blocks, index: int) -> LeanBlock | None:
-    """The block in lean spelling, or None where it is of another kind or gives other numbers."""
-    try:
-        block = _built(blocks, index)
-    except (AttributeError, RuntimeError):
-        return None
-    return block if block is not None and _agrees(blocks, block) else None
+def lean_blocks(blocks: Blocks, which: Sequence[int]) -> dict[int, LeanBlock]:
+    """Those of the blocks that have a lean spelling which gives their module's numbers."""
+    found: dict[int, LeanBlock] = {}
+    size = 0
+    for index in which:
+        try:
+            block = _built(blocks, index)
+        except (AttributeError, RuntimeError):
+            continue
+        if block is None:
+            continue
+        size += 4 * (block.qkv.numel() + block.inner.numel())
+        if size > _MOST_BYTES:
+            return {}
+        if _agrees(blocks, block):
+            found[index] = block
+    return found
 
 
 def _built(blocks: Blocks, index: int) -> LeanBlock | None:
@@ -250,5 +311,9 @@ def _agrees(blocks: Blocks, block: LeanBlock) -> bool:
         projected = block.project(hidden[0])
         query = block.queries(projected[:, block.query_rows], turned)
         key, value = block.keys_and_values(projected[:, block.other_rows], turned)
-        found = block.finish(hidden[0], causal(block.call(query, key, value)))
-    return torch.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE * float(expected.abs().max()))
+        ways = (
+            block.finish(hidden[0], causal(block.call(query, key, value))),
+            block.run(hidden, turned, causal)[0],
+        )
+    allowed = _TOLERANCE * float(expected.abs().max())
+    return all(torch.allclose(found, expected, rtol=_TOLERANCE, atol=allowed) for found in ways)

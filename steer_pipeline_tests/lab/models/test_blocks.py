@@ -1,0 +1,58 @@
+"""Claims about attention over whole sequences: in chunks or at once, it is the softmax that the formula says."""
+
+import pytest
+import torch
+
+from steer_pipeline.lab.models import blocks
+from steer_pipeline.lab.models.blocks import Call, causal
+
+
+def reference(call):
+    """[n, t, heads, d] by one masked softmax in fp64; queries are the last positions."""
+    groups = call.query.shape[1] // call.key.shape[1]
+    key, value = (x.double().repeat_interleave(groups, dim=1) for x in (call.key, call.value))
+    t, keys = call.query.shape[2], key.shape[2]
+    scores = call.query.double() @ key.transpose(2, 3) * call.scale
+    if call.softcap is not None:
+        scores = torch.tanh(scores / call.softcap) * call.softcap
+    distance = torch.arange(keys - t, keys)[:, None] - torch.arange(keys)[None]
+    hidden = (distance < 0) | (distance >= (call.window or keys))
+    return (scores.masked_fill(hidden, float("-inf")).softmax(-1) @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("window", [None, 1, 7, 100, 1000])
+@pytest.mark.parametrize(("t", "keys"), [(1, 1), (5, 5), (96, 96), (97, 97), (230, 230), (3, 40), (150, 333)])
+def test_causal_attention_is_a_masked_softmax(t, keys, window, softcap):
+    torch.manual_seed(t)
+    query = torch.randn(2, 4, t, 8)
+    key, value = torch.randn(2, 2, 2, keys, 8)  # two query heads share one
+    call = Call(0, query, key, value, 0.3, window, softcap)
+    assert torch.allclose(causal(call), reference(call).float(), atol=1e-5)
+
+
+def test_chunks_change_no_gradient(monkeypatch):
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, 200, 8, requires_grad=True) for _ in range(3)]
+    weights = torch.randn(2, 200, 3, 8)
+
+    def gradients():
+        return torch.autograd.grad((causal(Call(0, *inputs, 0.3, 50, None)) * weights).sum(), inputs)
+
+    chunked = gradients()
+    monkeypatch.setattr(blocks, "_CHUNK", 1 << 20)
+    blocks._band.cache_clear()
+    try:
+        for a, b in zip(chunked, gradients(), strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+    finally:
+        blocks._band.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_attention_is_close(dtype):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 2, 250, 16).to(dtype)
+    call = Call(0, query, key, value, 0.25, None, None)
+    assert causal(call).dtype == dtype
+    assert torch.allclose(causal(call).float(), reference(call).float(), atol=2e-2)
