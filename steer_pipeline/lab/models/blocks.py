@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
+from threading import Lock
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from steer_pipeline.lab.models.loading import LoadedModel, ModelLoadError
 
 NAME = "steer_blocks"  # our entry in the attention interface
 _CHUNK = 96  # queries of one call of attention on a CPU
+_ROTARY = Lock()  # rotary modules of some models (dynamic scaling) change themselves with the length
 _CHECK_TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 
 
@@ -98,9 +100,10 @@ class Blocks:
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
         """Rotary embeddings for `positions` [n, t], by layer type."""
-        if self._by_type:
-            return {kind: self._rotary(hidden, positions, kind) for kind in set(self.layer_types)}
-        return dict.fromkeys(set(self.layer_types), self._rotary(hidden, positions))
+        with _ROTARY:
+            if self._by_type:
+                return {kind: self._rotary(hidden, positions, kind) for kind in set(self.layer_types)}
+            return dict.fromkeys(set(self.layer_types), self._rotary(hidden, positions))
 
     def run(self, block: int, hidden: Tensor, rotary: dict[str, Any], attend: Attend) -> Tensor:
         """The output of one block, [n, t, hidden]."""

@@ -8,12 +8,10 @@ Both back ends: the blocks of an MLX model are tapped, its numbers come over as 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, blocks_of, cap, causal
+from steer_pipeline.lab.models.cores import one_core_each
 from steer_pipeline.lab.models.lean import LeanBlock, lean_blocks
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.models.plans import block_deltas, check_plans
@@ -31,7 +30,6 @@ from steer_pipeline.lab.models.steering import SteeringPlan
 _BATCH_TOKENS = {"cpu": 1024, "mps": 16384, "cuda": 65536, "mlx": 4096}
 _HEAD_ROWS = 2048  # positions whose logits exist at the same time
 _FIRST_BYTES = 1 << 26  # of what the first block makes of each token
-_ROTARY = Lock()  # rotary modules of some models (dynamic scaling) change themselves with the length
 
 
 @dataclass(frozen=True)
@@ -281,25 +279,15 @@ class _Runner:
     def each(self, sequences: Sequence[list[int]], work: Callable[[np.ndarray, Tensor], None]) -> None:
         """Calls `work(rows, ids)` for every batch.
 
-        On a CPU, several at a time, each on one core: an operation on a small batch is too short to be
-        shared among cores.
+        On a CPU, several at a time, each on one core.
         """
         batches = list(self.batches(sequences))
         if 0 in self.lean:
             with self.blocks.ready():
                 self.first = _FirstHeads.of_all(self.blocks, self.lean[0], sequences)
-        cores = torch.get_num_threads() if self.device.type == "cpu" else 1
-        if not 1 < cores <= len(batches):
-            for rows, ids in batches:
-                work(rows, ids)
-            return
-        try:
-            torch.set_num_threads(1)  # new threads take the number over
-            # blocks are made ready around all threads, so that none undoes it while others run
-            with self.blocks.ready(), ThreadPoolExecutor(cores) as pool:
-                list(pool.map(work, *zip(*batches, strict=True)))
-        finally:
-            torch.set_num_threads(cores)
+        # blocks are made ready around all threads, so that none undoes it while others run
+        with self.blocks.ready(), one_core_each(self.device, len(batches)) as cores:
+            cores.map(lambda batch: work(*batch), batches)
 
     def batches(self, sequences: Sequence[list[int]]) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Indices and right-padded ids [n, t] of sequences of similar length, within the token budget."""
@@ -339,8 +327,7 @@ class _Runner:
         begin = torch.from_numpy(np.asarray(starts, dtype=np.int64)).to(ids.device)
         with blocks.ready():
             hidden = blocks.embed(ids)
-            with _ROTARY:
-                rotary = blocks.rotary(hidden, at)
+            rotary = blocks.rotary(hidden, at)
             for block in range(last + 1):
                 if block == last and last_spans is not None:
                     hidden, at = self._only_spans(block, hidden, rotary, last_spans)
@@ -367,8 +354,7 @@ class _Runner:
         first = bounds[:, :1].clamp(max=hidden.shape[1] - width)
         at = first + torch.arange(width, device=hidden.device)
         inputs = _positions(hidden, at)
-        with _ROTARY:
-            own = self.blocks.rotary(inputs, at)
+        own = self.blocks.rotary(inputs, at)
         if lean := self.lean.get(block):
             kind = self.blocks.layer_types[block]
             return lean.run_some(hidden, rotary[kind], inputs, own[kind], partial(_attention_at, at=at)), at

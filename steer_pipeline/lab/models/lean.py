@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from steer_pipeline.lab.models.blocks import Attend, Blocks, Call, causal
 
 _TOLERANCE = 1e-4
+_LARGE_NLL = 60.0  # nats; fp32 shares go down to exp(-87)
 _MOST_BYTES = 1 << 30  # of copied weights: products of wide blocks take their time however they are spelled
 
 
@@ -93,7 +94,10 @@ class _Mlp(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         normed, inverse, gate, up, active, inner, down = ctx.saved_tensors
         grad = grads[0] @ down
-        both = torch.cat([torch.ops.aten.silu_backward(grad * up, gate), grad.mul_(active)], dim=-1)
+        both = torch.empty(len(gate), 2 * gate.shape[1])
+        to_gate, to_up = both.chunk(2, dim=-1)
+        torch.mul(grad, active, out=to_up)
+        torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=to_gate)
         return _norm_backward(both @ inner, normed, inverse).add_(grads[0]), None, None, None
 
 
@@ -111,17 +115,22 @@ class _Output(torch.autograd.Function):
 
 
 class _NormAndTurn(torch.autograd.Function):
-    """Heads [N, heads, d], normed where the model does (gain [heads, d]) and turned by their positions [N, d]."""
+    """Heads [N, heads, d], of which the first `turned` are normed where the model does (gain [turned, d]) and turned
+    by their positions [N, d]; the others come back as they are.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, turned: int, gain: Tensor | None, eps: float, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
         inverse = normed = None
+        first, rest = x[:, :turned], x[:, turned:]
         if gain is not None:
-            inverse = _inverse_norm(x, eps)
-            normed = x * inverse
-            x = normed * gain
+            inverse = _inverse_norm(first, eps)
+            normed = first * inverse
+            first = normed * gain
         ctx.save_for_backward(normed, inverse, gain, cos, sin)
-        return _turned(x, cos, sin)
+        return _turned(first, cos, sin), rest
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -129,7 +138,9 @@ class _NormAndTurn(torch.autograd.Function):
         grad = _turned(grads[0], cos, -sin)
         if gain is not None:
             grad = _norm_backward(grad.mul_(gain), normed, inverse)
-        return grad, None, None, None, None
+        if grads[1].shape[1]:
+            grad = torch.cat([grad, grads[1]], dim=1)
+        return grad, None, None, None, None, None
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -139,6 +150,70 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     out[..., :half].addcmul_(x[..., half:], sin[..., None, :half], value=-1)
     out[..., half:].addcmul_(x[..., :half], sin[..., None, half:])
     return out
+
+
+class HeadLoss(torch.autograd.Function):
+    """NLL of targets [R] from the last block's output x [R, hidden], where logits are norm(x) W^T.
+
+    The gradient of a row's NLL is softmax less the target: it is taken at once, and a few rows of logits exist at a
+    time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, targets: Tensor, weight: Tensor, eps: float, rows: int) -> Tensor:
+        inverse = _inverse_norm(x, eps)
+        normed = x * inverse
+        nlls, grads = [], []
+        for part, target in zip(normed.split(rows), targets.split(rows), strict=True):
+            logits = part @ weight.T
+            at, shares = target[:, None], logits.softmax(-1)
+            nll = -shares.gather(1, at).log()
+            lost = nll[:, 0] > _LARGE_NLL  # the share may have been rounded away
+            if lost.any():
+                nll[lost] = logits[lost].logsumexp(-1, keepdim=True) - logits[lost].gather(1, at[lost])
+            nlls.append(nll[:, 0])
+            if ctx.needs_input_grad[0]:
+                shares.scatter_add_(1, at, torch.full_like(nll, -1))
+                grads.append(shares @ weight)
+        if grads:
+            ctx.save_for_backward(_norm_backward(torch.cat(grads), normed, inverse))
+        return torch.cat(nlls)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (saved,) = ctx.saved_tensors
+        return saved * grads[0][:, None], None, None, None, None
+
+
+@dataclass(frozen=True, eq=False)
+class LeanHead:
+    """The final norm, folded into the output embedding [vocabulary, hidden]."""
+
+    weight: Tensor
+    eps: float
+
+    def nll(self, hidden: Tensor, targets: Tensor, rows: int) -> Tensor:
+        """fp32 [R]"""
+        return HeadLoss.apply(hidden, targets, self.weight, self.eps, rows)
+
+
+def lean_head(blocks: Blocks) -> LeanHead | None:
+    """The head in lean spelling, or None where it is of another kind, large, or gives other numbers."""
+    head, norm = blocks.head, blocks.norm
+    eps = getattr(norm, "variance_epsilon", None)
+    if type(head) is not nn.Linear or head.bias is not None or head.weight.dtype != torch.float32:
+        return None
+    if blocks.device.type != "cpu" or blocks.softcap is not None or not isinstance(eps, float):
+        return None
+    if 4 * head.weight.numel() > _MOST_BYTES:
+        return None
+    with torch.no_grad():
+        lean = LeanHead(head.weight * norm.weight, eps)
+        hidden = torch.linspace(-1, 1, 8 * blocks.config.hidden_size).sin().view(8, -1) * 3
+        targets = torch.arange(8) % blocks.config.vocab_size
+        expected = F.cross_entropy(blocks.logits(hidden), targets, reduction="none")
+        found = lean.nll(hidden, targets, 3)
+    return lean if torch.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,22 +247,19 @@ class LeanBlock:
     def other_rows(self) -> slice:
         return slice(self.heads * self.width, None)
 
-    def queries(self, projected: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """[1, heads, N, d] from the projection's query part."""
-        return self._turn(projected, slice(0, self.heads), rotary).transpose(0, 1)[None]
-
-    def keys_and_values(self, projected: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """[1, kv_heads, N, d] each, from the rest of the projection."""
-        key, value = projected.chunk(2, dim=-1)
-        turned = self._turn(key, slice(self.heads, None), rotary)
-        value = value.unflatten(-1, (self.kv_heads, self.width))
-        return turned.transpose(0, 1)[None], value.transpose(0, 1)[None]
-
-    def _turn(self, x: Tensor, heads: slice, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        gain = None if self.gain is None else self.gain[heads]
-        return _NormAndTurn.apply(
-            x.unflatten(-1, (-1, self.width)), gain, self.eps[1], rotary[0][0], rotary[1][0]
-        )
+    def split(
+        self, projected: Tensor, rotary: tuple[Tensor, Tensor], first: int, last: int
+    ) -> tuple[Tensor, ...]:
+        """[1, kind's heads, N, d] of each kind from kind `first` to kind `last` (queries, keys, values: 0, 1, 2),
+        from their rows of the projection.
+        """
+        sizes = [self.heads, self.kv_heads, self.kv_heads]
+        begin, end = sum(sizes[:first]), sum(sizes[: min(last, 1) + 1])
+        gain = None if self.gain is None else self.gain[begin:end]
+        heads = projected.unflatten(-1, (-1, self.width))
+        turned, values = _NormAndTurn.apply(heads, end - begin, gain, self.eps[1], rotary[0][0], rotary[1][0])
+        parts = [*turned.split(sizes[first : min(last, 1) + 1], dim=1), *([values] if last == 2 else [])]
+        return tuple(part.transpose(0, 1)[None] for part in parts)
 
     def call(self, query: Tensor, key: Tensor, value: Tensor) -> Call:
         return Call(self.index, query, key, value, self.scale, self.window, None)
@@ -308,11 +380,9 @@ def _agrees(blocks: Blocks, block: LeanBlock) -> bool:
         rotary = blocks.rotary(hidden, torch.arange(24)[None])
         expected = blocks.run(block.index, hidden, rotary, causal)[0]
         turned = rotary[blocks.layer_types[block.index]]
-        projected = block.project(hidden[0])
-        query = block.queries(projected[:, block.query_rows], turned)
-        key, value = block.keys_and_values(projected[:, block.other_rows], turned)
+        call = block.call(*block.split(block.project(hidden[0]), turned, 0, 2))
         ways = (
-            block.finish(hidden[0], causal(block.call(query, key, value))),
+            block.finish(hidden[0], causal(call)),
             block.run(hidden, turned, causal)[0],
         )
     allowed = _TOLERANCE * float(expected.abs().max())

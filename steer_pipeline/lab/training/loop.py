@@ -23,6 +23,7 @@ from torch import Tensor
 
 from steer_pipeline.catalogue.models import TrainingSpec
 from steer_pipeline.lab.models.blocks import blocks_of
+from steer_pipeline.lab.models.cores import Cores
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.training.data import Dialogues, TrainingError
 from steer_pipeline.lab.training.states import SiteStates
@@ -179,9 +180,9 @@ class Trainer:
     def vanilla(self) -> np.ndarray:
         """fp64 [n validation rows]: NLL without a vector."""
         if self._vanilla is None:
-            with self._upper.ready():
+            with self._upper.ready() as cores:
                 zero = torch.zeros(1, self.blocks.config.hidden_size, device=self.blocks.device)
-                self._vanilla = self._evaluate(zero)[0]
+                self._vanilla = self._evaluate(zero, cores)[0]
         return self._vanilla
 
     def run(self, lanes: Sequence[Lane], *, prune: bool = False) -> list[Trained]:
@@ -201,7 +202,7 @@ class Trainer:
         vanilla_nll = float(vanilla.sum() / self.validation.n_tokens.sum())
         evaluations = set(evaluation_steps(total, spec.epochs, spec.patience))
         rungs = halvings(total, len(lanes)) if prune else {}
-        with self._upper.ready():
+        with self._upper.ready() as cores:
             for one in running:
                 at_zero = not one.parameter.any()
                 one.curve.append(self._point(one, vanilla_nll if at_zero else None))
@@ -215,13 +216,13 @@ class Trainer:
                     active = [one for one in running if one.stopped is None]
                     if not active:
                         break
-                    self._step(active, orders, number, step, prune)
+                    self._step(active, orders, number, step, prune, cores)
                     step += 1
                     active = [one for one in active if one.stopped is None]
                     if step in evaluations:
-                        active = self._validate(active, prune)
+                        active = self._validate(active, prune, cores)
                     if step in rungs:
-                        self._halve(active, rungs[step], step)
+                        self._halve(active, rungs[step], step, cores)
                     elif prune and step in evaluations and len(active) == 2:
                         self._settle(active, step)
         return [self._finished(one, vanilla_nll, vanilla) for one in running]
@@ -249,22 +250,29 @@ class Trainer:
         number: int,
         step: int,
         prune: bool,
+        cores: Cores,
     ) -> None:
         """One optimizer step of every active lane."""
         spec, total, began = self.spec, self.total_steps, self._clock()
-        vectors = torch.stack([one.parameter.detach() for one in active]).requires_grad_()
+        vectors = torch.stack([one.parameter.detach() for one in active])
         rows = [orders[one.lane.seed][number] for one in active]
         items = [(lane, int(row)) for lane, some in enumerate(rows) for row in some]
         tokens = np.array([self.train.n_tokens[some].sum() for some in rows])
         weights = torch.tensor(1.0 / tokens, dtype=torch.float32, device=vectors.device)
         sums = np.zeros(len(active))
-        for pack in self._upper.packs(self.train, self._train_states, items, len(active)):
-            nll = self._upper.nll(vectors, pack)
-            lanes = torch.from_numpy(pack.lanes).to(nll.device)
-            (nll * weights[lanes]).sum().backward()
-            np.add.at(sums, pack.lanes, nll.detach().double().cpu().numpy())
-        gradients = vectors.grad
-        assert gradients is not None
+
+        def run(some: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, Tensor]:
+            pack = self._upper.pack(self.train, self._train_states, some, len(active))
+            own = vectors.clone().requires_grad_()
+            nll = self._upper.nll(own, pack)
+            (nll * weights[torch.from_numpy(pack.lanes).to(nll.device)]).sum().backward()
+            assert own.grad is not None
+            return pack.lanes, nll.detach().double().cpu().numpy(), own.grad
+
+        gradients = torch.zeros_like(vectors)
+        for lanes, nll, gradient in cores.map(run, self._upper.passes(self._train_states, items)):
+            np.add.at(sums, lanes, nll)
+            gradients += gradient
         finite = np.isfinite(sums) & gradients.isfinite().all(1).cpu().numpy()
         for lane, one in enumerate(active):
             if not finite[lane]:
@@ -291,14 +299,14 @@ class Trainer:
             )
         one.stopped = "not finite"
 
-    def _halve(self, active: list[_Running], keep: int, step: int) -> None:
+    def _halve(self, active: list[_Running], keep: int, step: int, cores: Cores) -> None:
         """Lets the best `keep` go on. They are compared by the NLL of the batches since the last halving, each
         taken before it was trained on: rows that are new to all lanes alike, at no cost. From the second epoch on
         no batch is new, and the validation rows decide.
         """
         if len(active) > keep and step > self.total_steps // self.spec.epochs:
             if active[0].curve[-1]["step"] != step:
-                active = self._validate(active, True)
+                active = self._validate(active, True, cores)
             order = sorted(active, key=lambda one: one.curve[-1]["validation_nll"])
         else:
             order = sorted(active, key=lambda one: one.window_sum / one.window_count)
@@ -317,14 +325,14 @@ class Trainer:
         if half_way or clearly_behind(behind.row_nll, ahead.row_nll, self.validation.questions):
             behind.stopped = behind.stopped or "outpaced"
 
-    def _validate(self, active: list[_Running], prune: bool) -> list[_Running]:
+    def _validate(self, active: list[_Running], prune: bool, cores: Cores) -> list[_Running]:
         """Evaluates active lanes, keeps the best vector of each, and ends those whose patience is over.
 
         Returns:
             The lanes with a finite NLL.
         """
         tokens = self.validation.n_tokens.sum()
-        found = self._evaluate(torch.stack([one.parameter.detach() for one in active]))
+        found = self._evaluate(torch.stack([one.parameter.detach() for one in active]), cores)
         for one, rows in zip(active, found, strict=True):
             nll = float(rows.sum() / tokens)
             if not math.isfinite(nll):
@@ -355,14 +363,18 @@ class Trainer:
             "norm": float(one.parameter.detach().norm()),
         }
 
-    def _evaluate(self, vectors: Tensor) -> np.ndarray:
+    def _evaluate(self, vectors: Tensor, cores: Cores) -> np.ndarray:
         """fp64 [lanes, n validation rows]: NLL of each row under each vector."""
         lanes, n, began = len(vectors), len(self.validation), self._clock()
         out = np.zeros((lanes, n))
         items = [(lane, row) for lane in range(lanes) for row in range(n)]
-        with torch.no_grad():
-            for pack in self._upper.packs(self.validation, self._validation_states, items, lanes):
+
+        def run(some: list[tuple[int, int]]) -> None:
+            pack = self._upper.pack(self.validation, self._validation_states, some, lanes)
+            with torch.no_grad():
                 out[pack.lanes, pack.rows] = self._upper.nll(vectors, pack).double().cpu().numpy()
+
+        cores.map(run, self._upper.passes(self._validation_states, items))
         self.seconds["validation"] += self._clock() - began
         return out
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from steer_pipeline.lab.models.blocks import Blocks, causal
+from steer_pipeline.lab.models.cores import one_core_each
+from steer_pipeline.lab.models.lean import lean_blocks
 
-_BATCH_TOKENS = {"cpu": 2048, "mps": 16384, "cuda": 65536}
+_BATCH_TOKENS = {"cpu": 1024, "mps": 16384, "cuda": 65536}
 
 
 class SiteStates:
@@ -51,28 +53,38 @@ class SiteStates:
         return flat.view(shape)
 
     def _fill(self, site: int, ids: Sequence[list[int]]) -> float:
-        blocks, total, count = self._blocks, 0.0, 0
+        blocks = self._blocks
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
         room = _BATCH_TOKENS[blocks.device.type]
-        with blocks.ready():
-            while order:
-                rows = order[-max(1, room // len(ids[order[-1]])) :]
-                del order[-len(rows) :]
-                longest = max(len(ids[row]) for row in rows)
-                padded = torch.zeros(len(rows), longest, dtype=torch.int64)
-                for i, row in enumerate(rows):
-                    padded[i, : len(ids[row])] = torch.tensor(ids[row])
-                padded = padded.to(blocks.device)
+        batches = []
+        while order:
+            rows = order[-max(1, room // len(ids[order[-1]])) :]
+            del order[-len(rows) :]
+            batches.append(rows)
+        lean = lean_blocks(blocks, range(site + 1))
+
+        def run(rows: list[int]) -> float:
+            padded = torch.zeros(len(rows), len(ids[rows[-1]]), dtype=torch.int64)
+            for i, row in enumerate(rows):
+                padded[i, : len(ids[row])] = torch.tensor(ids[row])
+            padded, total = padded.to(blocks.device), 0.0
+            with blocks.ready():
                 hidden = blocks.embed(padded)
-                rotary = blocks.rotary(hidden, torch.arange(longest, device=blocks.device)[None])
+                rotary = blocks.rotary(hidden, torch.arange(padded.shape[1], device=blocks.device)[None])
                 for block in range(site + 1):
-                    hidden = blocks.run(block, hidden, rotary, causal)
+                    if block in lean:
+                        hidden = lean[block].run(hidden, rotary[blocks.layer_types[block]], causal)
+                    else:
+                        hidden = blocks.run(block, hidden, rotary, causal)
                 for i, row in enumerate(rows):
                     states = hidden[i, : len(ids[row])]
                     self._packed[self.offsets[row] : self.offsets[row + 1]] = states
                     total += float(states[1:].float().norm(dim=-1).double().sum())
-                    count += len(states) - 1
-        return total / max(count, 1)
+            return total
+
+        with blocks.ready(), one_core_each(blocks.device, len(batches)) as cores:
+            total = sum(cores.map(run, batches))
+        return total / max(sum(self.lengths) - len(ids), 1)
 
     def rows(self, row: int) -> Tensor:
         states = self._packed[self.offsets[row] : self.offsets[row + 1]]

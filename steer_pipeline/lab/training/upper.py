@@ -18,12 +18,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, cap, causal
-from steer_pipeline.lab.models.lean import LeanBlock, ProjectAtSite, lean_blocks
+from steer_pipeline.lab.models.cores import Cores, one_core_each
+from steer_pipeline.lab.models.lean import LeanBlock, ProjectAtSite, lean_blocks, lean_head
 from steer_pipeline.lab.training.data import Dialogues
 from steer_pipeline.lab.training.norms import lean_norms
 from steer_pipeline.lab.training.states import SiteStates
 
-_PASS_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 32768}  # positions of one pass
+_PASS_TOKENS = {"cpu": 512, "mps": 8192, "cuda": 32768}  # positions of one pass, about
 ALIKE = 0.8  # sequences of one group of attention are at least this share of its longest
 _HEAD_CELLS = {"cpu": 1 << 20, "mps": 1 << 24, "cuda": 1 << 26}  # logits that exist at the same time
 
@@ -163,8 +164,9 @@ class _HeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, blocks: Blocks, wanted: bool) -> Tensor:
-        rows = max(1, _HEAD_CELLS[hidden.device.type] // blocks.config.vocab_size)
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, blocks: Blocks, wanted: bool, rows: int
+    ) -> Tensor:
         nlls, grads = [], []
         for part, target in zip(hidden.split(rows), targets.split(rows), strict=True):
             with torch.set_grad_enabled(wanted):
@@ -177,9 +179,9 @@ class _HeadLoss(torch.autograd.Function):
         return torch.cat(nlls)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (saved,) = ctx.saved_tensors
-        return saved * grads[0][:, None].to(saved.dtype), None, None, None
+        return saved * grads[0][:, None].to(saved.dtype), None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,7 @@ class UpperBlocks:
         self.blocks, self.site, self.checkpointing = blocks, site, checkpointing
         self.room = _PASS_TOKENS[blocks.device.type]
         self.lean = lean_blocks(blocks, range(site + 1, len(blocks.layers)))
+        self.head = lean_head(blocks)
 
     def cached_projection(self) -> Tensor | None:
         """Weight [width, hidden] whose product with the states at the site is worth keeping; None for none."""
@@ -214,28 +217,40 @@ class UpperBlocks:
         return None if lean is None else lean.qkv
 
     @contextmanager
-    def ready(self) -> Iterator[None]:
-        """Within it, passes can be run and gradients taken; the model is as it was afterwards."""
+    def ready(self) -> Iterator[Cores]:
+        """Within it, passes can be run, on all cores, and gradients taken; the model is as it was afterwards."""
         above = [*self.blocks.layers[self.site + 1 :], self.blocks.norm]
-        with self.blocks.ready(grad=True), lean_norms(above):
-            yield
+        with (
+            self.blocks.ready(grad=True),
+            lean_norms(above),
+            one_core_each(self.blocks.device, torch.get_num_threads()) as cores,
+        ):
+            yield cores
 
-    def packs(
-        self, data: Dialogues, states: SiteStates, items: Sequence[tuple[int, int]], n_lanes: int
-    ) -> Iterator[Pack]:
-        """(lane, row) pairs as passes of sequences of similar length, each within the room."""
-        taken: list[tuple[int, int]] = []
-        used = 0
-        for item in sorted(items, key=lambda item: (states.lengths[item[1]], item)):
-            length = states.lengths[item[1]]
-            if taken and used + length > self.room:
-                yield self._pack(data, states, taken, n_lanes)
-                taken, used = [], 0
-            taken.append(item)
-            used += length
-        yield self._pack(data, states, taken, n_lanes)
+    def passes(
+        self, states: SiteStates, items: Sequence[tuple[int, int]]
+    ) -> Iterator[list[tuple[int, int]]]:
+        """(lane, row) pairs in passes of sequences of similar length, about equally long and within the room.
 
-    def _pack(self, data: Dialogues, states: SiteStates, items: list[tuple[int, int]], n_lanes: int) -> Pack:
+        On a CPU their number is a power of two, for cores that take one each. It does not depend on how many cores
+        there are, so that they all learn the same vector.
+        """
+        order = sorted(items, key=lambda item: (states.lengths[item[1]], item))
+        ends = np.cumsum([states.lengths[row] for _, row in order])
+        passes = -(-int(ends[-1]) // self.room)
+        if self.blocks.device.type == "cpu":
+            passes = 1 << (passes - 1).bit_length()
+        begin = 0
+        for i in range(passes):
+            end = int(np.searchsorted(ends, ends[-1] * (i + 1) / passes - 1e-6)) + 1
+            if end > begin:
+                yield order[begin:end]
+            begin = max(begin, end)
+
+    def pack(
+        self, data: Dialogues, states: SiteStates, items: list[tuple[int, int]], n_lanes: int
+    ) -> Pack:
+        """One pass: a copy of the states of its sequences."""
         items = sorted(items)
         lanes, rows = (np.array(column) for column in zip(*items, strict=True))
         lengths = np.array([states.lengths[row] - 1 for row in rows])  # the last token predicts nothing
@@ -280,7 +295,11 @@ class UpperBlocks:
             hidden = self._step(lambda x: self._last(x, rotary, vectors, pack), hidden)
         else:
             hidden = _Take.apply(hidden, pack.answers)
-        nll = _HeadLoss.apply(hidden, pack.targets, self.blocks, hidden.requires_grad)
+        rows = max(1, _HEAD_CELLS[hidden.device.type] // self.blocks.config.vocab_size)
+        if self.head is None:
+            nll = _HeadLoss.apply(hidden, pack.targets, self.blocks, hidden.requires_grad, rows)
+        else:
+            nll = self.head.nll(hidden, pack.targets, rows)
         return nll.new_zeros(len(pack.rows)).index_add(0, pack.owners, nll)
 
     def _step(self, run: Any, hidden: Tensor) -> Tensor:
@@ -303,22 +322,15 @@ class UpperBlocks:
         if lean is None:
             return self.blocks.run(block, hidden[None], rotary, attend)[0]
         turned = rotary[self.blocks.layer_types[block]]
-        query, others = self._projected(lean, hidden, vectors, pack)
-        attended = attend(lean.call(lean.queries(query, turned), *lean.keys_and_values(others, turned)))
+        projected = self._projected(lean, hidden, vectors, pack)
+        attended = attend(lean.call(*lean.split(projected, turned, 0, 2)))
         return lean.finish(hidden, attended)
 
-    def _projected(
-        self, lean: LeanBlock, hidden: Tensor, vectors: Tensor, pack: Pack
-    ) -> tuple[Tensor, Tensor]:
-        """Query part, and key and value part, of all positions; from the cache right above the site."""
-        if pack.known is not None and lean.index == self.site + 1:
-            projected = ProjectAtSite.apply(
-                vectors, pack.known, hidden.detach(), lean.qkv, lean.eps[0], pack.sizes
-            )
-        else:
-            projected = lean.project(hidden)
-        query, others = projected.split([lean.query_rows.stop, 2 * lean.kv_heads * lean.width], dim=-1)
-        return query, others
+    def _projected(self, lean: LeanBlock, hidden: Tensor, vectors: Tensor, pack: Pack) -> Tensor:
+        """Queries, keys and values of all positions; from the cache right above the site."""
+        if pack.known is None or lean.index != self.site + 1:
+            return lean.project(hidden)
+        return ProjectAtSite.apply(vectors, pack.known, hidden.detach(), lean.qkv, lean.eps[0], pack.sizes)
 
     def _last(self, hidden: Tensor, rotary: dict[str, Any], vectors: Tensor, pack: Pack) -> Tensor:
         """Output of the last block [R, hidden] where response tokens are predicted; keys of all positions."""
@@ -350,12 +362,13 @@ class UpperBlocks:
             return self.blocks.run(last, answers[None], some, attend)[0]
         kind = self.blocks.layer_types[last]
         if pack.known is not None and last == self.site + 1:
-            query, others = self._projected(lean, hidden, vectors, pack)
-            query = _Take.apply(query, pack.answers)
+            projected = self._projected(lean, hidden, vectors, pack)
+            queries, others = projected.tensor_split([lean.query_rows.stop], dim=-1)
+            queries = _Take.apply(queries, pack.answers)
         else:
-            query, others = lean.project(answers, lean.query_rows), lean.project(hidden, lean.other_rows)
-        key, value = lean.keys_and_values(others, rotary[kind])
-        query = lean.queries(query, some[kind])
+            queries, others = lean.project(answers, lean.query_rows), lean.project(hidden, lean.other_rows)
+        (query,) = lean.split(queries, some[kind], 0, 0)
+        key, value = lean.split(others, rotary[kind], 1, 2)
         with suppress(Stop):
             catch(lean.call(query, key, value))
         return lean.finish(answers, attend(lean.call(query, key, value)))

@@ -34,7 +34,8 @@ def passes(model, site, data, added, *, room=None, checkpointing=False, cache_gb
     out = np.zeros((len(added), len(data)))
     items = [(lane, row) for lane in range(len(added)) for row in range(len(data))]
     with upper.ready():
-        for pack in upper.packs(data, states, items, len(added)):
+        for some in upper.passes(states, items):
+            pack = upper.pack(data, states, some, len(added))
             nll = upper.nll(added, pack)
             nll.sum().backward()
             out[pack.lanes, pack.rows] = nll.detach().numpy()
@@ -116,7 +117,8 @@ def test_each_lane_has_rows_of_its_own(tmp_path):
     states, upper = SiteStates(blocks, 1, data.ids, cache_gb=1), UpperBlocks(blocks, 1)
     items = [(0, 3), (1, 0), (1, 5), (0, 1), (1, 3)]
     with upper.ready(), torch.no_grad():
-        for pack in upper.packs(data, states, items, 2):
+        for some in upper.passes(states, items):
+            pack = upper.pack(data, states, some, 2)
             for lane, row, nll in zip(pack.lanes, pack.rows, upper.nll(added, pack), strict=True):
                 assert float(nll) == pytest.approx(everything[lane, row], rel=1e-4)
                 items.remove((lane, row))
@@ -139,13 +141,14 @@ def test_lean_blocks_and_cached_projections_change_no_number(tmp_path, arch, sit
         states = SiteStates(blocks, site, data.ids, cache_gb=1)
         upper = UpperBlocks(blocks, site)
         if way == "own modules":
-            upper.lean = {}
+            upper.lean, upper.head = {}, None
         if way == "lean, cached" and upper.lean:
             states.project(upper.cached_projection())
             assert states.projected is not None
         parameter = added.clone().requires_grad_()
         with upper.ready():
-            sums = [upper.nll(parameter, pack) for pack in upper.packs(data, states, items, 2)]
+            packs = [upper.pack(data, states, some, 2) for some in upper.passes(states, items)]
+            sums = [upper.nll(parameter, pack) for pack in packs]
             torch.cat(sums).sum().backward()
         found[way] = torch.cat(sums).detach(), parameter.grad
     for nll, gradient in found.values():
