@@ -8,6 +8,8 @@ with every rate trained to the end.
 `over_trainer`: an epoch of transformers' Trainer (the vector in a hook at the same site, same rows, same batch size,
 batches padded to their longest row, labels of -100 on the prompt, no evaluation) over an epoch of ours.
 `over_trainer_with_lower` adds to ours its share of running the lower blocks, which is done once a run.
+`products_over_trainer` is the same ratio of multiply-adds in matrix products: what is left to gain once both run at
+the machine's speed.
 
 One process, alternating rounds, medians; prints one JSON line.
 """
@@ -23,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.loading import load_profile
@@ -106,6 +109,33 @@ def nll_under(model: LoadedModel, site: int, vector: np.ndarray, data: Dialogues
     return float(sums.sum() / tokens.sum())
 
 
+def multiply_adds(work: Callable[[], object]) -> int:
+    """Of the matrix products that `work` does on this thread."""
+    in_place = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        work()
+    counts = counter.get_flop_counts()["Global"]
+    products = ("mm", "addmm", "addmm_", "bmm", "baddbmm")
+    return sum(count for op, count in counts.items() if str(op).rpartition(".")[2] in products) // 2
+
+
+def products_over_trainer(
+    model: LoadedModel, site: int, train: Dialogues, validation: Dialogues, profile: Profile, rate: float
+) -> float:
+    """Multiply-adds of an epoch of a Trainer over those of ours, validation and lower blocks left out."""
+    spec, threads = profile.training, torch.get_num_threads()
+    torch.set_num_threads(1)  # everything on this thread, where it is counted
+    try:
+        trainer, results = Trainer(model, site, train, validation, spec), []
+        once = multiply_adds(trainer.vanilla)
+        run = multiply_adds(lambda: results.extend(trainer.run([Lane(rate, spec.seeds[0])])))
+        evaluations = sum(point["validation_nll"] is not None for point in results[0].curve[1:])
+        theirs = multiply_adds(lambda: trainer_run(model, site, train, profile, rate))
+    finally:
+        torch.set_num_threads(threads)
+    return theirs / (run - evaluations * once)
+
+
 def seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
     start = clock()
     work()
@@ -187,6 +217,9 @@ def measure(
         "over_trainer": round(their_epoch / our_epoch, 3),
         "five_over_one_full": round(middle["five_full"] / middle["one"], 3),
         "over_trainer_with_lower": round(their_epoch / (our_epoch + split["one"]["lower"] / spec.epochs), 3),
+        "products_over_trainer": round(
+            products_over_trainer(model, site, train, validation, profile, choice), 3
+        ),
         "lane_epochs": {name: round(value, 2) for name, value in epochs.items()},
         "same_choice": _choice(last["five"]) == choice,
         "learning_rate": choice,

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, blocks_of, cap, causal
 from steer_pipeline.lab.models.cores import one_core_each
-from steer_pipeline.lab.models.lean import LeanBlock, lean_blocks
+from steer_pipeline.lab.models.lean import LeanBlock, lean_blocks, turns
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.models.plans import block_deltas, check_plans
 from steer_pipeline.lab.models.steering import SteeringPlan
@@ -328,12 +328,13 @@ class _Runner:
         with blocks.ready():
             hidden = blocks.embed(ids)
             rotary = blocks.rotary(hidden, at)
+            tables = {kind: turns(pair) for kind, pair in rotary.items()} if self.lean else {}
             for block in range(last + 1):
                 if block == last and last_spans is not None:
                     hidden, at = self._only_spans(block, hidden, rotary, last_spans)
                 elif lean := self.lean.get(block):
                     heads = self.first.of(ids) if block == 0 and self.first else None
-                    hidden = lean.run(hidden, rotary[blocks.layer_types[block]], causal, heads)
+                    hidden = lean.run(hidden, tables[blocks.layer_types[block]], causal, heads)
                 else:
                     hidden = blocks.run(block, hidden, rotary, causal)
                 if block in self.deltas:
@@ -357,7 +358,8 @@ class _Runner:
         own = self.blocks.rotary(inputs, at)
         if lean := self.lean.get(block):
             kind = self.blocks.layer_types[block]
-            return lean.run_some(hidden, rotary[kind], inputs, own[kind], partial(_attention_at, at=at)), at
+            attend_at = partial(_attention_at, at=at)
+            return lean.run_some(hidden, turns(rotary[kind]), inputs, turns(own[kind]), attend_at), at
         taken: list[Call] = []
 
         def take_only(call: Call) -> Tensor:

@@ -11,6 +11,7 @@ it, so that later changes of the model (adapters, training) are seen.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,9 +25,19 @@ _LARGE_NLL = 60.0  # nats; fp32 shares go down to exp(-87)
 _MOST_BYTES = 1 << 30  # of copied weights: products of wide blocks take their time however they are spelled
 
 
+Turns = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
 def _inverse_norm(x: Tensor, eps: float) -> Tensor:
     """1 / rms of the last axis, which stays."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.addcmul(_scalar(eps), norm, norm, value=1 / x.shape[-1]).rsqrt_()
+
+
+@lru_cache
+def _scalar(value: float) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(value)
 
 
 def _norm_backward(grad: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
@@ -63,7 +74,9 @@ class ProjectAtSite(torch.autograd.Function):
     ) -> Tensor:
         inverse = _inverse_norm(added, eps)
         shifts = vectors @ weight.T
-        out = torch.cat([part + shift for part, shift in zip(known.split(sizes), shifts, strict=True)])
+        out = torch.empty_like(known)
+        for part, shift, to in zip(known.split(sizes), shifts, out.split(sizes), strict=True):
+            torch.add(part, shift, out=to)
         out.mul_(inverse)
         ctx.sizes = sizes
         ctx.save_for_backward(out, added, inverse, weight)
@@ -78,77 +91,82 @@ class ProjectAtSite(torch.autograd.Function):
         return torch.cat(sums), None, None, None, None, None
 
 
-class _Mlp(torch.autograd.Function):
-    """x + (silu(norm(x) G^T) * norm(x) U^T) D^T, with G and U stacked."""
+class _Finish(torch.autograd.Function):
+    """z + (silu(norm(z) G^T) * norm(z) U^T) D^T for z = x + y W^T, with G and U stacked."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, inner: Tensor, down: Tensor, eps: float) -> Tensor:
-        inverse = _inverse_norm(x, eps)
-        normed = x * inverse
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, output: Tensor, inner: Tensor, down: Tensor, eps: float
+    ) -> Tensor:
+        z = torch.addmm(x, y, output.T)
+        inverse = _inverse_norm(z, eps)
+        normed = z * inverse
         gate, up = (normed @ inner.T).chunk(2, dim=-1)
         active = F.silu(gate)
-        ctx.save_for_backward(normed, inverse, gate, up, active, inner, down)
-        return torch.addmm(x, active * up, down.T)
+        ctx.save_for_backward(normed, inverse, gate, up, active, output, inner, down)
+        return z.addmm_(active * up, down.T)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        normed, inverse, gate, up, active, inner, down = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        normed, inverse, gate, up, active, output, inner, down = ctx.saved_tensors
         grad = grads[0] @ down
         both = torch.empty(len(gate), 2 * gate.shape[1])
         to_gate, to_up = both.chunk(2, dim=-1)
         torch.mul(grad, active, out=to_up)
         torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=to_gate)
-        return _norm_backward(both @ inner, normed, inverse).add_(grads[0]), None, None, None
-
-
-class _Output(torch.autograd.Function):
-    """x + y W^T."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(weight)
-        return torch.addmm(x, y, weight.T)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        return grads[0], grads[0] @ ctx.saved_tensors[0], None
+        grad = _norm_backward(both @ inner, normed, inverse).add_(grads[0])
+        return grad, grad @ output, None, None, None, None
 
 
 class _NormAndTurn(torch.autograd.Function):
     """Heads [N, heads, d], of which the first `turned` are normed where the model does (gain [turned, d]) and turned
-    by their positions [N, d]; the others come back as they are.
+    by their positions.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, turned: int, gain: Tensor | None, eps: float, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, turned: int, gain: Tensor | None, eps: float, tables: Turns) -> Tensor:
         inverse = normed = None
-        first, rest = x[:, :turned], x[:, turned:]
+        first = x[:, :turned]
         if gain is not None:
             inverse = _inverse_norm(first, eps)
             normed = first * inverse
             first = normed * gain
-        ctx.save_for_backward(normed, inverse, gain, cos, sin)
-        return _turned(first, cos, sin), rest
+        ctx.tables, ctx.turned = tables, turned
+        ctx.save_for_backward(normed, inverse, gain)
+        return _with_first(x, turned, first, tables, back=False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        normed, inverse, gain, cos, sin = ctx.saved_tensors
-        grad = _turned(grads[0], cos, -sin)
+        normed, inverse, gain = ctx.saved_tensors
+        out = _with_first(grads[0], ctx.turned, grads[0][:, : ctx.turned], ctx.tables, back=True)
         if gain is not None:
-            grad = _norm_backward(grad.mul_(gain), normed, inverse)
-        if grads[1].shape[1]:
-            grad = torch.cat([grad, grads[1]], dim=1)
-        return grad, None, None, None, None, None
+            _norm_backward(out[:, : ctx.turned].mul_(gain), normed, inverse)
+        return out, None, None, None, None
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding; the halves of a head's cos and sin are equal."""
-    half = x.shape[-1] // 2
-    out = x * cos[..., None, :]
-    out[..., :half].addcmul_(x[..., half:], sin[..., None, :half], value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin[..., None, half:])
+def _with_first(x: Tensor, count: int, first: Tensor, tables: Turns, *, back: bool) -> Tensor:
+    """Heads [N, heads, d]: `first` turned, then those of `x` from `count` on."""
+    out = torch.empty(x.shape)
+    _turned(first, tables, back=back, out=out[:, :count])
+    if count < x.shape[1]:
+        out[:, count:] = x[:, count:]
+    return out
+
+
+def turns(rotary: tuple[Tensor, Tensor]) -> Turns:
+    """Tables [..., 1, d or d / 2] for heads, from cos and sin [..., d], whose halves are equal: cos, the halves' sin in
+    the turn, and in the turn back.
+    """
+    cos, sin = rotary[0][..., None, :], rotary[1][..., None, : rotary[1].shape[-1] // 2]
+    return cos, -sin, sin, -sin
+
+
+def _turned(x: Tensor, tables: Turns, *, back: bool = False, out: Tensor | None = None) -> Tensor:
+    """Rotary embedding of heads [..., heads, d], or its inverse."""
+    out = torch.mul(x, tables[0], out=out)
+    (first, second), (to_first, to_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    to_first.addcmul_(second, tables[2 if back else 1])
+    to_second.addcmul_(first, tables[3 if back else 2])
     return out
 
 
@@ -247,19 +265,20 @@ class LeanBlock:
     def other_rows(self) -> slice:
         return slice(self.heads * self.width, None)
 
-    def split(
-        self, projected: Tensor, rotary: tuple[Tensor, Tensor], first: int, last: int
-    ) -> tuple[Tensor, ...]:
-        """[1, kind's heads, N, d] of each kind from kind `first` to kind `last` (queries, keys, values: 0, 1, 2),
-        from their rows of the projection.
+    @property
+    def sizes(self) -> list[int]:
+        """Heads of queries, keys and values."""
+        return [self.heads, self.kv_heads, self.kv_heads]
+
+    def heads_from(self, projected: Tensor, tables: Turns, first: int, last: int) -> Tensor:
+        """Heads [N, heads of these kinds, d] from kind `first` to kind `last` (queries, keys, values: 0, 1, 2), from
+        their rows of the projection.
         """
-        sizes = [self.heads, self.kv_heads, self.kv_heads]
-        begin, end = sum(sizes[:first]), sum(sizes[: min(last, 1) + 1])
+        begin, end = sum(self.sizes[:first]), sum(self.sizes[: min(last, 1) + 1])
         gain = None if self.gain is None else self.gain[begin:end]
-        heads = projected.unflatten(-1, (-1, self.width))
-        turned, values = _NormAndTurn.apply(heads, end - begin, gain, self.eps[1], rotary[0][0], rotary[1][0])
-        parts = [*turned.split(sizes[first : min(last, 1) + 1], dim=1), *([values] if last == 2 else [])]
-        return tuple(part.transpose(0, 1)[None] for part in parts)
+        return _NormAndTurn.apply(
+            projected.unflatten(-1, (-1, self.width)), end - begin, gain, self.eps[1], tables
+        )
 
     def call(self, query: Tensor, key: Tensor, value: Tensor) -> Call:
         return Call(self.index, query, key, value, self.scale, self.window, None)
@@ -268,9 +287,7 @@ class LeanBlock:
         """Queries, keys and values [..., heads + 2 kv_heads, d] before their rotary embedding, without a gradient."""
         return self._heads(hidden, slice(None), slice(0, self.heads + self.kv_heads))
 
-    def run(
-        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend, heads: Tensor | None = None
-    ) -> Tensor:
+    def run(self, hidden: Tensor, tables: Turns, attend: Attend, heads: Tensor | None = None) -> Tensor:
         """The block's output [n, t, hidden], without a gradient, as `Blocks.run` gives it.
 
         Args:
@@ -278,22 +295,22 @@ class LeanBlock:
         """
         heads = self.heads_of(hidden) if heads is None else heads
         normed, value = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=-2)
-        query, key = _turned(normed, *rotary).split([self.heads, self.kv_heads], dim=-2)
+        query, key = _turned(normed, tables).split([self.heads, self.kv_heads], dim=-2)
         return self._end(hidden, attend(self.call(*(x.transpose(1, 2) for x in (query, key, value)))))
 
     def run_some(
         self,
         hidden: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        tables: Turns,
         some: Tensor,
-        own: tuple[Tensor, Tensor],
+        own: Turns,
         attend: Attend,
     ) -> Tensor:
-        """As `run`, with queries and output of `some` [n, s, hidden] positions alone; `own` is their rotary."""
+        """As `run`, with queries and output of `some` [n, s, hidden] positions alone; `own` are their tables."""
         others = self._heads(hidden, self.other_rows, slice(self.heads, self.heads + self.kv_heads))
         key, value = others.split(self.kv_heads, dim=-2)
-        query = _turned(self._heads(some, self.query_rows, slice(0, self.heads)), *own)
-        key = _turned(key, *rotary)
+        query = _turned(self._heads(some, self.query_rows, slice(0, self.heads)), own)
+        key = _turned(key, tables)
         return self._end(some, attend(self.call(*(x.transpose(1, 2) for x in (query, key, value)))))
 
     def _heads(self, hidden: Tensor, rows: slice, normed: slice) -> Tensor:
@@ -312,8 +329,7 @@ class LeanBlock:
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The block's output [N, hidden] from its input and what attention gave, [1, N, heads, d]."""
-        x = _Output.apply(x, attended[0].flatten(1), self.output)
-        return _Mlp.apply(x, self.inner, self.down, self.eps[2])
+        return _Finish.apply(x, attended[0].flatten(1), self.output, self.inner, self.down, self.eps[2])
 
 
 def lean_blocks(blocks: Blocks, which: Sequence[int]) -> dict[int, LeanBlock]:
@@ -379,11 +395,12 @@ def _agrees(blocks: Blocks, block: LeanBlock) -> bool:
     with blocks.ready():
         rotary = blocks.rotary(hidden, torch.arange(24)[None])
         expected = blocks.run(block.index, hidden, rotary, causal)[0]
-        turned = rotary[blocks.layer_types[block.index]]
-        call = block.call(*block.split(block.project(hidden[0]), turned, 0, 2))
+        cos, sin = rotary[blocks.layer_types[block.index]]
+        heads = block.heads_from(block.project(hidden[0]), turns((cos[0], sin[0])), 0, 2)
+        parts = heads.transpose(0, 1)[None].split(block.sizes, dim=1)
         ways = (
-            block.finish(hidden[0], causal(call)),
-            block.run(hidden, turned, causal)[0],
+            block.finish(hidden[0], causal(block.call(*parts))),
+            block.run(hidden, turns((cos, sin)), causal)[0],
         )
     allowed = _TOLERANCE * float(expected.abs().max())
     return all(torch.allclose(found, expected, rtol=_TOLERANCE, atol=allowed) for found in ways)

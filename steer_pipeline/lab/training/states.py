@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steer_pipeline.lab.models.blocks import Blocks, causal
 from steer_pipeline.lab.models.cores import one_core_each
-from steer_pipeline.lab.models.lean import lean_blocks
+from steer_pipeline.lab.models.lean import lean_blocks, turns
 
 _BATCH_TOKENS = {"cpu": 1024, "mps": 16384, "cuda": 65536}
 
@@ -73,7 +73,7 @@ class SiteStates:
                 rotary = blocks.rotary(hidden, torch.arange(padded.shape[1], device=blocks.device)[None])
                 for block in range(site + 1):
                     if block in lean:
-                        hidden = lean[block].run(hidden, rotary[blocks.layer_types[block]], causal)
+                        hidden = lean[block].run(hidden, turns(rotary[blocks.layer_types[block]]), causal)
                     else:
                         hidden = blocks.run(block, hidden, rotary, causal)
                 for i, row in enumerate(rows):

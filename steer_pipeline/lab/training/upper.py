@@ -6,6 +6,8 @@ so the backward pass goes through activations alone; the last block and the head
 token is predicted. Blocks are the model's own modules, through `lab/models/blocks.py`.
 """
 
+import heapq
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -19,13 +21,13 @@ from torch.utils.checkpoint import checkpoint
 
 from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, cap, causal
 from steer_pipeline.lab.models.cores import Cores, one_core_each
-from steer_pipeline.lab.models.lean import LeanBlock, ProjectAtSite, lean_blocks, lean_head
+from steer_pipeline.lab.models.lean import LeanBlock, ProjectAtSite, Turns, lean_blocks, lean_head, turns
 from steer_pipeline.lab.training.data import Dialogues
 from steer_pipeline.lab.training.norms import lean_norms
 from steer_pipeline.lab.training.states import SiteStates
 
-_PASS_TOKENS = {"cpu": 512, "mps": 8192, "cuda": 32768}  # positions of one pass, about
-ALIKE = 0.8  # sequences of one group of attention are at least this share of its longest
+_PASS_TOKENS = {"cpu": 256, "mps": 8192, "cuda": 32768}  # positions of one pass, about
+ALIKE = 0.6  # sequences of one group of attention are at least this share of its longest
 _HEAD_CELLS = {"cpu": 1 << 20, "mps": 1 << 24, "cuda": 1 << 26}  # logits that exist at the same time
 
 
@@ -85,6 +87,14 @@ class _Groups:
         padded = _Split.apply(x[0].transpose(0, 1).reshape(-1, heads * width), self)
         return [
             rows.view(group.n, group.longest, heads, width).transpose(1, 2)
+            for rows, group in zip(padded, self.groups, strict=True)
+        ]
+
+    def split_heads(self, heads: Tensor) -> list[Tensor]:
+        """[N, heads, d] -> [n, heads, longest, d] of each group."""
+        padded = _Split.apply(heads.flatten(1), self)
+        return [
+            rows.view(group.n, group.longest, *heads.shape[1:]).transpose(1, 2)
             for rows, group in zip(padded, self.groups, strict=True)
         ]
 
@@ -164,9 +174,7 @@ class _HeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, blocks: Blocks, wanted: bool, rows: int
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, blocks: Blocks, wanted: bool, rows: int) -> Tensor:
         nlls, grads = [], []
         for part, target in zip(hidden.split(rows), targets.split(rows), strict=True):
             with torch.set_grad_enabled(wanted):
@@ -227,29 +235,25 @@ class UpperBlocks:
         ):
             yield cores
 
-    def passes(
-        self, states: SiteStates, items: Sequence[tuple[int, int]]
-    ) -> Iterator[list[tuple[int, int]]]:
-        """(lane, row) pairs in passes of sequences of similar length, about equally long and within the room.
+    def passes(self, states: SiteStates, items: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+        """(lane, row) pairs in passes of nearly equal numbers of positions, about as many as there is room for.
 
         On a CPU their number is a power of two, for cores that take one each. It does not depend on how many cores
         there are, so that they all learn the same vector.
         """
-        order = sorted(items, key=lambda item: (states.lengths[item[1]], item))
-        ends = np.cumsum([states.lengths[row] for _, row in order])
-        passes = -(-int(ends[-1]) // self.room)
-        if self.blocks.device.type == "cpu":
-            passes = 1 << (passes - 1).bit_length()
-        begin = 0
-        for i in range(passes):
-            end = int(np.searchsorted(ends, ends[-1] * (i + 1) / passes - 1e-6)) + 1
-            if end > begin:
-                yield order[begin:end]
-            begin = max(begin, end)
+        lengths = [states.lengths[row] for _, row in items]
+        share = sum(lengths) / self.room
+        cpu = self.blocks.device.type == "cpu"
+        count = 2 ** max(0, round(math.log2(share))) if cpu else math.ceil(share)
+        passes: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+        loads = [(0, i) for i in range(count)]
+        for length, item in sorted(zip(lengths, items, strict=True), reverse=True):  # longest first
+            load, i = heapq.heappop(loads)
+            passes[i].append(item)
+            heapq.heappush(loads, (load + length, i))
+        return filter(None, passes)
 
-    def pack(
-        self, data: Dialogues, states: SiteStates, items: list[tuple[int, int]], n_lanes: int
-    ) -> Pack:
+    def pack(self, data: Dialogues, states: SiteStates, items: list[tuple[int, int]], n_lanes: int) -> Pack:
         """One pass: a copy of the states of its sequences."""
         items = sorted(items)
         lanes, rows = (np.array(column) for column in zip(*items, strict=True))
@@ -321,10 +325,16 @@ class UpperBlocks:
         lean = self.lean.get(block)
         if lean is None:
             return self.blocks.run(block, hidden[None], rotary, attend)[0]
-        turned = rotary[self.blocks.layer_types[block]]
         projected = self._projected(lean, hidden, vectors, pack)
-        attended = attend(lean.call(*lean.split(projected, turned, 0, 2)))
-        return lean.finish(hidden, attended)
+        heads = lean.heads_from(projected, self._tables(rotary, block), 0, 2)
+        parts = [
+            causal(lean.call(*group.split(lean.sizes, dim=1))) for group in pack.groups.split_heads(heads)
+        ]
+        return lean.finish(hidden, pack.groups.join(parts))
+
+    def _tables(self, rotary: dict[str, Any], block: int) -> Turns:
+        cos, sin = rotary[self.blocks.layer_types[block]]
+        return turns((cos[0], sin[0]))
 
     def _projected(self, lean: LeanBlock, hidden: Tensor, vectors: Tensor, pack: Pack) -> Tensor:
         """Queries, keys and values of all positions; from the cache right above the site."""
@@ -360,18 +370,20 @@ class UpperBlocks:
             with suppress(Stop):
                 self.blocks.run(last, hidden[None], rotary, catch)
             return self.blocks.run(last, answers[None], some, attend)[0]
-        kind = self.blocks.layer_types[last]
         if pack.known is not None and last == self.site + 1:
             projected = self._projected(lean, hidden, vectors, pack)
             queries, others = projected.tensor_split([lean.query_rows.stop], dim=-1)
             queries = _Take.apply(queries, pack.answers)
         else:
             queries, others = lean.project(answers, lean.query_rows), lean.project(hidden, lean.other_rows)
-        (query,) = lean.split(queries, some[kind], 0, 0)
-        key, value = lean.split(others, rotary[kind], 1, 2)
-        with suppress(Stop):
-            catch(lean.call(query, key, value))
-        return lean.finish(answers, attend(lean.call(query, key, value)))
+        query = lean.heads_from(queries, self._tables(some, last), 0, 0)
+        pairs = pack.groups.split_heads(lean.heads_from(others, self._tables(rotary, last), 1, 2))
+        groups = zip(pack.answer_groups.split_heads(query), pairs, pack.answer_groups.groups, strict=True)
+        parts = [
+            _from_firsts(lean.call(query, *pair.chunk(2, dim=1)), pack.firsts[group.members])
+            for query, pair, group in groups
+        ]
+        return lean.finish(answers, pack.answer_groups.join(parts))
 
 
 def _from_firsts(call: Call, firsts: Tensor) -> Tensor:

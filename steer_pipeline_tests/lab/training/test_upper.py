@@ -1,6 +1,7 @@
 """The training pass is the steered model: same likelihoods, and the gradient that plain autograd finds."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from steer_pipeline.lab.models.blocks import blocks_of
 from steer_pipeline.lab.models.hidden import residual_norms, sequence_nll
+from steer_pipeline.lab.models.lean import lean_head
 from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm
 from steer_pipeline.lab.training.norms import lean_norms
 from steer_pipeline.lab.training.states import SiteStates
@@ -197,3 +199,41 @@ def test_cached_states_measure_the_residual_norm_and_leave_no_file(tmp_path, mon
         assert states.mean_norm == pytest.approx(residual_norms(model, data.ids)[2], rel=1e-4)
         assert [len(states.rows(row)) for row in range(len(data))] == [len(ids) for ids in data.ids]
         assert not list(tmp_path.glob("site_states-*"))
+
+
+def test_the_lean_head_is_the_models_own_and_keeps_unlikely_targets(tmp_path):
+    blocks = blocks_of(loaded(tmp_path))
+    head = lean_head(blocks)
+    assert head is not None
+    assert lean_head(blocks_of(loaded(tmp_path, "gemma2"))) is None  # its logits are capped
+    assert lean_head(blocks_of(loaded(tmp_path, dtype="bfloat16"))) is None
+    generator = torch.Generator().manual_seed(0)
+    for spread in (1.0, 3000.0):  # at the second, shares of targets are too small for fp32
+        hidden = torch.randn(9, blocks.config.hidden_size, generator=generator).requires_grad_()
+        targets = torch.randint(blocks.config.vocab_size, (9,), generator=generator)
+        lean = replace(head, weight=head.weight * spread)
+        nll = lean.nll(hidden, targets, 4)
+        normed = hidden / (hidden.pow(2).mean(-1, keepdim=True) + lean.eps).sqrt()
+        expected = torch.nn.functional.cross_entropy(normed @ lean.weight.T, targets, reduction="none")
+        assert torch.allclose(nll, expected, rtol=1e-4, atol=1e-5)
+        weights = torch.arange(1.0, 10)
+        own, plain = (
+            torch.autograd.grad((x * weights).sum(), hidden, retain_graph=True)[0] for x in (nll, expected)
+        )
+        assert torch.allclose(own, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
+    assert float(expected.detach().max()) > 87
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 40])
+def test_passes_hold_every_pair_once_and_are_even(tmp_path, rows):
+    model = loaded(tmp_path)
+    data = dialogues()
+    blocks = blocks_of(model)
+    states, upper = SiteStates(blocks, 1, data.ids, cache_gb=1), UpperBlocks(blocks, 1)
+    upper.room = 100
+    items = [(i % 3, i % len(data)) for i in range(rows)]
+    passes = list(upper.passes(states, items))
+    assert sorted(item for some in passes for item in some) == sorted(items)
+    assert len(passes) & (len(passes) - 1) == 0 or len(passes) == rows
+    loads = [sum(states.lengths[row] for _, row in some) for some in passes]
+    assert max(loads) - min(loads) <= max(states.lengths)
