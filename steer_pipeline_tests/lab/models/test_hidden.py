@@ -226,6 +226,16 @@ def test_lean_blocks_read_what_the_models_own_modules_read(tmp_path, monkeypatch
         assert np.allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_nan_in_the_weights_is_read_as_nan_and_not_hidden(tmp_path):
+    model = loaded(tmp_path)
+    with torch.no_grad():
+        model.module.model.layers[2].mlp.up_proj.weight[0, 0] = float("nan")
+    assert set(hidden.lean_blocks(hidden.blocks_of(model), range(4))) == {0, 1, 3}
+    means = collect_means(model, [HiddenRequest(prompts(model, 1)[0], 4, 20)])[0]
+    assert np.isfinite(means[:2]).all()
+    assert np.isnan(means[2:]).any(1).all()
+
+
 def test_a_model_changed_after_it_was_read_is_read_as_it_is(tmp_path):
     model = loaded(tmp_path)
     request = [HiddenRequest(prompts(model, 1)[0], 4, 20)]
