@@ -9,7 +9,7 @@ through the interface that transformers offers for it. It knows nothing of promp
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from inspect import signature
 from threading import Lock
@@ -132,21 +132,34 @@ class Blocks:
 
 
 def causal(call: Call) -> Tensor:
-    """Attention of right-padded sequences to themselves: padding lies in every real token's future.
+    """Attention of whole right-padded sequences to themselves: padding lies in every real token's future."""
+    t, windowed = call.query.shape[2], call.window is not None and call.query.shape[2] > call.window
+    if call.softcap is None and call.query.device.type == "cpu" and t > _CHUNK:
+        return _causal_in_chunks(call)
+    if call.softcap is None and not windowed:
+        return masked(call, None)
+    return masked(call, _window_mask(t, call.window, call.query.device))
 
-    Where there are more keys than queries, the queries are the last positions.
+
+def masked(call: Call, mask: Tensor | None) -> Tensor:
+    """[n, t, heads, d]: attention where `mask` is True, or finite where it is added; causal where there is none.
+
+    With a soft cap the mask is bool.
     """
-    t, keys = call.query.shape[2], call.key.shape[2]
-    windowed = call.window is not None and keys > call.window
     if call.softcap is None:
-        if call.query.device.type == "cpu" and (keys > _CHUNK or keys > t):
-            return _causal_in_chunks(call)
-        mask = _window_mask(t, keys, call.window, call.query.device) if windowed or keys > t else None
-        return _attend(call, call.query, call.key, call.value, mask)
+        return F.scaled_dot_product_attention(
+            call.query,
+            call.key,
+            call.value,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=call.scale,
+            enable_gqa=call.query.shape[1] != call.key.shape[1],
+        ).transpose(1, 2)
+    assert mask is not None
     groups = call.query.shape[1] // call.key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (call.key, call.value))
     scores = cap(call.query @ key.transpose(2, 3) * call.scale, call.softcap)
-    mask = _window_mask(t, keys, call.window, call.query.device)
     weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32).to(value.dtype)
     return (weights @ value).transpose(1, 2)
 
@@ -155,45 +168,34 @@ def _causal_in_chunks(call: Call) -> Tensor:
     """A chunk of queries with the keys that any of them sees: the CPU kernel of `scaled_dot_product_attention`
     works through up to 512 keys before it looks whether they are hidden.
     """
-    t, keys = call.query.shape[2], call.key.shape[2]
-    window = keys if call.window is None else min(call.window, keys)
-    room = 1 << (keys - 1).bit_length()
+    t = call.query.shape[2]
+    room = 1 << (t - 1).bit_length()  # few different ones: bands are kept
+    window = room if call.window is None else min(call.window, room)
     parts = []
     for begin in range(0, t, _CHUNK):
-        end = min(t, begin + _CHUNK)
-        first = max(0, begin + keys - t - window + 1)  # key of the chunk
-        last = end + keys - t
-        key, value = (x[:, :, first:last] for x in (call.key, call.value))
+        end, first = min(t, begin + _CHUNK), max(0, begin - window + 1)
+        query, key, value = (
+            call.query[:, :, begin:end],
+            call.key[:, :, first:end],
+            call.value[:, :, first:end],
+        )
         mask = None
-        if last - first > end - begin or window < last - first:
-            shift = room - (begin + keys - t) + first
-            mask = _band(room, window, call.query.dtype)[: end - begin, shift : shift + last - first]
-        parts.append(_attend(call, call.query[:, :, begin:end], key, value, mask))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def _attend(call: Call, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """[n, t, heads, d]; causal where there is no mask."""
-    return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=call.scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    ).transpose(1, 2)
+        if first < begin or window < end - begin:
+            shift = room - begin + first
+            mask = _band(room, window, query.dtype)[: end - begin, shift : shift + end - first]
+        parts.append(masked(replace(call, query=query, key=key, value=value), mask))
+    return torch.cat(parts, dim=1)
 
 
 def cap(scores: Tensor, softcap: float | None) -> Tensor:
     return scores if softcap is None else torch.tanh(scores / softcap) * softcap
 
 
-def _window_mask(t: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """bool [t, keys]: True where a query, of the last t positions, may look."""
-    at = torch.arange(keys, device=device)
-    distance = at[keys - t :, None] - at[None, :]
-    return (distance >= 0) & (distance < (window or keys))
+def _window_mask(t: int, window: int | None, device: torch.device) -> Tensor:
+    """bool [t, t]: True where a query may look."""
+    at = torch.arange(t, device=device)
+    distance = at[:, None] - at[None, :]
+    return (distance >= 0) & (distance < (window or t))
 
 
 @lru_cache(maxsize=16)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, blocks_of, cap, causal
+from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, blocks_of, causal, masked
 from steer_pipeline.lab.models.cores import one_core_each
 from steer_pipeline.lab.models.lean import LeanBlock, lean_blocks, turns
 from steer_pipeline.lab.models.loading import LoadedModel
@@ -202,17 +202,7 @@ def _attention_at(call: Call, at: Tensor) -> Tensor:
     """Attention of queries at positions `at` [n, s] over right-padded keys and values [n, kv_heads, t, d]."""
     distance = at[..., None] - torch.arange(call.key.shape[2], device=at.device)  # [n, s, t]
     seen = ((distance >= 0) & (distance < (call.window or call.key.shape[2])))[:, None]
-    if call.softcap is None:
-        grouped = call.query.shape[1] != call.key.shape[1]
-        out = F.scaled_dot_product_attention(
-            call.query, call.key, call.value, attn_mask=seen, scale=call.scale, enable_gqa=grouped
-        )
-        return out.transpose(1, 2)
-    groups = call.query.shape[1] // call.key.shape[1]
-    key, value = (x.repeat_interleave(groups, dim=1) for x in (call.key, call.value))
-    scores = cap(call.query @ key.transpose(2, 3) * call.scale, call.softcap)
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1, dtype=torch.float32).to(value.dtype)
-    return (weights @ value).transpose(1, 2)
+    return masked(call, seen)
 
 
 def _positions(hidden: Tensor, at: Tensor) -> Tensor:

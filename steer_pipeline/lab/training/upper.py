@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, cap, causal
+from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, causal, masked
 from steer_pipeline.lab.models.cores import Cores, one_core_each
 from steer_pipeline.lab.models.lean import LeanBlock, ProjectAtSite, Turns, lean_blocks, lean_head, turns
 from steer_pipeline.lab.training.data import Dialogues
@@ -392,17 +392,4 @@ def _from_firsts(call: Call, firsts: Tensor) -> Tensor:
     keys = torch.arange(call.key.shape[2], device=firsts.device)
     distance = queries[:, None, :, None] - keys
     mask = (distance >= 0) & (distance < (call.window or call.key.shape[2] + call.query.shape[2]))
-    if call.softcap is None:
-        return F.scaled_dot_product_attention(
-            call.query,
-            call.key,
-            call.value,
-            attn_mask=mask,
-            scale=call.scale,
-            enable_gqa=call.query.shape[1] != call.key.shape[1],
-        ).transpose(1, 2)
-    groups = call.query.shape[1] // call.key.shape[1]
-    key, value = (x.repeat_interleave(groups, dim=1) for x in (call.key, call.value))
-    scores = cap(call.query @ key.transpose(2, 3) * call.scale, call.softcap)
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32).to(value.dtype)
-    return (weights @ value).transpose(1, 2)
+    return masked(call, mask)
