@@ -11,8 +11,8 @@ it, so that later changes of the model (adapters, training) are seen.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,6 @@ from steer_pipeline.lab.models.blocks import Attend, Blocks, Call, causal
 _TOLERANCE = 1e-4
 _LARGE_NLL = 60.0  # nats; fp32 shares go down to exp(-87)
 _MOST_BYTES = 1 << 30  # of copied weights: products of wide blocks take their time however they are spelled
-
-
-Turns = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _inverse_norm(x: Tensor, eps: float) -> Tensor:
@@ -46,63 +43,164 @@ def _norm_backward(grad: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
     return grad.addcmul_(normed, along).mul_(inverse)
 
 
-class _Project(torch.autograd.Function):
-    """norm(x) W^T for x [N, hidden]."""
+class Layout(Protocol):
+    """How positions of sequences, one after the other [N, width], are laid out for attention."""
+
+    @property
+    def shapes(self) -> Sequence[tuple[int, int]]:
+        """(n, longest) of each group of sequences that are padded to the same length."""
+
+    def pad(self, rows: Tensor, *, zeros: bool = False) -> tuple[Tensor, ...]:
+        """[N, width] -> [n * longest, width] of each group; padding is zero, or some position of the same sequence."""
+
+    def unpad(self, parts: Sequence[Tensor]) -> Tensor:
+        """[n * longest, width] of each group -> [N, width]."""
+
+
+class _OneSequence:
+    def __init__(self, length: int) -> None:
+        self.shapes = ((1, length),)
+
+    def pad(self, rows: Tensor, *, zeros: bool = False) -> tuple[Tensor, ...]:
+        return (rows,)
+
+    def unpad(self, parts: Sequence[Tensor]) -> Tensor:
+        return parts[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Kinds:
+    """Heads [N, heads, width] of one product with `weight` [heads * width, hidden]: how many there are of each kind
+    (of queries, keys and values those that it makes), the first `turned` of which are normed where the model does
+    (gain [turned, width]) and turned by their positions.
+    """
+
+    weight: Tensor
+    sizes: tuple[int, ...]
+    turned: int
+    gain: Tensor | None
+    eps: float
+    width: int
+
+    def turn_(self, heads: Tensor, table: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """In place. Returns what `turn_back_` wants."""
+        first, normed, inverse = heads[:, : self.turned], None, None
+        if self.gain is not None:
+            inverse = _inverse_norm(first, self.eps)
+            normed = first * inverse
+            torch.mul(normed, self.gain, out=first)
+        _pairs(first).mul_(table)
+        return normed, inverse
+
+    def turn_back_(self, grad: Tensor, table: Tensor, normed: Tensor | None, inverse: Tensor | None) -> None:
+        """From the gradient of turned heads to that of their projection, in place."""
+        first = grad[:, : self.turned]
+        _pairs(first).mul_(table.conj())
+        if self.gain is not None and normed is not None and inverse is not None:
+            _norm_backward(first.mul_(self.gain), normed, inverse)
+
+    def split(self, heads: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+        """[n, heads of a kind, longest, width], kind by kind, group by group."""
+        return tuple(
+            part
+            for rows, shape in zip(layout.pad(heads.flatten(1)), layout.shapes, strict=True)
+            for part in rows.view(*shape, -1, self.width).transpose(1, 2).split(self.sizes, dim=1)
+        )
+
+    def join(self, grads: Sequence[Tensor], layout: Layout) -> Tensor:
+        """What `split` took apart, in memory of its own: [N, heads, width]."""
+        rows = [
+            torch.cat([part.transpose(1, 2) for part in grads[i : i + len(self.sizes)]], dim=2).flatten(0, 1)
+            for i in range(0, len(grads), len(self.sizes))
+        ]
+        return layout.unpad([one.flatten(1) for one in rows]).unflatten(-1, (-1, self.width))
+
+
+class _Heads(torch.autograd.Function):
+    """Heads of norm(x) W^T for x [N, hidden], laid out for attention."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, eps: float, kinds: Kinds, table: Tensor, layout: Layout
+    ) -> tuple[Tensor, ...]:
         inverse = _inverse_norm(x, eps)
         normed = x * inverse
-        ctx.save_for_backward(normed, inverse, weight)
-        return normed @ weight.T
+        heads = (normed @ kinds.weight.T).unflatten(-1, (-1, kinds.width))
+        ctx.kinds, ctx.layout = kinds, layout
+        ctx.save_for_backward(normed, inverse, table, *kinds.turn_(heads, table))
+        return kinds.split(heads, layout)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        normed, inverse, weight = ctx.saved_tensors
-        return _norm_backward(grads[0] @ weight, normed, inverse), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        normed, inverse, table, *turned = ctx.saved_tensors
+        grad = ctx.kinds.join(grads, ctx.layout)
+        ctx.kinds.turn_back_(grad, table, *turned)
+        return _norm_backward(grad.flatten(1) @ ctx.kinds.weight, normed, inverse), None, None, None, None
 
 
-class ProjectAtSite(torch.autograd.Function):
-    """norm(h + v) W^T where h W^T is known: h never changes, so a vector costs sums and no product over positions.
+class _HeadsAtSite(torch.autograd.Function):
+    """Heads of norm(h + v) W^T where h W^T is known: h never changes, so a vector costs sums and no product over
+    positions.
 
     Only the vectors [lanes, hidden] get a gradient; `added` is h + v and `sizes[k]` counts the rows of lane k.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, vectors: Tensor, known: Tensor, added: Tensor, weight: Tensor, eps: float, sizes: list[int]
-    ) -> Tensor:
+        ctx: Any,
+        vectors: Tensor,
+        known: Tensor,
+        added: Tensor,
+        sizes: list[int],
+        eps: float,
+        kinds: Kinds,
+        table: Tensor,
+        layout: Layout,
+    ) -> tuple[Tensor, ...]:
         inverse = _inverse_norm(added, eps)
-        shifts = vectors @ weight.T
-        out = torch.empty_like(known)
-        for part, shift, to in zip(known.split(sizes), shifts, out.split(sizes), strict=True):
+        shifts = vectors @ kinds.weight.T
+        projected = torch.empty_like(known)
+        for part, shift, to in zip(known.split(sizes), shifts, projected.split(sizes), strict=True):
             torch.add(part, shift, out=to)
-        out.mul_(inverse)
-        ctx.sizes = sizes
-        ctx.save_for_backward(out, added, inverse, weight)
-        return out
+        heads = projected.mul_(inverse).clone().unflatten(-1, (-1, kinds.width))
+        ctx.sizes, ctx.kinds, ctx.layout = sizes, kinds, layout
+        ctx.save_for_backward(projected, added, inverse, table, *kinds.turn_(heads, table))
+        return kinds.split(heads, layout)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        out, added, inverse, weight = ctx.saved_tensors
-        along = (grads[0] * out).sum(-1, keepdim=True).mul_(inverse.square()).div_(-added.shape[-1])
-        parts = zip(*(x.split(ctx.sizes) for x in (grads[0], inverse, added, along)), strict=True)
-        sums = [(i.T @ g) @ weight + a.T @ x for g, i, x, a in parts]
-        return torch.cat(sums), None, None, None, None, None
+        projected, added, inverse, table, *turned = ctx.saved_tensors
+        heads = ctx.kinds.join(grads, ctx.layout)
+        ctx.kinds.turn_back_(heads, table, *turned)
+        grad = heads.flatten(1)
+        along = (grad * projected).sum(-1, keepdim=True).mul_(inverse.square()).div_(-added.shape[-1])
+        parts = zip(*(x.split(ctx.sizes) for x in (grad, inverse, added, along)), strict=True)
+        sums = [(i.T @ g) @ ctx.kinds.weight + a.T @ x for g, i, x, a in parts]
+        return torch.cat(sums), None, None, None, None, None, None, None
 
 
 class _Finish(torch.autograd.Function):
-    """z + (silu(norm(z) G^T) * norm(z) U^T) D^T for z = x + y W^T, with G and U stacked."""
+    """z + (silu(norm(z) G^T) * norm(z) U^T) D^T for z = x + y W^T, with G and U stacked, from what attention gave: y in
+    parts [n, longest, heads, width] of each group.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, output: Tensor, inner: Tensor, down: Tensor, eps: float
+        ctx: Any,
+        x: Tensor,
+        output: Tensor,
+        inner: Tensor,
+        down: Tensor,
+        eps: float,
+        layout: Layout,
+        *parts: Tensor,
     ) -> Tensor:
-        z = torch.addmm(x, y, output.T)
+        z = torch.addmm(x, layout.unpad([part.reshape(-1, output.shape[1]) for part in parts]), output.T)
         inverse = _inverse_norm(z, eps)
         normed = z * inverse
         gate, up = (normed @ inner.T).chunk(2, dim=-1)
         active = F.silu(gate)
+        ctx.layout, ctx.shapes = layout, [part.shape for part in parts]
         ctx.save_for_backward(normed, inverse, gate, up, active, output, inner, down)
         return z.addmm_(active * up, down.T)
 
@@ -115,59 +213,35 @@ class _Finish(torch.autograd.Function):
         torch.mul(grad, active, out=to_up)
         torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=to_gate)
         grad = _norm_backward(both @ inner, normed, inverse).add_(grads[0])
-        return grad, grad @ output, None, None, None, None
+        parts = ctx.layout.pad(grad @ output, zeros=True)
+        return (
+            grad,
+            None,
+            None,
+            None,
+            None,
+            None,
+            *(part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True)),
+        )
 
 
-class _NormAndTurn(torch.autograd.Function):
-    """Heads [N, heads, d], of which the first `turned` are normed where the model does (gain [turned, d]) and turned
-    by their positions.
+def turns(rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Table complex64 [..., 1, d / 2] that turns heads, from cos and sin [..., d], whose halves are equal."""
+    cos, sin = (table[..., None, : table.shape[-1] // 2] for table in rotary)
+    return torch.complex(cos, sin)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """Heads [..., d] as complex64 [..., d / 2]: dimensions that turn together lie side by side."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def _side_by_side(rows: Tensor, width: int) -> Tensor:
+    """Rows [heads * width, ...] of queries or keys in an order that brings dimension i of a head next to i + width / 2.
+
+    Where queries and keys are both in it, their products are the same.
     """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, turned: int, gain: Tensor | None, eps: float, tables: Turns) -> Tensor:
-        inverse = normed = None
-        first = x[:, :turned]
-        if gain is not None:
-            inverse = _inverse_norm(first, eps)
-            normed = first * inverse
-            first = normed * gain
-        ctx.tables, ctx.turned = tables, turned
-        ctx.save_for_backward(normed, inverse, gain)
-        return _with_first(x, turned, first, tables, back=False)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        normed, inverse, gain = ctx.saved_tensors
-        out = _with_first(grads[0], ctx.turned, grads[0][:, : ctx.turned], ctx.tables, back=True)
-        if gain is not None:
-            _norm_backward(out[:, : ctx.turned].mul_(gain), normed, inverse)
-        return out, None, None, None, None
-
-
-def _with_first(x: Tensor, count: int, first: Tensor, tables: Turns, *, back: bool) -> Tensor:
-    """Heads [N, heads, d]: `first` turned, then those of `x` from `count` on."""
-    out = torch.empty(x.shape)
-    _turned(first, tables, back=back, out=out[:, :count])
-    if count < x.shape[1]:
-        out[:, count:] = x[:, count:]
-    return out
-
-
-def turns(rotary: tuple[Tensor, Tensor]) -> Turns:
-    """Tables [..., 1, d or d / 2] for heads, from cos and sin [..., d], whose halves are equal: cos, the halves' sin in
-    the turn, and in the turn back.
-    """
-    cos, sin = rotary[0][..., None, :], rotary[1][..., None, : rotary[1].shape[-1] // 2]
-    return cos, -sin, sin, -sin
-
-
-def _turned(x: Tensor, tables: Turns, *, back: bool = False, out: Tensor | None = None) -> Tensor:
-    """Rotary embedding of heads [..., heads, d], or its inverse."""
-    out = torch.mul(x, tables[0], out=out)
-    (first, second), (to_first, to_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
-    to_first.addcmul_(second, tables[2 if back else 1])
-    to_second.addcmul_(first, tables[3 if back else 2])
-    return out
+    return rows.unflatten(0, (-1, 2, width // 2)).transpose(1, 2).flatten(0, 2)
 
 
 class HeadLoss(torch.autograd.Function):
@@ -253,41 +327,45 @@ class LeanBlock:
     window: int | None
     eps: tuple[float, float, float]  # of the input, head and MLP norms
 
-    def project(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
-        """[N, hidden] -> queries, keys and values [N, (heads + 2 kv_heads) d], or some `rows` of the weight."""
-        return _Project.apply(x, self.qkv[rows], self.eps[0])
+    @cached_property
+    def all_kinds(self) -> Kinds:
+        """Queries, keys and values."""
+        sizes = (self.heads, self.kv_heads, self.kv_heads)
+        return Kinds(self.qkv, sizes, self.heads + self.kv_heads, self.gain, self.eps[1], self.width)
 
-    @property
-    def query_rows(self) -> slice:
-        return slice(0, self.heads * self.width)
+    @cached_property
+    def queries(self) -> Kinds:
+        gain = None if self.gain is None else self.gain[: self.heads]
+        weight = self.qkv[: self.heads * self.width]
+        return Kinds(weight, (self.heads,), self.heads, gain, self.eps[1], self.width)
 
-    @property
-    def other_rows(self) -> slice:
-        return slice(self.heads * self.width, None)
+    @cached_property
+    def keys_and_values(self) -> Kinds:
+        gain = None if self.gain is None else self.gain[self.heads :]
+        weight, sizes = self.qkv[self.heads * self.width :], (self.kv_heads, self.kv_heads)
+        return Kinds(weight, sizes, self.kv_heads, gain, self.eps[1], self.width)
 
-    @property
-    def sizes(self) -> list[int]:
-        """Heads of queries, keys and values."""
-        return [self.heads, self.kv_heads, self.kv_heads]
+    def split(self, x: Tensor, kinds: Kinds, table: Tensor, layout: Layout) -> list[tuple[Tensor, ...]]:
+        """Heads of each kind from x [N, hidden], turned: [n, heads, longest, d], for each group of the layout."""
+        return _by_group(_Heads.apply(x, self.eps[0], kinds, table, layout), layout)
 
-    def heads_from(self, projected: Tensor, tables: Turns, first: int, last: int) -> Tensor:
-        """Heads [N, heads of these kinds, d] from kind `first` to kind `last` (queries, keys, values: 0, 1, 2), from
-        their rows of the projection.
+    def split_at_site(
+        self, vectors: Tensor, known: Tensor, added: Tensor, sizes: list[int], table: Tensor, layout: Layout
+    ) -> list[tuple[Tensor, ...]]:
+        """As `split` of `added` = h + v for all kinds, where `known` is h W^T and `sizes` counts the rows of each
+        vector; only the vectors [lanes, hidden] get a gradient.
         """
-        begin, end = sum(self.sizes[:first]), sum(self.sizes[: min(last, 1) + 1])
-        gain = None if self.gain is None else self.gain[begin:end]
-        return _NormAndTurn.apply(
-            projected.unflatten(-1, (-1, self.width)), end - begin, gain, self.eps[1], tables
-        )
+        found = _HeadsAtSite.apply(vectors, known, added, sizes, self.eps[0], self.all_kinds, table, layout)
+        return _by_group(found, layout)
 
     def call(self, query: Tensor, key: Tensor, value: Tensor) -> Call:
         return Call(self.index, query, key, value, self.scale, self.window, None)
 
     def heads_of(self, hidden: Tensor) -> Tensor:
         """Queries, keys and values [..., heads + 2 kv_heads, d] before their rotary embedding, without a gradient."""
-        return self._heads(hidden, slice(None), slice(0, self.heads + self.kv_heads))
+        return self._heads(hidden, self.all_kinds)
 
-    def run(self, hidden: Tensor, tables: Turns, attend: Attend, heads: Tensor | None = None) -> Tensor:
+    def run(self, hidden: Tensor, table: Tensor, attend: Attend, heads: Tensor | None = None) -> Tensor:
         """The block's output [n, t, hidden], without a gradient, as `Blocks.run` gives it.
 
         Args:
@@ -295,41 +373,49 @@ class LeanBlock:
         """
         heads = self.heads_of(hidden) if heads is None else heads
         normed, value = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=-2)
-        query, key = _turned(normed, tables).split([self.heads, self.kv_heads], dim=-2)
+        query, key = self._turned(normed, table).split([self.heads, self.kv_heads], dim=-2)
         return self._end(hidden, attend(self.call(*(x.transpose(1, 2) for x in (query, key, value)))))
 
     def run_some(
         self,
         hidden: Tensor,
-        tables: Turns,
+        table: Tensor,
         some: Tensor,
-        own: Turns,
+        own: Tensor,
         attend: Attend,
     ) -> Tensor:
-        """As `run`, with queries and output of `some` [n, s, hidden] positions alone; `own` are their tables."""
-        others = self._heads(hidden, self.other_rows, slice(self.heads, self.heads + self.kv_heads))
-        key, value = others.split(self.kv_heads, dim=-2)
-        query = _turned(self._heads(some, self.query_rows, slice(0, self.heads)), own)
-        key = _turned(key, tables)
+        """As `run`, with queries and output of `some` [n, s, hidden] positions alone; `own` is their table."""
+        key, value = self._heads(hidden, self.keys_and_values).split(self.kv_heads, dim=-2)
+        query = self._turned(self._heads(some, self.queries), own)
+        key = self._turned(key, table)
         return self._end(some, attend(self.call(*(x.transpose(1, 2) for x in (query, key, value)))))
 
-    def _heads(self, hidden: Tensor, rows: slice, normed: slice) -> Tensor:
-        """[..., heads of these rows of the weight, d], the first of which are normed as heads `normed` are."""
-        x = (hidden * _inverse_norm(hidden, self.eps[0])) @ self.qkv[rows].T
+    def _heads(self, hidden: Tensor, kinds: Kinds) -> Tensor:
+        """[..., heads of these kinds, d] before they are turned, without a gradient."""
+        x = (hidden * _inverse_norm(hidden, self.eps[0])) @ kinds.weight.T
         x = x.unflatten(-1, (-1, self.width))
-        if self.gain is not None:
-            part = x[..., : normed.stop - normed.start, :]
-            part.mul_(_inverse_norm(part, self.eps[1])).mul_(self.gain[normed])
+        if kinds.gain is not None:
+            part = x[..., : kinds.turned, :]
+            part.mul_(_inverse_norm(part, kinds.eps)).mul_(kinds.gain)
         return x
+
+    @staticmethod
+    def _turned(heads: Tensor, table: Tensor) -> Tensor:
+        return torch.view_as_real(_pairs(heads) * table).flatten(-2)
 
     def _end(self, hidden: Tensor, attended: Tensor) -> Tensor:
         out = torch.addmm(hidden.flatten(0, 1), attended.flatten(2).flatten(0, 1), self.output.T)
         gate, up = ((out * _inverse_norm(out, self.eps[2])) @ self.inner.T).chunk(2, dim=-1)
         return out.addmm_(F.silu(gate, inplace=True).mul_(up), self.down.T).view(hidden.shape)
 
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The block's output [N, hidden] from its input and what attention gave, [1, N, heads, d]."""
-        return _Finish.apply(x, attended[0].flatten(1), self.output, self.inner, self.down, self.eps[2])
+    def finish(self, x: Tensor, parts: Sequence[Tensor], layout: Layout) -> Tensor:
+        """The block's output [N, hidden] from its input and what attention gave each group, [n, longest, heads, d]."""
+        return _Finish.apply(x, self.output, self.inner, self.down, self.eps[2], layout, *parts)
+
+
+def _by_group(heads: tuple[Tensor, ...], layout: Layout) -> list[tuple[Tensor, ...]]:
+    step = len(heads) // len(layout.shapes)
+    return [heads[i : i + step] for i in range(0, len(heads), step)]
 
 
 def lean_blocks(blocks: Blocks, which: Sequence[int]) -> dict[int, LeanBlock]:
@@ -368,11 +454,13 @@ def _built(blocks: Blocks, index: int) -> LeanBlock | None:
     with torch.no_grad():
         gain, inner_eps = None, 0.0
         if q_norm is not None and k_norm is not None:
-            gain = torch.cat([q_norm.weight.expand(heads, -1), k_norm.weight.expand(kv_heads, -1)])
+            gains = torch.cat([q_norm.weight.expand(heads, -1), k_norm.weight.expand(kv_heads, -1)])
+            gain = _side_by_side(gains.flatten(), width).view(-1, width)
             inner_eps = q_norm.variance_epsilon
         return LeanBlock(
             index,
-            torch.cat([one.weight for one in projections]) * before.weight,
+            torch.cat([*(_side_by_side(one.weight, width) for one in projections[:2]), projections[2].weight])
+            * before.weight,
             attention.o_proj.weight,
             torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * after.weight,
             mlp.down_proj.weight,
@@ -395,12 +483,11 @@ def _agrees(blocks: Blocks, block: LeanBlock) -> bool:
     with blocks.ready():
         rotary = blocks.rotary(hidden, torch.arange(24)[None])
         expected = blocks.run(block.index, hidden, rotary, causal)[0]
-        cos, sin = rotary[blocks.layer_types[block.index]]
-        heads = block.heads_from(block.project(hidden[0]), turns((cos[0], sin[0])), 0, 2)
-        parts = heads.transpose(0, 1)[None].split(block.sizes, dim=1)
+        table, whole = turns(rotary[blocks.layer_types[block.index]]), _OneSequence(24)
+        parts = block.split(hidden[0], block.all_kinds, table[0], whole)
         ways = (
-            block.finish(hidden[0], causal(block.call(*parts))),
-            block.run(hidden, turns((cos, sin)), causal)[0],
+            block.finish(hidden[0], [causal(block.call(*one)) for one in parts], whole),
+            block.run(hidden, table, causal)[0],
         )
     allowed = _TOLERANCE * expected.abs().max()
     return all(bool((found - expected).abs().max() <= allowed) for found in ways)  # NaN agrees with nothing

@@ -270,7 +270,7 @@ class Trainer:
             return pack.lanes, nll.detach().double().cpu().numpy(), own.grad
 
         gradients = torch.zeros_like(vectors)
-        for lanes, nll, gradient in cores.map(run, self._upper.passes(self._train_states, items)):
+        for lanes, nll, gradient in cores.map(run, self._upper.passes(self.train, items)):
             np.add.at(sums, lanes, nll)
             gradients += gradient
         finite = np.isfinite(sums) & gradients.isfinite().all(1).cpu().numpy()
@@ -374,7 +374,7 @@ class Trainer:
             with torch.no_grad():
                 out[pack.lanes, pack.rows] = self._upper.nll(vectors, pack).double().cpu().numpy()
 
-        cores.map(run, self._upper.passes(self._validation_states, items))
+        cores.map(run, self._upper.passes(self.validation, items))
         self.seconds["validation"] += self._clock() - began
         return out
 

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, causal, masked
 from steer_pipeline.lab.models.cores import Cores, one_core_each
-from steer_pipeline.lab.models.lean import LeanBlock, ProjectAtSite, Turns, lean_blocks, lean_head, turns
+from steer_pipeline.lab.models.lean import lean_blocks, lean_head, turns
 from steer_pipeline.lab.training.data import Dialogues
 from steer_pipeline.lab.training.norms import lean_norms
 from steer_pipeline.lab.training.states import SiteStates
@@ -33,69 +33,79 @@ _HEAD_CELLS = {"cpu": 1 << 20, "mps": 1 << 24, "cuda": 1 << 26}  # logits that e
 
 @dataclass(frozen=True)
 class _Group:
-    """Sequences of similar length, between packed rows [N, width] of the pass and right-padded [n * longest, width]."""
+    """Sequences of similar length, of which attention sees right-padded rows [n * longest, width]."""
 
     members: np.ndarray  # sequences of the pass
-    n: int
-    longest: int
     to_padded: (
         Tensor  # int64 [n * longest]: packed row; where padding is, one of the same sequence: lanes never mix
     )
-    packed: Tensor  # int64 [rows of the group]: packed rows
-    padded: Tensor  # int64 [rows of the group]: their padded rows
     padding: Tensor  # bool [n * longest, 1]
-
-    @classmethod
-    def of(cls, lengths: np.ndarray, members: np.ndarray, device: torch.device) -> "_Group":
-        begins = (np.cumsum(lengths) - lengths)[members]
-        at = np.arange(int(lengths[members].max()))[None]
-        real = at < lengths[members][:, None]
-        packed = begins[:, None] + at
-        arrays = (
-            np.where(real, packed, begins[:, None]).ravel(),
-            packed[real],
-            np.flatnonzero(real.ravel()),
-            ~real.reshape(-1, 1),
-        )
-        return cls(members, *real.shape, *(torch.from_numpy(array).to(device) for array in arrays))
 
 
 @dataclass(frozen=True)
 class _Groups:
-    """How the sequences of a pass are padded for attention alone: the less they differ, the less is wasted."""
+    """How the sequences of a pass, packed [N, width], are padded for attention alone: the less those of a group differ,
+    the less is wasted. A `Layout` of lean blocks.
+    """
 
     groups: tuple[_Group, ...]
+    shapes: tuple[tuple[int, int], ...]
+    to_packed: (
+        Tensor  # int64 [N]: where a packed row lies in the padded rows of all groups, one after the other
+    )
 
     @classmethod
     def of(cls, lengths: np.ndarray, device: torch.device) -> "_Groups":
         """Groups of sequences of these lengths."""
         order = np.argsort(-lengths, kind="stable")
-        groups, begin = [], 0
+        members, begin = [], 0
         for i in range(1, len(order) + 1):
             if i == len(order) or lengths[order[i]] < ALIKE * lengths[order[begin]]:
-                groups.append(_Group.of(lengths, order[begin:i], device))
+                members.append(order[begin:i])
                 begin = i
-        return cls(tuple(groups))
+        return cls._of(members, lengths, device)
+
+    @classmethod
+    def _of(cls, members: list[np.ndarray], lengths: np.ndarray, device: torch.device) -> "_Groups":
+        begins, to_packed = np.cumsum(lengths) - lengths, np.empty(lengths.sum(), dtype=np.int64)
+        groups, shapes, before = [], [], 0
+        for some in members:
+            at = np.arange(int(lengths[some].max()))[None]
+            real = at < lengths[some][:, None]
+            packed = np.where(real, begins[some][:, None] + at, begins[some][:, None])
+            to_packed[packed[real]] = before + np.flatnonzero(real.ravel())
+            before += real.size
+            shapes.append(real.shape)
+            groups.append(
+                _Group(
+                    some, *(torch.from_numpy(a).to(device) for a in (packed.ravel(), ~real.reshape(-1, 1)))
+                )
+            )
+        return cls(tuple(groups), tuple(shapes), torch.from_numpy(to_packed).to(device))
 
     def answers(self, counts: np.ndarray, device: torch.device) -> "_Groups":
         """The same sequences in the same groups, of each its last `counts` positions alone."""
-        return _Groups(tuple(_Group.of(counts, group.members, device) for group in self.groups))
+        return self._of([group.members for group in self.groups], counts, device)
+
+    def pad(self, rows: Tensor, *, zeros: bool = False) -> tuple[Tensor, ...]:
+        padded = (rows.index_select(0, group.to_padded) for group in self.groups)
+        if zeros:
+            padded = (
+                one.masked_fill_(group.padding, 0) for one, group in zip(padded, self.groups, strict=True)
+            )
+        return tuple(padded)
+
+    def unpad(self, parts: Sequence[Tensor]) -> Tensor:
+        whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+        return whole.index_select(0, self.to_packed)
 
     def split(self, x: Tensor) -> list[Tensor]:
         """[1, heads, N, d] -> [n, heads, longest, d] of each group."""
         heads, _, width = x.shape[1:]
         padded = _Split.apply(x[0].transpose(0, 1).reshape(-1, heads * width), self)
         return [
-            rows.view(group.n, group.longest, heads, width).transpose(1, 2)
-            for rows, group in zip(padded, self.groups, strict=True)
-        ]
-
-    def split_heads(self, heads: Tensor) -> list[Tensor]:
-        """[N, heads, d] -> [n, heads, longest, d] of each group."""
-        padded = _Split.apply(heads.flatten(1), self)
-        return [
-            rows.view(group.n, group.longest, *heads.shape[1:]).transpose(1, 2)
-            for rows, group in zip(padded, self.groups, strict=True)
+            rows.view(*shape, heads, width).transpose(1, 2)
+            for rows, shape in zip(padded, self.shapes, strict=True)
         ]
 
     def join(self, parts: list[Tensor]) -> Tensor:
@@ -109,33 +119,23 @@ class _Groups:
 class _Split(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, packed: Tensor, groups: _Groups) -> tuple[Tensor, ...]:
-        ctx.groups, ctx.shape = groups, packed.shape
-        return tuple(packed.index_select(0, group.to_padded) for group in groups.groups)
+        ctx.groups = groups
+        return groups.pad(packed)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        out = grads[0].new_empty(ctx.shape)
-        for grad, group in zip(grads, ctx.groups.groups, strict=True):  # padding feeds no real position
-            out.index_copy_(0, group.packed, grad.index_select(0, group.padded))
-        return out, None
+        return ctx.groups.unpad(grads), None  # padding feeds no real position
 
 
 class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, groups: _Groups, *parts: Tensor) -> Tensor:
         ctx.groups = groups
-        n = sum(len(group.packed) for group in groups.groups)
-        out = parts[0].new_empty(n, parts[0].shape[1])
-        for part, group in zip(parts, groups.groups, strict=True):
-            out.index_copy_(0, group.packed, part.index_select(0, group.padded))
-        return out
+        return groups.unpad(parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *(
-            grads[0].index_select(0, group.to_padded).masked_fill_(group.padding, 0)
-            for group in ctx.groups.groups
-        )
+        return None, *ctx.groups.pad(grads[0], zeros=True)
 
 
 class _Take(torch.autograd.Function):
@@ -218,11 +218,16 @@ class UpperBlocks:
         self.room = _PASS_TOKENS[blocks.device.type]
         self.lean = lean_blocks(blocks, range(site + 1, len(blocks.layers)))
         self.head = lean_head(blocks)
+        # products that a response token costs (last block and head) over those of any position (blocks below the last)
+        block = sum(weight.numel() for weight in blocks.layers[-1].parameters())
+        head = blocks.config.vocab_size * blocks.config.hidden_size
+        self._response_cost = (block + head) / (max(len(blocks.layers) - site - 2, 0.2) * block)
 
     def cached_projection(self) -> Tensor | None:
         """Weight [width, hidden] whose product with the states at the site is worth keeping; None for none."""
         lean = self.lean.get(self.site + 1)
-        return None if lean is None else lean.qkv
+        last = self.site + 2 == len(self.blocks.layers)  # of which few queries are wanted
+        return None if lean is None or last else lean.qkv
 
     @contextmanager
     def ready(self) -> Iterator[Cores]:
@@ -235,22 +240,26 @@ class UpperBlocks:
         ):
             yield cores
 
-    def passes(self, states: SiteStates, items: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-        """(lane, row) pairs in passes of nearly equal numbers of positions, about as many as there is room for.
+    def passes(self, data: Dialogues, items: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+        """(lane, row) pairs in passes that cost about the same, as many as there is room for.
 
         On a CPU their number is a power of two, for cores that take one each. It does not depend on how many cores
         there are, so that they all learn the same vector.
         """
-        lengths = [states.lengths[row] for _, row in items]
+        lengths = [len(data.ids[row]) for _, row in items]
+        costs = [
+            length + self._response_cost * (length - data.starts[row])
+            for length, (_, row) in zip(lengths, items, strict=True)
+        ]
         share = sum(lengths) / self.room
         cpu = self.blocks.device.type == "cpu"
         count = 2 ** max(0, round(math.log2(share))) if cpu else math.ceil(share)
         passes: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-        loads = [(0, i) for i in range(count)]
-        for length, item in sorted(zip(lengths, items, strict=True), reverse=True):  # longest first
+        loads = [(0.0, i) for i in range(count)]
+        for cost, item in sorted(zip(costs, items, strict=True), reverse=True):  # dearest first
             load, i = heapq.heappop(loads)
             passes[i].append(item)
-            heapq.heappush(loads, (load + length, i))
+            heapq.heappush(loads, (load + cost, i))
         return filter(None, passes)
 
     def pack(self, data: Dialogues, states: SiteStates, items: list[tuple[int, int]], n_lanes: int) -> Pack:
@@ -325,22 +334,17 @@ class UpperBlocks:
         lean = self.lean.get(block)
         if lean is None:
             return self.blocks.run(block, hidden[None], rotary, attend)[0]
-        projected = self._projected(lean, hidden, vectors, pack)
-        heads = lean.heads_from(projected, self._tables(rotary, block), 0, 2)
-        parts = [
-            causal(lean.call(*group.split(lean.sizes, dim=1))) for group in pack.groups.split_heads(heads)
-        ]
-        return lean.finish(hidden, pack.groups.join(parts))
+        table = self._table(rotary, block)
+        if pack.known is not None and block == self.site + 1:
+            added = hidden.detach()
+            groups = lean.split_at_site(vectors, pack.known, added, pack.sizes, table, pack.groups)
+        else:
+            groups = lean.split(hidden, lean.all_kinds, table, pack.groups)
+        return lean.finish(hidden, [causal(lean.call(*heads)) for heads in groups], pack.groups)
 
-    def _tables(self, rotary: dict[str, Any], block: int) -> Turns:
+    def _table(self, rotary: dict[str, Any], block: int) -> Tensor:
         cos, sin = rotary[self.blocks.layer_types[block]]
         return turns((cos[0], sin[0]))
-
-    def _projected(self, lean: LeanBlock, hidden: Tensor, vectors: Tensor, pack: Pack) -> Tensor:
-        """Queries, keys and values of all positions; from the cache right above the site."""
-        if pack.known is None or lean.index != self.site + 1:
-            return lean.project(hidden)
-        return ProjectAtSite.apply(vectors, pack.known, hidden.detach(), lean.qkv, lean.eps[0], pack.sizes)
 
     def _last(self, hidden: Tensor, rotary: dict[str, Any], vectors: Tensor, pack: Pack) -> Tensor:
         """Output of the last block [R, hidden] where response tokens are predicted; keys of all positions."""
@@ -370,20 +374,13 @@ class UpperBlocks:
             with suppress(Stop):
                 self.blocks.run(last, hidden[None], rotary, catch)
             return self.blocks.run(last, answers[None], some, attend)[0]
-        if pack.known is not None and last == self.site + 1:
-            projected = self._projected(lean, hidden, vectors, pack)
-            queries, others = projected.tensor_split([lean.query_rows.stop], dim=-1)
-            queries = _Take.apply(queries, pack.answers)
-        else:
-            queries, others = lean.project(answers, lean.query_rows), lean.project(hidden, lean.other_rows)
-        query = lean.heads_from(queries, self._tables(some, last), 0, 0)
-        pairs = pack.groups.split_heads(lean.heads_from(others, self._tables(rotary, last), 1, 2))
-        groups = zip(pack.answer_groups.split_heads(query), pairs, pack.answer_groups.groups, strict=True)
+        queries = lean.split(answers, lean.queries, self._table(some, last), pack.answer_groups)
+        pairs = lean.split(hidden, lean.keys_and_values, self._table(rotary, last), pack.groups)
         parts = [
-            _from_firsts(lean.call(query, *pair.chunk(2, dim=1)), pack.firsts[group.members])
-            for query, pair, group in groups
+            _from_firsts(lean.call(*query, *pair), pack.firsts[group.members])
+            for query, pair, group in zip(queries, pairs, pack.groups.groups, strict=True)
         ]
-        return lean.finish(answers, pack.answer_groups.join(parts))
+        return lean.finish(answers, parts, pack.answer_groups)
 
 
 def _from_firsts(call: Call, firsts: Tensor) -> Tensor:
