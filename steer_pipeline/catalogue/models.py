@@ -164,6 +164,18 @@ class ModelSpec(Strict):
     adapter: str | None = Field(default=None, description="PEFT adapter directory on top.")
     chat_template: bool = Field(default=True, description="False: raw prompts, as Janus had them.")
     batch_tokens: int = Field(default=16384, ge=1, description="Token budget of one generation batch.")
+    compile: bool = Field(
+        default=False,
+        description="Decode through torch.compile over a static cache: pays on CUDA in long runs. Torch only.",
+    )
+
+    @model_validator(mode="after")
+    def _compiles_torch(self) -> "ModelSpec":
+        if self.compile and self.backend != "torch":
+            raise ValueError(
+                "model.compile is of the torch back end; leave it out, or set model.backend: torch"
+            )
+        return self
 
 
 class NewsSource(Strict):

@@ -167,6 +167,7 @@ def decoding_hash(sampling: SamplingSpec, model: LoadedModel) -> str:
         "dtype": model.dtype,
         "backend": model.backend,
         "eos": sorted(model.eos_ids),
+        **({"compiled": True} if model.spec.compile else {}),  # it rounds in another way
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 

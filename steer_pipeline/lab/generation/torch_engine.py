@@ -15,8 +15,9 @@ its own key.
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 from steer_pipeline.catalogue.models import SamplingSpec
 from steer_pipeline.lab.generation.engine import Job, OutOfMemory, Said, broken_logits, is_out_of_memory
 from steer_pipeline.lab.generation.sampler import History, pick, stream_key, uniforms
-from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, blocks_of, cap, causal
+from steer_pipeline.lab.models.blocks import COMPILER, Blocks, Call, Stop, blocks_of, cap, causal
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.models.plans import block_deltas
 from steer_pipeline.lab.models.steering import SteeringPlan
@@ -190,6 +191,8 @@ class _Decoder:
         self.streams = [plan.stream or plan.variant for plan in plans]
         config = blocks.config
         self.grouped = config.num_attention_heads > config.num_key_value_heads
+        self.static = model.spec.compile
+        self.step_blocks = blocks.compiled if self.static else blocks
         self._end = torch.tensor(sorted(model.eos_ids), device=self.device)
 
     def _tensor(self, table: np.ndarray) -> Tensor:
@@ -303,7 +306,7 @@ class _Cohort:
         device = decoder.device
         shape = (len(lanes), k, max(limit - 1, 1), d)
         self.own = [
-            (prefix.key.new_empty(shape), prefix.key.new_empty(shape)) for prefix in prefixes
+            (prefix.key.new_zeros(shape), prefix.key.new_zeros(shape)) for prefix in prefixes
         ]  # keys and values of generated tokens
         self.plan = torch.tensor([lane.plan for lane in lanes], device=device)
         self.start = torch.tensor([len(lane.prompt) for lane in lanes], device=device)
@@ -324,33 +327,27 @@ class _Cohort:
         return stored + len(self.lanes) * self.tokens.shape[1]
 
     def attend(self, call: Call) -> Tensor:
-        """Attention of one new token a sequence to its prompt's stream and to itself so far; [n, 1, h, d]."""
+        """Attention of one new token a sequence to its prompt's stream and to itself so far; [n, 1, h, d].
+
+        With a static cache (`model.compile`) shapes stay the same from token to token, and what is still empty is
+        masked.
+        """
         prefix, (own_key, own_value) = self.prefixes[call.block], self.own[call.block]
-        n, h, _, d = call.query.shape
-        k = prefix.key.shape[1]
-        g = h // k
         own_key[:, :, self.step] = call.key[:, :, 0]
         own_value[:, :, self.step] = call.value[:, :, 0]
         first = 0 if call.window is None else max(0, self.step + 1 - call.window)
-        keys, values = own_key[:, :, first : self.step + 1], own_value[:, :, first : self.step + 1]
-
-        query = (call.query * call.scale).view(n, k, g, d)
-        to_own = query @ keys.transpose(2, 3)  # [n, k, g, own]
-        if not prefix.direct:
-            query = _seated(query, prefix)  # [s, k, m * g, d]
-            to_own = _seated(to_own, prefix)
-        to_prompt = query @ prefix.key.transpose(2, 3)  # [s, k, m * g, T]
-        hidden = prefix.masked(call.window, self.step)
-        scores = cap(torch.cat([to_prompt, to_own], dim=-1).float(), call.softcap)
-        t = to_prompt.shape[-1]
-        if hidden is not None:
-            scores[..., :t].masked_fill_(hidden, float("-inf"))
-        weights = scores.softmax(-1).to(values.dtype)
-        of_prompt = weights[..., :t] @ prefix.value  # [s, k, m * g, d]
-        of_own = weights[..., t:]
-        if not prefix.direct:
-            of_prompt, of_own = _unseated(of_prompt, prefix), _unseated(of_own, prefix)
-        return (of_prompt + of_own @ values).reshape(n, 1, h, d)
+        at, attention, unseen = slice(first, self.step + 1), _attention_to_both, None
+        if self.decoder.static:
+            place = torch.arange(own_key.shape[2], device=own_key.device)
+            at, attention, unseen = slice(None), _compiled(COMPILER), (place < first) | (place > self.step)
+        seats = None if prefix.direct else (prefix.members, prefix.seat, prefix.m)
+        return attention(
+            call.query * call.scale,
+            (prefix.key, prefix.value, prefix.masked(call.window, self.step)),
+            (own_key[:, :, at], own_value[:, :, at], unseen),
+            seats,
+            call.softcap,
+        )
 
     def accept(self, tokens: Tensor, ended: np.ndarray) -> list[Said]:
         """Takes one more token a sequence; returns the sequences that ended with it."""
@@ -388,18 +385,55 @@ class _Cohort:
             self.history.keep(rows)
 
 
-def _seated(x: Tensor, prefix: _Prefix) -> Tensor:
+_Stored = tuple[Tensor, Tensor, Tensor | None]  # keys, values, and True where they may not be seen
+_Seats = tuple[Tensor, Tensor, int]  # `members`, `seat` and `m` of a prefix
+
+
+def _attention_to_both(
+    query: Tensor, prompt: _Stored, own: _Stored, seats: _Seats | None, softcap: float | None
+) -> Tensor:
+    """[n, 1, h, d] from scaled queries [n, h, 1, d], prompts [s, k, T, d] and generated tokens [n, k, own, d]."""
+    n, h, _, d = query.shape
+    (prompt_key, prompt_value, prompt_unseen), (key, value, unseen) = prompt, own
+    k, t = prompt_key.shape[1:3]
+    query = query.view(n, k, h // k, d)
+    to_own = query @ key.transpose(2, 3)  # [n, k, g, own]
+    if seats is not None:
+        query = _seated(query, seats)  # [s, k, m * g, d]
+        to_own = _seated(to_own, seats)
+    to_prompt = query @ prompt_key.transpose(2, 3)  # [s, k, m * g, T]
+    scores = cap(torch.cat([to_prompt, to_own], dim=-1).float(), softcap)
+    if prompt_unseen is not None:
+        scores[..., :t].masked_fill_(prompt_unseen, float("-inf"))
+    if unseen is not None:
+        scores[..., t:].masked_fill_(unseen, float("-inf"))
+    weights = scores.softmax(-1).to(value.dtype)
+    of_prompt = weights[..., :t] @ prompt_value  # [s, k, m * g, d]
+    of_own = weights[..., t:]
+    if seats is not None:
+        of_prompt, of_own = _unseated(of_prompt, seats), _unseated(of_own, seats)
+    return (of_prompt + of_own @ value).reshape(n, 1, h, d)
+
+
+@lru_cache
+def _compiled(backend: str) -> Callable[..., Tensor]:
+    return torch.compile(_attention_to_both, dynamic=True, backend=backend)
+
+
+def _seated(x: Tensor, seats: _Seats) -> Tensor:
     """[n, k, g, x] in sequence order -> [s, k, m * g, x]."""
+    members, _, m = seats
     k, g, width = x.shape[1:]
-    x = x[prefix.members].view(-1, prefix.m, k, g, width).transpose(1, 2)
-    return x.reshape(-1, k, prefix.m * g, width)
+    x = x[members].view(-1, m, k, g, width).transpose(1, 2)
+    return x.reshape(-1, k, m * g, width)
 
 
-def _unseated(x: Tensor, prefix: _Prefix) -> Tensor:
+def _unseated(x: Tensor, seats: _Seats) -> Tensor:
     """[s, k, m * g, x] -> [n, k, g, x]."""
+    _, seat, m = seats
     s, k, mg, width = x.shape
-    x = x.view(s, k, prefix.m, mg // prefix.m, width).transpose(1, 2)
-    return x.reshape(s * prefix.m, k, mg // prefix.m, width)[prefix.seat]
+    x = x.view(s, k, m, mg // m, width).transpose(1, 2)
+    return x.reshape(s * m, k, mg // m, width)[seat]
 
 
 class _Batch:
@@ -454,10 +488,11 @@ class _Batch:
 
         hidden = blocks.embed(tokens[:, None])  # [n + padding, 1, hidden]
         rotary = blocks.rotary(hidden, positions[:, None])
-        for block in range(decoder.n_blocks):
-            hidden = blocks.run(block, hidden, rotary, attend)
-            if block in decoder.deltas:
-                hidden[:n] += decoder.deltas[block][plans][:, None]
+        with decoder.step_blocks.ready():
+            for block in range(decoder.n_blocks):
+                hidden = decoder.step_blocks.run(block, hidden, rotary, attend)
+                if block in decoder.deltas:
+                    hidden[:n] += decoder.deltas[block][plans][:, None]
         last = hidden[:, 0]
         logits = blocks.logits(last, _padded(decoder.bias_of(plans, last[:n], on_prompt=False), padding))[:n]
         for cohort in cohorts:

@@ -6,11 +6,12 @@ model's own module (norms, projections, adapters, rotary positions); only the at
 through the interface that transformers offers for it. It knows nothing of prompts, plans or sampling.
 """
 
+import copy
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from inspect import signature
 from threading import Lock
 from typing import Any
@@ -23,6 +24,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from steer_pipeline.lab.models.loading import LoadedModel, ModelLoadError
 
 NAME = "steer_blocks"  # our entry in the attention interface
+_COMPILED = "steer_blocks_compiled"  # the same, where torch.compile ends one graph and begins the next
+COMPILER = "inductor"  # of torch.compile
 _CHUNK = 96  # queries of one call of attention on a CPU
 _ROTARY = Lock()  # rotary modules of some models (dynamic scaling) change themselves with the length
 _CHECK_TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
@@ -82,6 +85,18 @@ class Blocks:
         self.layer_types = list(declared) if declared else ["full_attention"] * len(self.layers)
         self.device = self.embed.weight.device
         self.dtype = self.embed.weight.dtype
+        self._name = NAME
+
+    @cached_property
+    def compiled(self) -> "Blocks":
+        """The same blocks through torch.compile, what comes before attention and what comes after it; one graph each
+        for all batch sizes. For many passes: the first one takes its time.
+        """
+        ALL_ATTENTION_FUNCTIONS.register(_COMPILED, torch.compiler.disable(_attention))
+        other = copy.copy(self)
+        other.layers = [torch.compile(layer, dynamic=True, backend=COMPILER) for layer in self.layers]
+        other._name = _COMPILED
+        return other
 
     @contextmanager
     def ready(self, *, grad: bool = False) -> Iterator[None]:
@@ -91,7 +106,7 @@ class Blocks:
             grad: record what a backward pass needs; without it tensors made here never enter one.
         """
         before = self.config._attn_implementation
-        self.config._attn_implementation = NAME
+        self.config._attn_implementation = self._name
         try:
             with torch.enable_grad() if grad else torch.inference_mode():
                 yield

@@ -9,6 +9,7 @@ from steer_pipeline.lab.generation import engine, torch_engine
 from steer_pipeline.lab.generation.engine import BrokenLogits, generate
 from steer_pipeline.lab.generation.probe import SteeringHasNoEffect, probe_steering
 from steer_pipeline.lab.generation.schema import PromptRow
+from steer_pipeline.lab.models import blocks
 from steer_pipeline.lab.models.blocks import blocks_of
 from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.models.steering import SteeringPlan
@@ -49,6 +50,23 @@ def test_greedy_tokens_equal_plain_generate_with_a_hook(tmp_path, arch, scope):
         for plan in chosen:
             expected = plain_greedy(model, row.ids["*"], plan, GREEDY.max_new_tokens)
             assert results[row.row_id, plan.variant].token_ids == expected, plan.variant
+
+
+@pytest.mark.parametrize("compiler", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arch", ["qwen3", "gemma2"])  # gemma2: windows and soft caps
+def test_compiled_decoding_over_a_static_cache_says_the_same(tmp_path, monkeypatch, arch, compiler):
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(blocks, "COMPILER", compiler)
+    monkeypatch.setattr(torch_engine, "COMPILER", compiler)
+    plain, compiled = loaded(tmp_path, arch), loaded(tmp_path, arch, compile=True)
+    expected = tokens(said(plain, rows_of(plain), plans("generated"), GREEDY))
+    counters.clear()
+    assert tokens(said(compiled, rows_of(compiled), plans("generated"), GREEDY)) == expected
+    again = [rows_of(compiled)[i] for i in (4, 1)]
+    assert tokens(said(compiled, again, plans("generated")[:3], GREEDY)).items() <= expected.items()
+    assert 0 < counters["stats"]["unique_graphs"] <= 10  # for all blocks, batch sizes and steps
+    assert engine.decoding_hash(GREEDY, compiled) != engine.decoding_hash(GREEDY, plain)  # packs never mix
 
 
 @pytest.mark.parametrize("arch", ["qwen3", "llama", "gemma"])

@@ -82,6 +82,11 @@ def test_errors_name_the_cure(tmp_path, change, message):
         load_model(spec, tmp_path)
 
 
+def test_compiled_decoding_is_refused_where_there_is_none():
+    with pytest.raises(ValueError, match="model.compile is of the torch back end"):
+        ModelSpec(path="model", backend="mlx", compile=True)
+
+
 def test_an_unfinished_model_directory_is_refused(tmp_path):
     folder = tiny_model_dir(tmp_path)
     (folder / "model.safetensors").unlink()
