@@ -31,6 +31,7 @@ from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.loading import load_profile
 from steer_pipeline.catalogue.models import Profile
 from steer_pipeline.lab.dialogues.building import make_behaviour_set
+from steer_pipeline.lab.models.cores import torch_threads
 from steer_pipeline.lab.models.hidden import sequence_nll
 from steer_pipeline.lab.models.loading import LoadedModel, load_model
 from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm, resolve_site
@@ -123,16 +124,13 @@ def products_over_trainer(
     model: LoadedModel, site: int, train: Dialogues, validation: Dialogues, profile: Profile, rate: float
 ) -> float:
     """Multiply-adds of an epoch of a Trainer over those of ours, validation and lower blocks left out."""
-    spec, threads = profile.training, torch.get_num_threads()
-    torch.set_num_threads(1)  # everything on this thread, where it is counted
-    try:
+    spec = profile.training
+    with torch_threads(1):  # everything on this thread, where it is counted
         trainer, results = Trainer(model, site, train, validation, spec), []
         once = multiply_adds(trainer.vanilla)
         run = multiply_adds(lambda: results.extend(trainer.run([Lane(rate, spec.seeds[0])])))
         evaluations = sum(point["validation_nll"] is not None for point in results[0].curve[1:])
         theirs = multiply_adds(lambda: trainer_run(model, site, train, profile, rate))
-    finally:
-        torch.set_num_threads(threads)
     return theirs / (run - evaluations * once)
 
 

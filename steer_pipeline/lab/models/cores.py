@@ -33,9 +33,16 @@ def one_core_each(device: torch.device, pieces: int) -> Iterator[Cores]:
     if not 1 < cores <= pieces:
         yield Cores()
         return
+    with torch_threads(1), ThreadPoolExecutor(cores) as pool:  # new threads take the number over
+        yield Cores(pool)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch has this many threads within it, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
-        torch.set_num_threads(1)  # new threads take the number over
-        with ThreadPoolExecutor(cores) as pool:
-            yield Cores(pool)
+        yield
     finally:
-        torch.set_num_threads(cores)
+        torch.set_num_threads(before)

@@ -99,6 +99,20 @@ def collect_means(
     return out if len(different) == len(requests) else out[same]
 
 
+def each_states(
+    model: LoadedModel, sequences: Sequence[list[int]], block: int, take: Callable[[int, Tensor], None]
+) -> None:
+    """Calls `take(i, states)` with each sequence's output [t, hidden] of a block, on several threads at a time."""
+    runner = _runner(model, None)
+
+    def work(rows: np.ndarray, ids: Tensor) -> None:
+        hidden = runner.run(ids, np.zeros(len(rows)), stop_after=block)
+        for states, row in zip(hidden, rows.tolist(), strict=True):
+            take(row, states[: len(sequences[row])])
+
+    runner.each(sequences, work)
+
+
 def residual_norms(model: LoadedModel, sequences: list[list[int]]) -> np.ndarray:
     """fp32 [n_blocks]: mean Euclidean norm of block outputs over all positions but each sequence's first.
 

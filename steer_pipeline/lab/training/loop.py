@@ -162,8 +162,8 @@ class Trainer:
         self.blocks = blocks_of(model)
         self.seconds, self._clock = {"lower": 0.0, "train": 0.0, "validation": 0.0}, clock
         half, began = spec.cache_gb / 2, clock()
-        self._train_states = SiteStates(self.blocks, site, train.ids, cache_gb=half)
-        self._validation_states = SiteStates(self.blocks, site, validation.ids, cache_gb=half)
+        self._train_states = SiteStates(model, site, train.ids, cache_gb=half)
+        self._validation_states = SiteStates(model, site, validation.ids, cache_gb=half)
         self.residual_norm = self._train_states.mean_norm
         self._upper = UpperBlocks(self.blocks, site, checkpointing=spec.gradient_checkpointing)
         weight = self._upper.cached_projection()

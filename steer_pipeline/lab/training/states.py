@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from steer_pipeline.lab.models.blocks import Blocks, causal
-from steer_pipeline.lab.models.cores import one_core_each
-from steer_pipeline.lab.models.lean import lean_blocks, turns
-
-_BATCH_TOKENS = {"cpu": 1024, "mps": 16384, "cuda": 65536}
+from steer_pipeline.lab.models.blocks import blocks_of
+from steer_pipeline.lab.models.hidden import each_states
+from steer_pipeline.lab.models.loading import LoadedModel
 
 
 class SiteStates:
@@ -26,12 +25,12 @@ class SiteStates:
     `hidden.residual_norms` does).
     """
 
-    def __init__(self, blocks: Blocks, site: int, ids: Sequence[list[int]], *, cache_gb: float) -> None:
+    def __init__(self, model: LoadedModel, site: int, ids: Sequence[list[int]], *, cache_gb: float) -> None:
         self.lengths = [len(one) for one in ids]
         self.offsets = [0]
         for length in self.lengths:
             self.offsets.append(self.offsets[-1] + length)
-        self._blocks = blocks
+        self._blocks = blocks = blocks_of(model)
         shape = (self.offsets[-1], blocks.config.hidden_size)
         size = shape[0] * shape[1] * blocks.dtype.itemsize
         self._budget = cache_gb * 1e9 - size
@@ -40,7 +39,7 @@ class SiteStates:
         self._packed = self._file(shape, size) if self.mapped else torch.empty(shape, dtype=blocks.dtype)
         if not self.mapped:
             self._packed = self._packed.to(blocks.device)
-        self.mean_norm = self._fill(site, ids)
+        self.mean_norm = self._fill(model, site, ids)
 
     def _file(self, shape: tuple[int, int], size: int) -> Tensor:
         with tempfile.NamedTemporaryFile(prefix="site_states-", delete=False) as file:
@@ -52,39 +51,15 @@ class SiteStates:
                 Path(file.name).unlink()
         return flat.view(shape)
 
-    def _fill(self, site: int, ids: Sequence[list[int]]) -> float:
-        blocks = self._blocks
-        order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
-        room = _BATCH_TOKENS[blocks.device.type]
-        batches = []
-        while order:
-            rows = order[-max(1, room // len(ids[order[-1]])) :]
-            del order[-len(rows) :]
-            batches.append(rows)
-        lean = lean_blocks(blocks, range(site + 1))
+    def _fill(self, model: LoadedModel, site: int, ids: Sequence[list[int]]) -> float:
+        norms = np.zeros(len(ids))
 
-        def run(rows: list[int]) -> float:
-            padded = torch.zeros(len(rows), len(ids[rows[-1]]), dtype=torch.int64)
-            for i, row in enumerate(rows):
-                padded[i, : len(ids[row])] = torch.tensor(ids[row])
-            padded, total = padded.to(blocks.device), 0.0
-            with blocks.ready():
-                hidden = blocks.embed(padded)
-                rotary = blocks.rotary(hidden, torch.arange(padded.shape[1], device=blocks.device)[None])
-                for block in range(site + 1):
-                    if block in lean:
-                        hidden = lean[block].run(hidden, turns(rotary[blocks.layer_types[block]]), causal)
-                    else:
-                        hidden = blocks.run(block, hidden, rotary, causal)
-                for i, row in enumerate(rows):
-                    states = hidden[i, : len(ids[row])]
-                    self._packed[self.offsets[row] : self.offsets[row + 1]] = states
-                    total += float(states[1:].float().norm(dim=-1).double().sum())
-            return total
+        def take(row: int, states: Tensor) -> None:
+            self._packed[self.offsets[row] : self.offsets[row + 1]] = states
+            norms[row] = float(states[1:].float().norm(dim=-1).double().sum())
 
-        with blocks.ready(), one_core_each(blocks.device, len(batches)) as cores:
-            total = sum(cores.map(run, batches))
-        return total / max(sum(self.lengths) - len(ids), 1)
+        each_states(model, ids, site, take)
+        return float(norms.sum()) / max(sum(self.lengths) - len(ids), 1)
 
     def rows(self, row: int) -> Tensor:
         states = self._packed[self.offsets[row] : self.offsets[row + 1]]

@@ -3,7 +3,7 @@
 In: states at the site, packed without padding, and one vector a lane, added at every position of its
 sequences, prompt included, as a plan with scope "all" does. Out: the NLL of each sequence. Weights are frozen,
 so the backward pass goes through activations alone; the last block and the head run only where a response
-token is predicted. Blocks are the model's own modules, through `lab/models/blocks.py`.
+token is predicted. Blocks run as `lab/models/lean.py` spells them where it can, else as the model's own modules.
 """
 
 import heapq

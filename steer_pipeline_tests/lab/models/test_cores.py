@@ -5,17 +5,15 @@ import threading
 import pytest
 import torch
 
-from steer_pipeline.lab.models.cores import one_core_each
+from steer_pipeline.lab.models.cores import one_core_each, torch_threads
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def three_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(3):
+        yield
 
 
 def test_pieces_run_side_by_side_and_come_back_in_order(three_threads):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from steer_pipeline.lab.models import hidden
+from steer_pipeline.lab.models.cores import torch_threads
 from steer_pipeline.lab.models.hidden import (
     HiddenRequest,
     collect_means,
@@ -114,17 +115,13 @@ def test_many_batches_on_several_cores_give_what_one_core_gives(tmp_path, monkey
             mean_kl(model, ids, starts, plan),
         )
 
-    before = torch.get_num_threads()
     own = model.module.config._attn_implementation
-    try:
-        torch.set_num_threads(1)
+    with torch_threads(1):
         one_core = everything()
-        monkeypatch.setattr(hidden, "_BATCH_TOKENS", {"cpu": 100})
-        torch.set_num_threads(3)
+    monkeypatch.setattr(hidden, "_BATCH_TOKENS", {"cpu": 100})
+    with torch_threads(3):
         several = everything()
         assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
     for a, b in zip(one_core, several, strict=True):
         assert np.allclose(a, b, rtol=1e-4, atol=1e-5)
     assert model.module.config._attn_implementation == own

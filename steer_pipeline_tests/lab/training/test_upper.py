@@ -29,7 +29,7 @@ def vectors(lanes, hidden=64, length=2.0):
 def passes(model, site, data, added, *, room=None, checkpointing=False, cache_gb=1.0):
     """NLL [lanes, rows] and the gradient [lanes, hidden] of its sum."""
     blocks = blocks_of(model)
-    states = SiteStates(blocks, site, data.ids, cache_gb=cache_gb)
+    states = SiteStates(model, site, data.ids, cache_gb=cache_gb)
     upper = UpperBlocks(blocks, site, checkpointing=checkpointing)
     upper.room = room or upper.room
     added = added.clone().requires_grad_()
@@ -116,7 +116,7 @@ def test_each_lane_has_rows_of_its_own(tmp_path):
     model, data, added = loaded(tmp_path), dialogues(), vectors(2)
     blocks = blocks_of(model)
     everything, _ = passes(model, 1, data, added)
-    states, upper = SiteStates(blocks, 1, data.ids, cache_gb=1), UpperBlocks(blocks, 1)
+    states, upper = SiteStates(model, 1, data.ids, cache_gb=1), UpperBlocks(blocks, 1)
     items = [(0, 3), (1, 0), (1, 5), (0, 1), (1, 3)]
     with upper.ready(), torch.no_grad():
         for some in upper.passes(data, items):
@@ -140,7 +140,7 @@ def test_lean_blocks_and_cached_projections_change_no_number(tmp_path, arch, sit
     assert set(upper.lean) == (set(range(site + 1, 4)) if arch in ("qwen3", "llama") else set())
     found = {}
     for way in ("own modules", "lean", "lean, cached"):
-        states = SiteStates(blocks, site, data.ids, cache_gb=1)
+        states = SiteStates(model, site, data.ids, cache_gb=1)
         upper = UpperBlocks(blocks, site)
         if way == "own modules":
             upper.lean, upper.head = {}, None
@@ -196,7 +196,7 @@ def test_cached_states_measure_the_residual_norm_and_leave_no_file(tmp_path, mon
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     model, data = loaded(tmp_path), dialogues()
     for cache_gb, mapped in ((1.0, False), (1e-9, True)):
-        states = SiteStates(blocks_of(model), 2, data.ids, cache_gb=cache_gb)
+        states = SiteStates(model, 2, data.ids, cache_gb=cache_gb)
         assert states.mapped is mapped
         assert states.mean_norm == pytest.approx(residual_norms(model, data.ids)[2], rel=1e-4)
         assert [len(states.rows(row)) for row in range(len(data))] == [len(ids) for ids in data.ids]
