@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--pairs-again", type=int, default=96, help="pairs of every round but the first")
     parser.add_argument("--pairs-search", type=int, default=16, help="pairs on which batch sizes are tried")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16, 32])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory-of", choices=["ours", *THEIRS], help=argparse.SUPPRESS)
     parser.add_argument("--texts", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
