@@ -303,10 +303,10 @@ class _Runner:
             longest = len(sequences[order[-1]])
             rows = order[-max(1, self.room // longest) :]
             del order[-len(rows) :]
-            padded = torch.zeros(len(rows), longest, dtype=torch.int64)
+            padded = np.zeros((len(rows), longest), dtype=np.int64)
             for i, row in enumerate(rows):
-                padded[i, : len(sequences[row])] = torch.tensor(sequences[row])
-            yield np.array(rows), padded.to(self.device)
+                padded[i, : len(sequences[row])] = sequences[row]
+            yield np.array(rows), torch.from_numpy(padded).to(self.device)
 
     def run(
         self,

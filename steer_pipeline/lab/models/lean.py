@@ -369,11 +369,12 @@ class LeanBlock:
         """The block's output [n, t, hidden], without a gradient, as `Blocks.run` gives it.
 
         Args:
-            heads: what `heads_of(hidden)` gives, where it is known.
+            heads: what `heads_of(hidden)` gives, where it is known; they are used up.
         """
         heads = self.heads_of(hidden) if heads is None else heads
         normed, value = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=-2)
-        query, key = self._turned(normed, table).split([self.heads, self.kv_heads], dim=-2)
+        _pairs(normed).mul_(table)
+        query, key = normed.split([self.heads, self.kv_heads], dim=-2)
         return self._end(hidden, attend(self.call(*(x.transpose(1, 2) for x in (query, key, value)))))
 
     def run_some(
@@ -386,8 +387,9 @@ class LeanBlock:
     ) -> Tensor:
         """As `run`, with queries and output of `some` [n, s, hidden] positions alone; `own` is their table."""
         key, value = self._heads(hidden, self.keys_and_values).split(self.kv_heads, dim=-2)
-        query = self._turned(self._heads(some, self.queries), own)
-        key = self._turned(key, table)
+        query = self._heads(some, self.queries)
+        _pairs(query).mul_(own)
+        _pairs(key).mul_(table)
         return self._end(some, attend(self.call(*(x.transpose(1, 2) for x in (query, key, value)))))
 
     def _heads(self, hidden: Tensor, kinds: Kinds) -> Tensor:
@@ -398,10 +400,6 @@ class LeanBlock:
             part = x[..., : kinds.turned, :]
             part.mul_(_inverse_norm(part, kinds.eps)).mul_(kinds.gain)
         return x
-
-    @staticmethod
-    def _turned(heads: Tensor, table: Tensor) -> Tensor:
-        return torch.view_as_real(_pairs(heads) * table).flatten(-2)
 
     def _end(self, hidden: Tensor, attended: Tensor) -> Tensor:
         out = torch.addmm(hidden.flatten(0, 1), attended.flatten(2).flatten(0, 1), self.output.T)
