@@ -423,15 +423,18 @@ def lean_blocks(blocks: Blocks, which: Sequence[int]) -> dict[int, LeanBlock]:
     for index in which:
         try:
             block = _built(blocks, index)
-        except (AttributeError, RuntimeError):
+            if block is None:
+                continue
+            size += 4 * (block.qkv.numel() + block.inner.numel())
+            if size > _MOST_BYTES:
+                return {}
+            if _agrees(blocks, block):
+                found[index] = block
+        except (
+            AttributeError,
+            RuntimeError,
+        ):  # other parts, or other shapes (rotary positions of half a head)
             continue
-        if block is None:
-            continue
-        size += 4 * (block.qkv.numel() + block.inner.numel())
-        if size > _MOST_BYTES:
-            return {}
-        if _agrees(blocks, block):
-            found[index] = block
     return found
 
 

@@ -1,10 +1,12 @@
 """Claims about reading a model: vectors are collected where they are injected, sums are transformers' own."""
 
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 
 from steer_pipeline.lab.models import hidden
 from steer_pipeline.lab.models.cores import torch_threads
@@ -221,6 +223,20 @@ def test_lean_blocks_read_what_the_models_own_modules_read(tmp_path, monkeypatch
     monkeypatch.setattr(hidden, "lean_blocks", lambda *_: {})
     for a, b in zip(lean, everything(), strict=True):
         assert np.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_turns_a_part_of_each_head_is_read_by_its_own_modules():
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "partial_rotary_factor": 0.5}
+    depth = {
+        "num_hidden_layers": 2,
+        "first_k_dense_replace": 2,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    module = Glm4MoeForCausalLM(Glm4MoeConfig(**sizes, **heads, **depth, pad_token_id=0)).eval()
+    found = hidden.blocks_of(SimpleNamespace(module=module, name="glm"))
+    assert hidden.lean_blocks(found, range(2)) == {}
 
 
 def test_nan_in_the_weights_is_read_as_nan_and_not_hidden(tmp_path):
