@@ -59,12 +59,23 @@ def test_compiled_decoding_over_a_static_cache_says_the_same(tmp_path, monkeypat
 
     monkeypatch.setattr(blocks, "COMPILER", compiler)
     monkeypatch.setattr(torch_engine, "COMPILER", compiler)
+    widths, original = set(), torch_engine._compiled
+
+    def recorded(backend):
+        def attention(query, prompt, own, *rest):
+            widths.add(own[0].shape[2])
+            return original(backend)(query, prompt, own, *rest)
+
+        return attention
+
+    monkeypatch.setattr(torch_engine, "_compiled", recorded)
     plain, compiled = loaded(tmp_path, arch), loaded(tmp_path, arch, compile=True)
     expected = tokens(said(plain, rows_of(plain), plans("generated"), GREEDY))
     counters.clear()
     assert tokens(said(compiled, rows_of(compiled), plans("generated"), GREEDY)) == expected
     again = [rows_of(compiled)[i] for i in (4, 1)]
     assert tokens(said(compiled, again, plans("generated")[:3], GREEDY)).items() <= expected.items()
+    assert widths == {GREEDY.max_new_tokens - 1}  # the cache is static: as wide at every step
     assert 0 < counters["stats"]["unique_graphs"] <= 10  # for all blocks, batch sizes and steps
     assert engine.decoding_hash(GREEDY, compiled) != engine.decoding_hash(GREEDY, plain)  # packs never mix
 

@@ -12,6 +12,7 @@ from steer_pipeline.lab.models.blocks import blocks_of
 from steer_pipeline.lab.models.hidden import residual_norms, sequence_nll
 from steer_pipeline.lab.models.lean import lean_head
 from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm
+from steer_pipeline.lab.training.data import Dialogues
 from steer_pipeline.lab.training.norms import lean_norms
 from steer_pipeline.lab.training.states import SiteStates
 from steer_pipeline.lab.training.upper import UpperBlocks
@@ -243,3 +244,12 @@ def test_passes_hold_every_pair_once_and_cost_the_same(tmp_path, rows):
     ]
     loads = [sum(costs[row] for _, row in some) for some in passes]
     assert max(loads) - min(loads) <= max(costs)
+
+
+def test_rows_of_many_responses_are_dealt_out_evenly(tmp_path):
+    ids = [list(range(5, 45))] * 8  # all equally long; every other one is nearly all response
+    data = Dialogues([str(i) for i in range(8)], ids, [1, 38] * 4, np.arange(8))
+    upper = UpperBlocks(blocks_of(loaded(tmp_path)), 1)
+    upper.room = 160
+    first, second = upper.passes(data, [(0, row) for row in range(8)])
+    assert sorted(data.starts[row] for _, row in first) == sorted(data.starts[row] for _, row in second)
