@@ -166,7 +166,7 @@ class ModelSpec(Strict):
     batch_tokens: int = Field(default=16384, ge=1, description="Token budget of one generation batch.")
     compile: bool = Field(
         default=False,
-        description="Decode through torch.compile over a static cache: pays on CUDA in long runs. Torch only.",
+        description="Decode through torch.compile over a static cache. Meant for long runs on CUDA, unmeasured.",
     )
 
     @model_validator(mode="after")

@@ -307,7 +307,7 @@ class _Cohort:
         shape = (len(lanes), k, max(limit - 1, 1), d)
         self.own = [
             (prefix.key.new_zeros(shape), prefix.key.new_zeros(shape)) for prefix in prefixes
-        ]  # keys and values of generated tokens
+        ]  # keys and values of generated tokens; what is masked still enters products, so it must be finite
         self.plan = torch.tensor([lane.plan for lane in lanes], device=device)
         self.start = torch.tensor([len(lane.prompt) for lane in lanes], device=device)
         seed = decoder.sampling.seed

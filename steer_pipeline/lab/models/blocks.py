@@ -89,8 +89,8 @@ class Blocks:
 
     @cached_property
     def compiled(self) -> "Blocks":
-        """The same blocks through torch.compile, what comes before attention and what comes after it; one graph each
-        for all batch sizes. For many passes: the first one takes its time.
+        """The same blocks through torch.compile, in graphs for what lies before and after attention that all blocks and
+        batch sizes share. For many passes: the first one takes its time.
         """
         ALL_ATTENTION_FUNCTIONS.register(_COMPILED, torch.compiler.disable(_attention))
         other = copy.copy(self)
