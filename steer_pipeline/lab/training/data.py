@@ -8,6 +8,7 @@ a later comparison is measured on the same tokens.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,59 @@ class Dialogues:
     @cached_property
     def n_tokens(self) -> np.ndarray:
         """int64 [n]: supervised tokens of each row."""
-        counts = [len(ids) - max(start, 1) for ids, start in zip(self.ids, self.starts, strict=True)]
-        return np.array(counts, dtype=np.int64)
+        return self.lengths - np.maximum(np.array(self.starts, dtype=np.int64), 1)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """int64 [n]"""
+        return np.array([len(ids) for ids in self.ids], dtype=np.int64)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """int64 [n]: where each row begins in `flat`."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @cached_property
+    def flat(self) -> np.ndarray:
+        """int64: the ids of all rows, one after the other."""
+        return np.concatenate([np.array(ids, dtype=np.int64) for ids in self.ids])
+
+    @cached_property
+    def firsts(self) -> np.ndarray:
+        """int64 [n]: position that predicts the first response token of each row; those before it supervise nothing."""
+        return np.maximum(np.array(self.starts, dtype=np.int64), 1) - 1
+
+    @cached_property
+    def _by_prompt(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [n] each: place of a row in the order of prompts, and, by place, how many leading unsupervised
+        positions that row has in common with the one before.
+        """
+        prompts = [ids[:first] for ids, first in zip(self.ids, self.firsts, strict=True)]
+        order = sorted(range(len(self)), key=prompts.__getitem__)
+        places, common = np.empty(len(self), dtype=np.int64), np.zeros(len(self), dtype=np.int64)
+        places[order] = np.arange(len(self))
+        for place, (before, row) in enumerate(pairwise(order), start=1):
+            common[place] = _alike(prompts[before], prompts[row])
+        return places, common
+
+    def in_prompt_order(self, items: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], np.ndarray]:
+        """(lane, row) pairs, lane by lane, rows that begin alike next to each other, and of each int64 [n] how many
+        leading positions it shares with the pair before: same tokens of the prompt under the same vector.
+        """
+        places, common = self._by_prompt
+        ordered = sorted(items, key=lambda item: (item[0], places[item[1]]))
+        shared = [0] * len(ordered)
+        for i, ((lane, before), (own, row)) in enumerate(pairwise(ordered), start=1):
+            if lane == own:
+                between = common[places[before] + 1 : places[row] + 1]
+                shared[i] = int(between.min() if len(between) else self.firsts[row])  # the same row twice
+        return ordered, np.array(shared, dtype=np.int64)
+
+
+def _alike(first: list[int], second: list[int]) -> int:
+    """Length of what both begin with."""
+    differing = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(differing, min(len(first), len(second)))
 
 
 def encode_split(rows: pl.DataFrame, split: str, model: LoadedModel, profile: Profile) -> Dialogues:

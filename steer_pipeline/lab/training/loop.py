@@ -26,6 +26,7 @@ from steer_pipeline.lab.models.blocks import blocks_of
 from steer_pipeline.lab.models.cores import Cores
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.training.data import Dialogues, TrainingError
+from steer_pipeline.lab.training.packing import Item
 from steer_pipeline.lab.training.states import SiteStates
 from steer_pipeline.lab.training.upper import UpperBlocks
 
@@ -121,10 +122,24 @@ def schedule(kind: str, step: int, total: int, warmup: float) -> float:
     return 1 - rest if kind == "linear" else 0.5 * (1 + math.cos(math.pi * rest))
 
 
-def batches(n_rows: int, batch_rows: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
-    """Row indices of each step of an epoch: a permutation drawn from seed and epoch alone."""
-    order = np.random.default_rng([seed, epoch]).permutation(n_rows)
-    for start in range(0, n_rows, batch_rows):
+def batches(questions: np.ndarray, batch_rows: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    """Row indices of each step of an epoch: a permutation drawn from seed and epoch alone.
+
+    Rows of one question come two by two, where a question has two: the prompt that they share is run once. No more than
+    two, so that a step still sees many questions.
+
+    Args:
+        questions: int64 [n rows]
+    """
+    drawn = np.random.default_rng([seed, epoch]).permutation(len(questions))
+    together: dict[int, list[int]] = {}
+    for place, row in enumerate(drawn):
+        together.setdefault(int(questions[row]), []).append(place)
+    pairs = [places[i : i + 2] for places in together.values() for i in range(0, len(places) - 1, 2)]
+    single = [places[-1] for places in together.values() if len(places) % 2]
+    pairs += [single[i : i + 2] for i in range(0, len(single), 2)]
+    order = drawn[[place for pair in sorted(pairs, key=lambda pair: (-len(pair), pair)) for place in pair]]
+    for start in range(0, len(order), batch_rows):
         yield order[start : start + batch_rows]
 
 
@@ -209,7 +224,7 @@ class Trainer:
             step = 0
             for epoch in range(spec.epochs):
                 orders = {
-                    seed: list(batches(len(self.train), spec.batch_rows, seed, epoch))
+                    seed: list(batches(self.train.questions, spec.batch_rows, seed, epoch))
                     for seed in {one.lane.seed for one in running}
                 }
                 for number in range(steps_an_epoch):
@@ -261,13 +276,11 @@ class Trainer:
         weights = torch.tensor(1.0 / tokens, dtype=torch.float32, device=vectors.device)
         sums = np.zeros(len(active))
 
-        def run(some: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        def run(some: list[Item]) -> tuple[np.ndarray, np.ndarray, Tensor]:
             pack = self._upper.pack(self.train, self._train_states, some, len(active))
-            own = vectors.clone().requires_grad_()
-            nll = self._upper.nll(own, pack)
-            (nll * weights[torch.from_numpy(pack.lanes).to(nll.device)]).sum().backward()
-            assert own.grad is not None
-            return pack.lanes, nll.detach().double().cpu().numpy(), own.grad
+            own = weights[torch.from_numpy(pack.lanes).to(weights.device)]
+            nll, gradient = self._upper.gradient(vectors, pack, own)
+            return pack.lanes, nll.double().cpu().numpy(), gradient
 
         gradients = torch.zeros_like(vectors)
         for lanes, nll, gradient in cores.map(run, self._upper.passes(self.train, items)):
@@ -369,10 +382,9 @@ class Trainer:
         out = np.zeros((lanes, n))
         items = [(lane, row) for lane in range(lanes) for row in range(n)]
 
-        def run(some: list[tuple[int, int]]) -> None:
+        def run(some: list[Item]) -> None:
             pack = self._upper.pack(self.validation, self._validation_states, some, lanes)
-            with torch.no_grad():
-                out[pack.lanes, pack.rows] = self._upper.nll(vectors, pack).double().cpu().numpy()
+            out[pack.lanes, pack.rows] = self._upper.nll(vectors, pack).double().cpu().numpy()
 
         cores.map(run, self._upper.passes(self.validation, items))
         self.seconds["validation"] += self._clock() - began

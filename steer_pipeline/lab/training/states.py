@@ -61,17 +61,14 @@ class SiteStates:
         each_states(model, ids, site, take)
         return float(norms.sum()) / max(sum(self.lengths) - len(ids), 1)
 
-    def rows(self, row: int) -> Tensor:
-        states = self._packed[self.offsets[row] : self.offsets[row + 1]]
-        return states.to(self._blocks.device) if self.mapped else states
+    def take(self, at: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """States [N, hidden] at int64 [N] positions of all sequences, one after the other, and their projection."""
+        where = torch.from_numpy(at).to(self._packed.device)
+        states = self._packed.index_select(0, where).to(self._blocks.device)
+        return states, None if self.projected is None else self.projected.index_select(0, where)
 
     def project(self, weight: Tensor) -> None:
         """Keeps the states' product with `weight` [width, hidden] as `projected`, if the budget allows it."""
         if len(self._packed) * weight.shape[0] * weight.dtype.itemsize <= self._budget:
             with torch.no_grad():
                 self.projected = self._packed @ weight.T
-
-    def projection(self, row: int) -> Tensor:
-        """[t, width] of one sequence."""
-        assert self.projected is not None
-        return self.projected[self.offsets[row] : self.offsets[row + 1]]

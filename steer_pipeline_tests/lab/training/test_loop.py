@@ -55,14 +55,29 @@ def test_evaluation_can_always_end_a_run():
     assert evaluation_steps(2, 1, 5) == [1, 2]
 
 
-def test_the_order_of_rows_is_a_permutation_of_seed_and_epoch():
+@pytest.mark.parametrize("questions", [list(range(11)), [0] * 11, [0, 1, 2, 3, 0, 4, 5, 2, 0, 6, 0]])
+def test_the_order_of_rows_is_a_permutation_of_seed_and_epoch(questions):
     def order(seed, epoch):
-        return np.concatenate(list(batches(11, 4, seed, epoch))).tolist()
+        return np.concatenate(list(batches(np.array(questions), 4, seed, epoch))).tolist()
 
     assert sorted(order(1, 0)) == list(range(11))
     assert order(1, 0) == order(1, 0)
     assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
-    assert [len(rows) for rows in batches(11, 4, 1, 0)] == [4, 4, 3]
+    assert [len(rows) for rows in batches(np.array(questions), 4, 1, 0)] == [4, 4, 3]
+
+
+def test_rows_of_a_question_come_two_by_two_and_the_others_keep_the_drawn_order():
+    questions = np.array(
+        [0, 1, 2, 3, 0, 4, 5, 2, 0, 6, 0, 0]
+    )  # question 0 five times, 2 twice, the others once
+    first = set()
+    for epoch in range(200):
+        steps = [questions[rows].tolist() for rows in batches(questions, 4, 1, epoch)]
+        pairs = [tuple(one[i : i + 2]) for one in steps for i in range(0, len(one), 2)]
+        assert pairs.count((0, 0)) == 2
+        assert pairs.count((2, 2)) == 1
+        first |= set(pairs[0])
+    assert first == set(range(7))  # questions of one row are not left for the end
 
 
 def test_a_learning_rate_in_residual_units_is_the_length_of_a_step(tmp_path):
@@ -87,7 +102,7 @@ def test_steps_are_those_of_torch_adamw_on_the_mean_nll_of_response_tokens(tmp_p
     handle = model.module.model.layers[1].register_forward_hook(lambda _m, _i, out: out + vector)
     step = 0
     for epoch in range(3):
-        for rows in batches(8, 4, 3, epoch):
+        for rows in batches(data.questions, 4, 3, epoch):
             total, count = 0.0, 0
             for row in rows:
                 labels = torch.tensor(data.ids[row])

@@ -16,6 +16,7 @@ from steer_pipeline.lab.training.data import Dialogues
 from steer_pipeline.lab.training.norms import lean_norms
 from steer_pipeline.lab.training.states import SiteStates
 from steer_pipeline.lab.training.upper import UpperBlocks
+from steer_pipeline.lab.training.written import response_nll
 from steer_pipeline_tests.lab.generation.reference import loaded
 from steer_pipeline_tests.lab.training.rows import dialogues
 
@@ -33,16 +34,16 @@ def passes(model, site, data, added, *, room=None, checkpointing=False, cache_gb
     states = SiteStates(model, site, data.ids, cache_gb=cache_gb)
     upper = UpperBlocks(blocks, site, checkpointing=checkpointing)
     upper.room = room or upper.room
-    added = added.clone().requires_grad_()
-    out = np.zeros((len(added), len(data)))
+    out, gradients = np.zeros((len(added), len(data))), torch.zeros_like(added)
     items = [(lane, row) for lane in range(len(added)) for row in range(len(data))]
     with upper.ready():
         for some in upper.passes(data, items):
             pack = upper.pack(data, states, some, len(added))
-            nll = upper.nll(added, pack)
-            nll.sum().backward()
-            out[pack.lanes, pack.rows] = nll.detach().numpy()
-    return out, added.grad
+            nll, gradient = upper.gradient(added, pack, torch.ones(len(pack.rows)))
+            assert torch.allclose(upper.nll(added, pack), nll, rtol=1e-5)
+            out[pack.lanes, pack.rows] = nll.numpy()
+            gradients += gradient
+    return out, gradients
 
 
 def plan(vector, site):
@@ -50,6 +51,11 @@ def plan(vector, site):
     return SteeringPlan(
         "x", (SteeringTerm("x", np.asarray(vector / length, np.float32), Site(site), length),)
     )
+
+
+def hidden_at(model, ids, block):
+    with torch.no_grad():
+        return model.module(torch.tensor([ids]), output_hidden_states=True).hidden_states[block + 1][0]
 
 
 @contextmanager
@@ -119,7 +125,7 @@ def test_each_lane_has_rows_of_its_own(tmp_path):
     everything, _ = passes(model, 1, data, added)
     states, upper = SiteStates(model, 1, data.ids, cache_gb=1), UpperBlocks(blocks, 1)
     items = [(0, 3), (1, 0), (1, 5), (0, 1), (1, 3)]
-    with upper.ready(), torch.no_grad():
+    with upper.ready():
         for some in upper.passes(data, items):
             pack = upper.pack(data, states, some, 2)
             for lane, row, nll in zip(pack.lanes, pack.rows, upper.nll(added, pack), strict=True):
@@ -129,8 +135,8 @@ def test_each_lane_has_rows_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("site", [0, 2])
-def test_lean_blocks_and_cached_projections_change_no_number(tmp_path, arch, site):
+@pytest.mark.parametrize("site", [0, 2, 3])
+def test_written_gradients_and_cached_projections_change_no_number(tmp_path, arch, site):
     model, data, added = loaded(tmp_path, arch), dialogues(), vectors(2)
     with torch.no_grad():
         for name, weight in model.module.named_parameters():
@@ -138,24 +144,29 @@ def test_lean_blocks_and_cached_projections_change_no_number(tmp_path, arch, sit
                 weight.add_(0.2 * torch.sin(torch.arange(len(weight)) * 1.0))
     blocks = blocks_of(model)
     upper, items = UpperBlocks(blocks, site), [(lane, row) for lane in range(2) for row in range(len(data))]
-    assert set(upper.lean) == (set(range(site + 1, 4)) if arch in ("qwen3", "llama") else set())
+    assert (upper.written is not None) == (arch in ("qwen3", "llama"))
     found = {}
-    for way in ("own modules", "lean", "lean, cached"):
+    for way in ("own modules", "written", "written, cached", "written, again"):
         states = SiteStates(model, site, data.ids, cache_gb=1)
-        upper = UpperBlocks(blocks, site)
+        upper = UpperBlocks(blocks, site, checkpointing="again" in way)
         if way == "own modules":
-            upper.lean, upper.head = {}, None
+            upper.written = None
         weight = upper.cached_projection()
-        assert (weight is not None) == (bool(upper.lean) and site < 2)  # the last block wants few queries
-        if way == "lean, cached" and weight is not None:
+        assert (weight is not None) == (
+            upper.written is not None and site < 2
+        )  # the last block wants few queries
+        if way != "written" and weight is not None:
             states.project(weight)
             assert states.projected is not None
-        parameter = added.clone().requires_grad_()
+        nlls, gradient = [], torch.zeros_like(added)
         with upper.ready():
-            packs = [upper.pack(data, states, some, 2) for some in upper.passes(data, items)]
-            sums = [upper.nll(parameter, pack) for pack in packs]
-            torch.cat(sums).sum().backward()
-        found[way] = torch.cat(sums).detach(), parameter.grad
+            for some in upper.passes(data, items):
+                pack = upper.pack(data, states, some, 2)
+                weights = 0.5 + torch.from_numpy(pack.rows % 3)  # each sequence has its own
+                nll, one = upper.gradient(added, pack, weights)
+                nlls.append(nll)
+                gradient += one
+        found[way] = torch.cat(nlls), gradient
     for nll, gradient in found.values():
         assert torch.allclose(nll, found["own modules"][0], rtol=1e-4)
         scale = float(gradient.abs().max())
@@ -163,11 +174,11 @@ def test_lean_blocks_and_cached_projections_change_no_number(tmp_path, arch, sit
 
 
 def test_another_type_or_an_adapter_keeps_the_models_own_modules(tmp_path):
-    assert not UpperBlocks(blocks_of(loaded(tmp_path, dtype="bfloat16")), 1).lean
+    assert UpperBlocks(blocks_of(loaded(tmp_path, dtype="bfloat16")), 1).written is None
     model = loaded(tmp_path / "other")
-    layer = model.module.model.layers[2]
-    layer.mlp.act_fn = torch.nn.GELU()  # the lean spelling knows one activation
-    assert set(UpperBlocks(blocks_of(model), 1).lean) == {3}
+    model.module.model.layers[2].mlp.act_fn = torch.nn.GELU()  # the lean spelling knows one activation
+    assert UpperBlocks(blocks_of(model), 1).written is None
+    assert UpperBlocks(blocks_of(model), 2).written is not None
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -200,7 +211,11 @@ def test_cached_states_measure_the_residual_norm_and_leave_no_file(tmp_path, mon
         states = SiteStates(model, 2, data.ids, cache_gb=cache_gb)
         assert states.mapped is mapped
         assert states.mean_norm == pytest.approx(residual_norms(model, data.ids)[2], rel=1e-4)
-        assert [len(states.rows(row)) for row in range(len(data))] == [len(ids) for ids in data.ids]
+        whole, projected = states.take(np.arange(sum(data.lengths)))
+        assert projected is None
+        for row, ids in enumerate(data.ids):
+            own = whole[data.offsets[row] : data.offsets[row] + len(ids)]
+            assert torch.allclose(own, hidden_at(model, ids, 2), rtol=1e-4, atol=1e-4)
         assert not list(tmp_path.glob("site_states-*"))
 
 
@@ -215,14 +230,12 @@ def test_the_lean_head_is_the_models_own_and_keeps_unlikely_targets(tmp_path):
         hidden = torch.randn(9, blocks.config.hidden_size, generator=generator).requires_grad_()
         targets = torch.randint(blocks.config.vocab_size, (9,), generator=generator)
         lean = replace(head, weight=head.weight * spread)
-        nll = lean.nll(hidden, targets, 4)
+        weights = torch.arange(1.0, 10)
+        nll, own = response_nll(lean, hidden.detach(), targets, weights, cells=4 * blocks.config.vocab_size)
         normed = hidden / (hidden.pow(2).mean(-1, keepdim=True) + lean.eps).sqrt()
         expected = torch.nn.functional.cross_entropy(normed @ lean.weight.T, targets, reduction="none")
         assert torch.allclose(nll, expected, rtol=1e-4, atol=1e-5)
-        weights = torch.arange(1.0, 10)
-        own, plain = (
-            torch.autograd.grad((x * weights).sum(), hidden, retain_graph=True)[0] for x in (nll, expected)
-        )
+        (plain,) = torch.autograd.grad((expected * weights).sum(), hidden)
         assert torch.allclose(own, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
     assert float(expected.detach().max()) > 87
 
@@ -247,7 +260,9 @@ def test_passes_hold_every_pair_once_and_cost_the_same(tmp_path, rows):
 
 
 def test_rows_of_many_responses_are_dealt_out_evenly(tmp_path):
-    ids = [list(range(5, 45))] * 8  # all equally long; every other one is nearly all response
+    ids = [
+        list(range(5 + row, 45 + row)) for row in range(8)
+    ]  # all equally long; every other one is nearly all response
     data = Dialogues([str(i) for i in range(8)], ids, [1, 38] * 4, np.arange(8))
     upper = UpperBlocks(blocks_of(loaded(tmp_path)), 1)
     upper.room = 160
