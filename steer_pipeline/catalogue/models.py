@@ -328,7 +328,9 @@ class TrainingSpec(Strict):
     warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of the steps.")
     weight_decay: float = Field(default=0.0, ge=0)
     epochs: int = Field(default=5, ge=1)
-    batch_rows: int = Field(default=8, ge=1, description="Rows an optimizer step.")
+    batch_rows: int = Field(
+        default=8, ge=1, description="Rows an optimizer step; rows of one question come two by two."
+    )
     patience: int = Field(
         default=2, ge=0, description="Evaluations without progress before a stop; 0: never."
     )

@@ -180,26 +180,26 @@ def masked(call: Call, mask: Tensor | None) -> Tensor:
 
 
 def _causal_in_chunks(call: Call) -> Tensor:
-    """A chunk of queries with the keys that any of them sees: the CPU kernel of `scaled_dot_product_attention`
-    works through up to 512 keys before it looks whether they are hidden.
+    return torch.cat([masked(part, mask) for part, mask, _ in chunks(call)], dim=1)
+
+
+def chunks(call: Call) -> Iterator[tuple[Call, Tensor | None, slice]]:
+    """Causal attention on a CPU, a chunk of queries at a time: with its mask (none: causal) and the keys that any of
+    them sees. The kernel of `scaled_dot_product_attention` works through up to 512 keys before it looks whether they
+    are hidden.
     """
     t = call.query.shape[2]
     room = 1 << (t - 1).bit_length()  # few different ones: bands are kept
     window = room if call.window is None else min(call.window, room)
-    parts = []
     for begin in range(0, t, _CHUNK):
         end, first = min(t, begin + _CHUNK), max(0, begin - window + 1)
-        query, key, value = (
-            call.query[:, :, begin:end],
-            call.key[:, :, first:end],
-            call.value[:, :, first:end],
-        )
+        query = call.query[:, :, begin:end]
+        key, value = (x[:, :, first:end] for x in (call.key, call.value))
         mask = None
         if first < begin or window < end - begin:
             shift = room - begin + first
             mask = _band(room, window, query.dtype)[: end - begin, shift : shift + end - first]
-        parts.append(masked(replace(call, query=query, key=key, value=value), mask))
-    return torch.cat(parts, dim=1)
+        yield replace(call, query=query, key=key, value=value), mask, slice(first, end)
 
 
 def cap(scores: Tensor, softcap: float | None) -> Tensor:

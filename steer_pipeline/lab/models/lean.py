@@ -58,7 +58,7 @@ def turns(rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 def pairs(x: Tensor) -> Tensor:
     """Heads [..., d] as complex64 [..., d / 2]: dimensions that turn together lie side by side."""
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    return torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
 
 
 def _side_by_side(rows: Tensor, width: int) -> Tensor:

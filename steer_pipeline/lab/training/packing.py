@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steer_pipeline.lab.models.blocks import Call, masked
+from steer_pipeline.lab.models.blocks import Call
 from steer_pipeline.lab.training.data import Dialogues
 from steer_pipeline.lab.training.states import SiteStates
 
@@ -205,11 +205,8 @@ def passes(
     return [one for one in found if one]
 
 
-def attend_from(firsts: Tensor, call: Call) -> Tensor:
-    """Attention of queries at positions firsts[i], firsts[i] + 1, ... to the keys of whole sequences."""
+def seen_from(firsts: Tensor, call: Call) -> Tensor:
+    """bool [n, 1, queries, keys]: what queries at positions firsts[i], firsts[i] + 1, ... see of whole sequences."""
     queries = firsts[:, None] + torch.arange(call.query.shape[2], device=firsts.device)
     distance = queries[:, None, :, None] - torch.arange(call.key.shape[2], device=firsts.device)
-    mask = distance >= 0
-    if call.window is not None:
-        mask &= distance < call.window
-    return masked(call, mask)
+    return distance >= 0 if call.window is None else (distance >= 0) & (distance < call.window)

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, causal
+from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, causal, masked
 from steer_pipeline.lab.models.cores import Cores, one_core_each
 from steer_pipeline.lab.training.data import Dialogues
 from steer_pipeline.lab.training.norms import lean_norms
-from steer_pipeline.lab.training.packing import Item, Layout, Pack, attend_from, pack, passes
+from steer_pipeline.lab.training.packing import Item, Layout, Pack, pack, passes, seen_from
 from steer_pipeline.lab.training.states import SiteStates
 from steer_pipeline.lab.training.written import WrittenPass
 
@@ -210,13 +210,11 @@ class UpperBlocks:
 
         def attend(call: Call) -> Tensor:
             queries = zip(_split(pack.answer_layout, call.query), found, pack.layout.groups, strict=True)
-            return _join(
-                pack.answer_layout,
-                [
-                    attend_from(pack.firsts[group.members], replace(call, query=query, key=key, value=value))
-                    for query, (key, value), group in queries
-                ],
-            )
+            calls = [
+                (replace(call, query=query, key=key, value=value), pack.firsts[group.members])
+                for query, (key, value), group in queries
+            ]
+            return _join(pack.answer_layout, [masked(one, seen_from(firsts, one)) for one, firsts in calls])
 
         with suppress(Stop):
             self.blocks.run(last, hidden[None], rotary, catch)

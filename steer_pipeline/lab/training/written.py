@@ -8,13 +8,13 @@ gradient of that output, which it uses up, to the gradient of its input.
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from steer_pipeline.lab.models.blocks import Blocks, Call, causal
+from steer_pipeline.lab.models.blocks import Blocks, Call, chunks
 from steer_pipeline.lab.models.lean import (
     Kinds,
     LeanBlock,
@@ -25,14 +25,18 @@ from steer_pipeline.lab.models.lean import (
     pairs,
     turns,
 )
-from steer_pipeline.lab.training.packing import Layout, Pack, attend_from
+from steer_pipeline.lab.training.packing import Layout, Pack, seen_from
 
 Back = Callable[[Tensor], Tensor]
 Step = Callable[[Tensor], tuple[Tensor, Back]]
 AttentionBack = Callable[[Tensor], Sequence[Tensor]]
 Groups = Sequence[Sequence[Tensor]]  # heads of each kind [n, heads, longest, d], for each group of a layout
-Attention = Callable[[Call], Tensor]
-Attend = Callable[[Attention, LeanBlock, Sequence[Tensor]], tuple[Tensor, AttentionBack]]
+_KERNEL: Any
+_KERNEL_BACK: Any
+_KERNEL, _KERNEL_BACK = (
+    getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{way}", None)
+    for way in ("", "_backward")
+)
 _LARGE_NLL = 60.0  # nats; fp32 shares go down to exp(-87)
 _HEAD_CELLS = 1 << 20  # logits that exist at the same time
 _TABLES = 64  # lengths whose rotary tables are kept
@@ -42,20 +46,23 @@ class WrittenPass:
     """All blocks above a site and the head. Use `WrittenPass.of`."""
 
     def __init__(
-        self, blocks: Blocks, site: int, lean: Sequence[LeanBlock], head: LeanHead, checkpointing: bool
+        self, blocks: Blocks, lean: Sequence[LeanBlock], head: LeanHead, checkpointing: bool
     ) -> None:
         self._blocks, self._lean, self._head = blocks, lean, head
         self._checkpointing = checkpointing
-        self._turns = lru_cache(_TABLES)(self._make_turns)
+        self._turns = lru_cache(_TABLES)(partial(_turns_of, blocks))
 
     @classmethod
     def of(cls, blocks: Blocks, site: int, *, checkpointing: bool = False) -> "WrittenPass | None":
-        """None where a block or the head has no lean spelling that gives its numbers."""
+        """None where a block or the head has no lean spelling that gives its numbers, or Torch no such kernel."""
         above = range(site + 1, len(blocks.layers))
-        head, lean = lean_head(blocks), lean_blocks(blocks, above)
-        if head is None or len(lean) < len(above):
+        head = lean_head(blocks)
+        if head is None or _KERNEL is None or _KERNEL_BACK is None:
             return None
-        return cls(blocks, site, [lean[index] for index in above], head, checkpointing)
+        lean = lean_blocks(blocks, above)
+        if len(lean) < len(above):
+            return None
+        return cls(blocks, [lean[index] for index in above], head, checkpointing)
 
     def cached_projection(self) -> Tensor | None:
         """Weight [width, hidden] whose product with the states at the site is worth keeping; None for none."""
@@ -67,18 +74,18 @@ class WrittenPass:
         Args:
             vectors: fp32 [lanes, hidden]
         """
-        with torch.no_grad():
+        with torch.inference_mode():
             hidden = vectors
-            for step in self._steps(pack, _attend):
+            for step in self._steps(pack):
                 hidden, _ = step(hidden)
             nll, _ = response_nll(self._head, hidden, pack.targets, None)
             return self._sums(nll, pack)
 
     def gradient(self, vectors: Tensor, pack: Pack, weights: Tensor) -> tuple[Tensor, Tensor]:
         """As `nll`, and the gradient fp32 [lanes, hidden] of its sum weighted by `weights` [n]."""
-        with torch.no_grad():
+        with torch.inference_mode():
             hidden, backs = vectors, []
-            for step in self._steps(pack, _attend_and_record):
+            for step in self._steps(pack):
                 hidden, back = (_run_again if self._checkpointing else _run)(step, hidden)
                 backs.append(back)
             own = weights.index_select(0, pack.owners)
@@ -90,7 +97,7 @@ class WrittenPass:
     def _sums(self, nll: Tensor, pack: Pack) -> Tensor:
         return torch.zeros(len(pack.rows)).index_add_(0, pack.owners, nll)
 
-    def _steps(self, pack: Pack, attend: Attend) -> list[Step]:
+    def _steps(self, pack: Pack) -> list[Step]:
         """From vectors [lanes, hidden] to the last block's output [R, hidden] where a response token is predicted."""
         if not self._lean:
             return [partial(_added, pack), partial(_taken, pack.answers)]
@@ -101,17 +108,11 @@ class WrittenPass:
         *lower, last = [(lean, tables[self._blocks.layer_types[lean.index]]) for lean in self._lean]
         steps: list[Step] = []
         if lower and pack.known is not None:
-            steps.append(partial(_first_block, *lower.pop(0), pack, attend))
+            steps.append(partial(_first_block, *lower.pop(0), pack))
         else:
             steps.append(partial(_added, pack))
-        steps += [partial(_block, lean, table, pack, attend) for lean, table in lower]
-        return [*steps, partial(_last_block, *last, pack, attend)]
-
-    def _make_turns(self, length: int) -> "dict[str, _Turns]":
-        hidden = torch.zeros(1, 1, self._blocks.config.hidden_size)
-        tables = self._blocks.rotary(hidden, torch.arange(length)[None])
-        there = {kind: turns((cos[0], sin[0])) for kind, (cos, sin) in tables.items()}
-        return {kind: _Turns(table, table.conj().resolve_conj()) for kind, table in there.items()}
+        steps += [partial(_block, lean, table, pack) for lean, table in lower]
+        return [*steps, partial(_last_block, *last, pack)]
 
 
 class _Turns(NamedTuple):
@@ -119,6 +120,13 @@ class _Turns(NamedTuple):
 
     there: Tensor
     back: Tensor
+
+
+def _turns_of(blocks: Blocks, length: int) -> dict[str, _Turns]:
+    """Of positions 0 to length - 1, by kind of block."""
+    tables = blocks.rotary(torch.zeros(1, 1, blocks.config.hidden_size), torch.arange(length)[None])
+    there = {kind: turns((cos[0], sin[0])) for kind, (cos, sin) in tables.items()}
+    return {kind: _Turns(table, table.conj().resolve_conj()) for kind, table in there.items()}
 
 
 # ------------------------------------------------------------------------------------------- steps
@@ -147,9 +155,7 @@ def _taken(at: Tensor, x: Tensor) -> tuple[Tensor, Back]:
     return x.index_select(0, at), lambda grad: torch.zeros_like(x).index_copy_(0, at, grad)
 
 
-def _first_block(
-    lean: LeanBlock, table: _Turns, pack: Pack, attend: Attend, vectors: Tensor
-) -> tuple[Tensor, Back]:
+def _first_block(lean: LeanBlock, table: _Turns, pack: Pack, vectors: Tensor) -> tuple[Tensor, Back]:
     """The block above the site, where the product h W^T of its states is known: h never changes, so a vector costs
     sums and no product over positions.
     """
@@ -162,7 +168,7 @@ def _first_block(
         torch.add(known, shift, out=to)
     projected.mul_(inverse)
     heads, heads_back = _heads(lean.all_kinds, projected.clone(), table, pack.layout)
-    attended, attend_back = _attended(lean, heads, [causal] * len(heads), attend)
+    attended, attend_back = _attended([_causal(lean.call(*one)) for one in heads])
     out, out_back = _finished(lean, added, attended, pack.layout)
 
     def back(grad: Tensor) -> Tensor:
@@ -176,11 +182,11 @@ def _first_block(
     return out, back
 
 
-def _block(lean: LeanBlock, table: _Turns, pack: Pack, attend: Attend, x: Tensor) -> tuple[Tensor, Back]:
+def _block(lean: LeanBlock, table: _Turns, pack: Pack, x: Tensor) -> tuple[Tensor, Back]:
     normed, norm_back = _normed(x, lean.eps[0])
     kinds = lean.all_kinds
     heads, heads_back = _heads(kinds, torch.mm(normed, kinds.weight.T), table, pack.layout)
-    attended, attend_back = _attended(lean, heads, [causal] * len(heads), attend)
+    attended, attend_back = _attended([_causal(lean.call(*one)) for one in heads])
     out, out_back = _finished(lean, x, attended, pack.layout)
 
     def back(grad: Tensor) -> Tensor:
@@ -190,7 +196,7 @@ def _block(lean: LeanBlock, table: _Turns, pack: Pack, attend: Attend, x: Tensor
     return out, back
 
 
-def _last_block(lean: LeanBlock, table: _Turns, pack: Pack, attend: Attend, x: Tensor) -> tuple[Tensor, Back]:
+def _last_block(lean: LeanBlock, table: _Turns, pack: Pack, x: Tensor) -> tuple[Tensor, Back]:
     """Keys and values of all positions, queries and output of those that predict a response token."""
     at = pack.answers
     normed, norm_back = _normed(x, lean.eps[0])
@@ -200,9 +206,12 @@ def _last_block(lean: LeanBlock, table: _Turns, pack: Pack, attend: Attend, x: T
         asking, torch.mm(normed.index_select(0, at), asking.weight.T), own, pack.answer_layout
     )
     known, known_back = _heads(knowing, torch.mm(normed, knowing.weight.T), table, pack.layout)
-    masks = [partial(attend_from, pack.firsts[group.members]) for group in pack.layout.groups]
-    heads = [(*query, *pair) for query, pair in zip(queries, known, strict=True)]
-    attended, attend_back = _attended(lean, heads, masks, attend)
+    calls = [lean.call(*query, *pair) for query, pair in zip(queries, known, strict=True)]
+    masks = [
+        seen_from(pack.firsts[group.members], call)
+        for call, group in zip(calls, pack.layout.groups, strict=True)
+    ]
+    attended, attend_back = _attended([_masked(*one) for one in zip(calls, masks, strict=True)])
     out, out_back = _finished(lean, x.index_select(0, at), attended, pack.answer_layout)
 
     def back(grad: Tensor) -> Tensor:
@@ -258,29 +267,44 @@ def _heads(
     return heads, back
 
 
-def _attend(of: Attention, lean: LeanBlock, heads: Sequence[Tensor]) -> tuple[Tensor, AttentionBack]:
-    return of(lean.call(*heads)), _no_way_back
+def _masked(call: Call, mask: Tensor | None) -> tuple[Tensor, AttentionBack]:
+    """`blocks.masked` by the kernel that it uses on CPUs, which is called by its name for its way back."""
+    groups = call.query.shape[1] // call.key.shape[1]
+    key, value = (x if groups == 1 else x.repeat_interleave(groups, 1) for x in (call.key, call.value))
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))
+    how = {"attn_mask": mask, "scale": call.scale}
+    out, log_sums = _KERNEL(call.query, key, value, 0.0, mask is None, **how)
+
+    def back(grad: Tensor) -> Sequence[Tensor]:
+        given = grad.transpose(1, 2), call.query, key, value, out, log_sums
+        to_query, *others = _KERNEL_BACK(*given, 0.0, mask is None, **how)
+        return to_query, *(x if groups == 1 else x.unflatten(1, (-1, groups)).sum(2) for x in others)
+
+    return out.transpose(1, 2), back
 
 
-def _no_way_back(_: Tensor) -> Sequence[Tensor]:
-    raise RuntimeError("this pass was run for its NLL alone")
+def _causal(call: Call) -> tuple[Tensor, AttentionBack]:
+    parts = [(*_masked(part, mask), keys) for part, mask, keys in chunks(call)]
+    if len(parts) == 1:
+        return parts[0][:2]
 
+    def back(grad: Tensor) -> Sequence[Tensor]:
+        queries, (key, value) = [], (torch.zeros_like(x) for x in (call.key, call.value))
+        for (_, one_back, keys), some in zip(parts, grad.split(parts[0][0].shape[1], 1), strict=True):
+            to_query, to_key, to_value = one_back(some)
+            queries.append(to_query)
+            key[:, :, keys] += to_key
+            value[:, :, keys] += to_value
+        return torch.cat(queries, 2), key, value
 
-def _attend_and_record(
-    of: Attention, lean: LeanBlock, heads: Sequence[Tensor]
-) -> tuple[Tensor, AttentionBack]:
-    """Attention is Torch's own kernel: autograd knows the way back."""
-    with torch.enable_grad():
-        leaves = [one.detach().requires_grad_() for one in heads]
-        out = of(lean.call(*leaves))
-    return out.detach(), partial(torch.autograd.grad, out, leaves)
+    return torch.cat([out for out, *_ in parts], 1), back
 
 
 def _attended(
-    lean: LeanBlock, heads: Groups, of: Sequence[Attention], attend: Attend
-) -> tuple[list[Tensor], Callable[[list[Tensor]], Groups]]:
-    """[n, longest, heads, d] of each group."""
-    found = [attend(one, lean, some) for one, some in zip(of, heads, strict=True)]
+    found: Sequence[tuple[Tensor, AttentionBack]],
+) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Groups]]:
+    """[n, longest, heads, d] of each group; from gradients in rows to those of the heads."""
     return [out for out, _ in found], lambda grads: [
         back(grad.view(out.shape)) for (out, back), grad in zip(found, grads, strict=True)
     ]

@@ -30,7 +30,7 @@ GPU: dict[str, Any] = {
     "tags": {"steer/stage": "vectors", "steer/device": "gpu"},
     "io_manager_key": "bundle_io",
     "kinds": {"pytorch", "parquet"},
-    "code_version": "1",
+    "code_version": "2",  # 2: rows of a question come two by two
 }
 MIN_SEEDS = 3
 MIN_SEED_COSINE = 0.5

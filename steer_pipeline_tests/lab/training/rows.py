@@ -70,15 +70,21 @@ def persona(name: str = "analytical") -> Persona:
     )
 
 
-def dialogues(n: int = 8, seed: int = 0, vocabulary: int = 400, longest: int = 40) -> Dialogues:
-    """Random ids; prompts and responses of all lengths. The rows of a question begin alike."""
+def dialogues(
+    n: int = 8, seed: int = 0, vocabulary: int = 400, longest: int = 40, *, alike: bool = False
+) -> Dialogues:
+    """Random ids; prompts and responses of all lengths.
+
+    Args:
+        alike: the two rows of a question begin with the same tokens.
+    """
     rng = np.random.default_rng(seed)
     lengths = rng.integers(6, longest, n)
     ids = [rng.integers(5, vocabulary, length).tolist() for length in lengths]
     starts = [int(rng.integers(0, length - 1)) for length in lengths]
-    for row in range(1, n, 2):
-        alike = int(rng.integers(0, min(lengths[row - 1 : row + 1])))
-        ids[row][:alike] = ids[row - 1][:alike]
+    for row in range(1, n if alike else 0, 2):
+        common = int(rng.integers(0, min(lengths[row - 1 : row + 1])))
+        ids[row][:common] = ids[row - 1][:common]
     return Dialogues([f"{seed}-{i}" for i in range(n)], ids, starts, np.arange(n) // 2)
 
 

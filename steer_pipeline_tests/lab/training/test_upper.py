@@ -70,7 +70,7 @@ def trainable_hook(model, site, vector):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("site", [0, 2, 3])
 def test_the_training_pass_is_the_model_under_the_plan(tmp_path, arch, site):
-    model, data, added = loaded(tmp_path, arch), dialogues(), vectors(2)
+    model, data, added = loaded(tmp_path, arch), dialogues(alike=True), vectors(2)
     found, _ = passes(model, site, data, added)
     for lane, vector in enumerate(added.numpy()):
         expected, tokens = sequence_nll(model, data.ids, data.starts, plan(vector, site))
@@ -80,7 +80,7 @@ def test_the_training_pass_is_the_model_under_the_plan(tmp_path, arch, site):
 
 @pytest.mark.parametrize("arch", ["qwen3", "gemma2"])
 def test_so_it_is_in_bf16(tmp_path, arch):
-    model, data, added = loaded(tmp_path, arch, dtype="bfloat16"), dialogues(), vectors(1)
+    model, data, added = loaded(tmp_path, arch, dtype="bfloat16"), dialogues(alike=True), vectors(1)
     found, gradient = passes(model, 1, data, added)
     expected, _ = sequence_nll(model, data.ids, data.starts, plan(added[0].numpy(), 1))
     assert np.allclose(found[0], expected, rtol=0.05, atol=1.0)
@@ -89,7 +89,7 @@ def test_so_it_is_in_bf16(tmp_path, arch):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_gradient_is_that_of_a_hook_and_response_tokens_alone_are_supervised(tmp_path, arch):
-    model, data, added = loaded(tmp_path, arch), dialogues(5), vectors(1)
+    model, data, added = loaded(tmp_path, arch), dialogues(5, alike=True), vectors(1)
     _, gradient = passes(model, 1, data, added)
     parameter = added[0].clone().requires_grad_()
     with trainable_hook(model, 1, parameter):
@@ -106,7 +106,7 @@ def test_the_gradient_is_that_of_a_hook_and_response_tokens_alone_are_supervised
 
 @pytest.mark.parametrize("arch", ["qwen3", "gemma"])
 def test_lanes_passes_checkpoints_and_mapped_states_change_nothing(tmp_path, arch):
-    model, data, added = loaded(tmp_path, arch), dialogues(), vectors(3)
+    model, data, added = loaded(tmp_path, arch), dialogues(alike=True), vectors(3)
     together, gradients = passes(model, 1, data, added)
     ways = {
         "alone": [passes(model, 1, data, added[lane : lane + 1]) for lane in range(3)],
@@ -120,7 +120,7 @@ def test_lanes_passes_checkpoints_and_mapped_states_change_nothing(tmp_path, arc
 
 
 def test_each_lane_has_rows_of_its_own(tmp_path):
-    model, data, added = loaded(tmp_path), dialogues(), vectors(2)
+    model, data, added = loaded(tmp_path), dialogues(alike=True), vectors(2)
     blocks = blocks_of(model)
     everything, _ = passes(model, 1, data, added)
     states, upper = SiteStates(model, 1, data.ids, cache_gb=1), UpperBlocks(blocks, 1)
@@ -137,7 +137,7 @@ def test_each_lane_has_rows_of_its_own(tmp_path):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("site", [0, 2, 3])
 def test_written_gradients_and_cached_projections_change_no_number(tmp_path, arch, site):
-    model, data, added = loaded(tmp_path, arch), dialogues(), vectors(2)
+    model, data, added = loaded(tmp_path, arch), dialogues(alike=True), vectors(2)
     with torch.no_grad():
         for name, weight in model.module.named_parameters():
             if "norm" in name:
@@ -173,6 +173,29 @@ def test_written_gradients_and_cached_projections_change_no_number(tmp_path, arc
         assert torch.allclose(gradient, found["own modules"][1], rtol=1e-3, atol=1e-3 * scale)
 
 
+@pytest.mark.parametrize("window", [None, 30, 150])
+def test_so_it_is_with_attention_in_chunks_and_windows(tmp_path, window):
+    model, data, added = loaded(tmp_path), dialogues(4, longest=260, alike=True), vectors(1)
+    assert max(data.lengths) > 2 * 96
+    for layer in model.module.model.layers:
+        layer.self_attn.sliding_window = window
+    upper, found = UpperBlocks(blocks_of(model), 1), []
+    assert upper.written is not None
+    states = SiteStates(model, 1, data.ids, cache_gb=1)
+    for _ in range(2):
+        with upper.ready():
+            pack = upper.pack(data, states, [(0, row) for row in range(4)], 1)
+            found.append(upper.gradient(added, pack, torch.ones(4)))
+        upper.written = None  # the second time, the model's own modules
+    for own, written in zip(found[1], found[0], strict=True):
+        assert torch.allclose(own, written, rtol=1e-3, atol=1e-3 * float(own.abs().max()))
+
+
+def test_a_torch_without_the_kernel_is_served_by_the_models_own_modules(tmp_path, monkeypatch):
+    monkeypatch.setattr("steer_pipeline.lab.training.written._KERNEL_BACK", None)
+    assert UpperBlocks(blocks_of(loaded(tmp_path)), 1).written is None
+
+
 def test_another_type_or_an_adapter_keeps_the_models_own_modules(tmp_path):
     assert UpperBlocks(blocks_of(loaded(tmp_path, dtype="bfloat16")), 1).written is None
     model = loaded(tmp_path / "other")
@@ -206,7 +229,7 @@ def test_lean_norms_are_the_models_own_in_both_directions_and_are_gone_afterward
 
 def test_cached_states_measure_the_residual_norm_and_leave_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    model, data = loaded(tmp_path), dialogues()
+    model, data = loaded(tmp_path), dialogues(alike=True)
     for cache_gb, mapped in ((1.0, False), (1e-9, True)):
         states = SiteStates(model, 2, data.ids, cache_gb=cache_gb)
         assert states.mapped is mapped
@@ -242,7 +265,7 @@ def test_the_lean_head_is_the_models_own_and_keeps_unlikely_targets(tmp_path):
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 40])
 def test_passes_hold_every_pair_once_and_cost_the_same(tmp_path, rows):
-    data, blocks = dialogues(), blocks_of(loaded(tmp_path))
+    data, blocks = dialogues(alike=True), blocks_of(loaded(tmp_path))
     upper = UpperBlocks(blocks, 1)
     upper.room = 100
     items = [(i % 3, i % len(data)) for i in range(rows)]
