@@ -6,7 +6,8 @@ five train for fewer epochs than five runs would: `lane_epochs` says for how man
 with every rate trained to the end.
 
 `over_trainer`: an epoch of transformers' Trainer (the vector in a hook at the same site, same rows, same batch size,
-batches padded to their longest row, labels of -100 on the prompt, no evaluation) over an epoch of ours.
+batches padded to their longest row, labels of -100 on the prompt, no evaluation) over an epoch of ours. Ours brings the
+rows of a question two by two and runs the prompt that they share once; a Trainer's rows come in its own random order.
 `over_trainer_with_lower` adds to ours its share of running the lower blocks, which is done once a run.
 `products_over_trainer` is the same ratio of multiply-adds in matrix products: what is left to gain once both run at
 the machine's speed.

@@ -39,7 +39,7 @@ class Dialogues:
     @cached_property
     def n_tokens(self) -> np.ndarray:
         """int64 [n]: supervised tokens of each row."""
-        return self.lengths - np.maximum(np.array(self.starts, dtype=np.int64), 1)
+        return self.lengths - self.firsts - 1
 
     @cached_property
     def lengths(self) -> np.ndarray:
