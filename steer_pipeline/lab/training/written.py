@@ -1,8 +1,8 @@
 """The blocks above a site as `lab/models/lean.py` spells them, forward and back, every gradient written out.
 
 In: a pack of sequences and one vector a lane. Out: the NLL of each sequence, and its gradient by vector. Without
-autograd: a pass of a few hundred positions is hundreds of small operations, and recording them took a tenth of its
-time and kept the other cores' threads waiting. A step returns its output and the way back: a function from the
+autograd: a pass of a few hundred positions is hundreds of small operations, and recording them takes time and keeps
+the other cores' threads waiting for the interpreter. A step returns its output and the way back: a function from the
 gradient of that output, which it uses up, to the gradient of its input.
 """
 
@@ -31,14 +31,11 @@ Back = Callable[[Tensor], Tensor]
 Step = Callable[[Tensor], tuple[Tensor, Back]]
 AttentionBack = Callable[[Tensor], Sequence[Tensor]]
 Groups = Sequence[Sequence[Tensor]]  # heads of each kind [n, heads, longest, d], for each group of a layout
-_KERNEL: Any
-_KERNEL_BACK: Any
-_KERNEL, _KERNEL_BACK = (
-    getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{way}", None)
-    for way in ("", "_backward")
-)
+_NAME = "_scaled_dot_product_flash_attention_for_cpu"
+_KERNEL: Any = getattr(torch.ops.aten, _NAME, None)
+_KERNEL_BACK: Any = getattr(torch.ops.aten, _NAME + "_backward", None)
 _LARGE_NLL = 60.0  # nats; fp32 shares go down to exp(-87)
-_HEAD_CELLS = 1 << 20  # logits that exist at the same time
+HEAD_CELLS = 1 << 20  # logits that exist at the same time
 _TABLES = 64  # lengths whose rotary tables are kept
 
 
@@ -86,10 +83,11 @@ class WrittenPass:
         with torch.inference_mode():
             hidden, backs = vectors, []
             for step in self._steps(pack):
-                hidden, back = (_run_again if self._checkpointing else _run)(step, hidden)
+                hidden, back = _run_again(step, hidden) if self._checkpointing else step(hidden)
                 backs.append(back)
             own = weights.index_select(0, pack.owners)
             nll, grad = response_nll(self._head, hidden, pack.targets, own)
+            assert grad is not None
             for back in reversed(backs):
                 grad = back(grad)
             return self._sums(nll, pack), grad
@@ -132,10 +130,6 @@ def _turns_of(blocks: Blocks, length: int) -> dict[str, _Turns]:
 # ------------------------------------------------------------------------------------------- steps
 
 
-def _run(step: Step, x: Tensor) -> tuple[Tensor, Back]:
-    return step(x)
-
-
 def _run_again(step: Step, x: Tensor) -> tuple[Tensor, Back]:
     """Keeps nothing of the step but its input."""
     return step(x)[0], lambda grad: step(x)[1](grad)
@@ -143,11 +137,17 @@ def _run_again(step: Step, x: Tensor) -> tuple[Tensor, Back]:
 
 def _added(pack: Pack, vectors: Tensor) -> tuple[Tensor, Back]:
     """States at the site with each lane's vector."""
-    added = torch.empty_like(pack.states)
-    lanes = (torch.split_with_sizes(x, pack.sizes) for x in (pack.states, added))
-    for states, to, vector in zip(*lanes, vectors, strict=True):
-        torch.add(states, vector, out=to)
+    added = _lane_sums(pack.states, vectors, pack.sizes)
     return added, lambda grad: torch.stack([one.sum(0) for one in torch.split_with_sizes(grad, pack.sizes)])
+
+
+def _lane_sums(rows: Tensor, shifts: Tensor, sizes: list[int]) -> Tensor:
+    """Rows [N, width], `sizes[k]` of lane k, each plus its lane's shift [lanes, width]."""
+    out = torch.empty_like(rows)
+    lanes = (torch.split_with_sizes(x, sizes) for x in (rows, out))
+    for part, to, shift in zip(*lanes, shifts, strict=True):
+        torch.add(part, shift, out=to)
+    return out
 
 
 def _taken(at: Tensor, x: Tensor) -> tuple[Tensor, Back]:
@@ -161,12 +161,8 @@ def _first_block(lean: LeanBlock, table: _Turns, pack: Pack, vectors: Tensor) ->
     """
     assert pack.known is not None
     added, added_back = _added(pack, vectors)
-    inverse, shifts = inverse_norm(added, lean.eps[0]), torch.mm(vectors, lean.qkv.T)
-    projected = torch.empty_like(pack.known)
-    lanes = (torch.split_with_sizes(x, pack.sizes) for x in (pack.known, projected))
-    for known, to, shift in zip(*lanes, shifts, strict=True):
-        torch.add(known, shift, out=to)
-    projected.mul_(inverse)
+    inverse = inverse_norm(added, lean.eps[0])
+    projected = _lane_sums(pack.known, torch.mm(vectors, lean.qkv.T), pack.sizes).mul_(inverse)
     heads, heads_back = _heads(lean.all_kinds, projected.clone(), table, pack.layout)
     attended, attend_back = _attended([_causal(lean.call(*one)) for one in heads])
     out, out_back = _finished(lean, added, attended, pack.layout)
@@ -336,8 +332,8 @@ def _finished(
 
 
 def response_nll(
-    head: LeanHead, hidden: Tensor, targets: Tensor, weights: Tensor | None, *, cells: int = _HEAD_CELLS
-) -> tuple[Tensor, Tensor]:
+    head: LeanHead, hidden: Tensor, targets: Tensor, weights: Tensor | None, *, cells: int = HEAD_CELLS
+) -> tuple[Tensor, Tensor | None]:
     """NLL [R] of targets [R] from the last block's output [R, hidden], and the gradient [R, hidden] of its sum weighted
     by `weights` [R], where they are given: softmax less the target, taken at once, so that no more than `cells`
     logits exist at a time.
@@ -357,4 +353,4 @@ def response_nll(
         if weights is not None:
             grads.append(torch.mm(shares.scatter_(1, target, share.sub_(1)), head.weight))
     nll = torch.cat(nlls).squeeze(1)
-    return nll, hidden if weights is None else back(torch.cat(grads).mul_(weights[:, None]))
+    return nll, None if weights is None else back(torch.cat(grads).mul_(weights[:, None]))
