@@ -26,7 +26,7 @@ from steer_pipeline.lab.models.blocks import blocks_of
 from steer_pipeline.lab.models.cores import Cores
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.training.data import Dialogues, TrainingError
-from steer_pipeline.lab.training.packing import Item
+from steer_pipeline.lab.training.packing import Item, make_pack
 from steer_pipeline.lab.training.states import SiteStates
 from steer_pipeline.lab.training.upper import UpperBlocks
 
@@ -277,7 +277,7 @@ class Trainer:
         sums = np.zeros(len(active))
 
         def run(some: list[Item]) -> tuple[np.ndarray, np.ndarray, Tensor]:
-            pack = self._upper.pack(self.train, self._train_states, some, len(active))
+            pack = make_pack(self.train, self._train_states, some, len(active))
             own = weights[torch.from_numpy(pack.lanes).to(weights.device)]
             nll, gradient = self._upper.gradient(vectors, pack, own)
             return pack.lanes, nll.double().cpu().numpy(), gradient
@@ -383,7 +383,7 @@ class Trainer:
         items = [(lane, row) for lane in range(lanes) for row in range(n)]
 
         def run(some: list[Item]) -> None:
-            pack = self._upper.pack(self.validation, self._validation_states, some, lanes)
+            pack = make_pack(self.validation, self._validation_states, some, lanes)
             out[pack.lanes, pack.rows] = self._upper.nll(vectors, pack).double().cpu().numpy()
 
         cores.map(run, self._upper.passes(self.validation, items))

@@ -140,7 +140,7 @@ class Pack:
     firsts: Tensor  # int64 [n]: position that predicts a sequence's first response token
 
 
-def pack(data: Dialogues, states: SiteStates, items: Sequence[Item], n_lanes: int) -> Pack:
+def make_pack(data: Dialogues, states: SiteStates, items: Sequence[Item], n_lanes: int) -> Pack:
     """One pass: a copy of the states of its sequences."""
     ordered, shared = data.in_prompt_order(items)
     lanes, rows = np.array(ordered).T

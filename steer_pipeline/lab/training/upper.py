@@ -21,12 +21,11 @@ from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, causal, masked
 from steer_pipeline.lab.models.cores import Cores, one_core_each
 from steer_pipeline.lab.training.data import Dialogues
 from steer_pipeline.lab.training.norms import lean_norms
-from steer_pipeline.lab.training.packing import Item, Layout, Pack, pack, passes, seen_from
-from steer_pipeline.lab.training.states import SiteStates
-from steer_pipeline.lab.training.written import WrittenPass
+from steer_pipeline.lab.training.packing import Item, Layout, Pack, passes, seen_from
+from steer_pipeline.lab.training.written import HEAD_CELLS, WrittenPass
 
 _PASS_TOKENS = {"cpu": 256, "mps": 8192, "cuda": 32768}  # positions of one pass, about
-_HEAD_CELLS = {"cpu": 1 << 20, "mps": 1 << 24, "cuda": 1 << 26}  # logits that exist at the same time
+_HEAD_CELLS = {"cpu": HEAD_CELLS, "mps": 1 << 24, "cuda": 1 << 26}  # logits that exist at the same time
 
 
 class _Split(torch.autograd.Function):
@@ -126,10 +125,10 @@ class UpperBlocks:
     @contextmanager
     def ready(self) -> Iterator[Cores]:
         """Within it, passes can be run, on all cores; the model is as it was afterwards."""
-        above = [*self.blocks.layers[self.site + 1 :], self.blocks.norm]
+        own = self.written is None  # the model's own modules run
         with (
             self.blocks.ready(grad=True),
-            lean_norms(above),
+            lean_norms([*self.blocks.layers[self.site + 1 :], self.blocks.norm] if own else []),
             one_core_each(self.blocks.device, torch.get_num_threads()) as cores,
         ):
             yield cores
@@ -138,10 +137,6 @@ class UpperBlocks:
         """(lane, row) pairs in passes that cost about the same, as many as there is room for."""
         on_cpu = self.blocks.device.type == "cpu"
         return passes(data, items, self.room, self._response_cost, power_of_two=on_cpu)
-
-    def pack(self, data: Dialogues, states: SiteStates, items: Sequence[Item], n_lanes: int) -> Pack:
-        """One pass: a copy of the states of its sequences."""
-        return pack(data, states, items, n_lanes)
 
     def nll(self, vectors: Tensor, pack: Pack) -> Tensor:
         """fp32 [n]: summed over the response tokens of each sequence of the pack.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from steer_pipeline.lab.training.data import Dialogues
-from steer_pipeline.lab.training.packing import Layout, pack, passes
+from steer_pipeline.lab.training.packing import Layout, make_pack, passes
 from steer_pipeline.lab.training.states import SiteStates
 from steer_pipeline_tests.lab.generation.reference import loaded
 from steer_pipeline_tests.lab.training.rows import dialogues
@@ -52,11 +52,11 @@ def test_rows_are_ordered_so_that_each_shares_all_it_can_with_the_one_before():
 def test_a_shared_prompt_lies_in_a_pack_once(tmp_path):
     model, data = loaded(tmp_path), asked(questions=2, answers=3)
     states = SiteStates(model, 1, data.ids, cache_gb=1)
-    one = pack(data, states, [(0, row) for row in range(6)], 1)
+    one = make_pack(data, states, [(0, row) for row in range(6)], 1)
     # six responses but for their last tokens, with the prompt's last token, which predicts: each its own
     assert one.sizes == [6 * 20 + 4 + 2 * (12 - 1 - 4)]
     assert len(one.answers) == 6 * 20
-    two = pack(data, states, [(0, 0), (1, 1), (0, 2)], 2)
+    two = make_pack(data, states, [(0, 0), (1, 1), (0, 2)], 2)
     assert two.sizes == [2 * 20 + 11, 20 + 11]  # another vector, other states
     whole, _ = states.take(np.arange(data.lengths.sum()))
     for pass_ in (one, two):

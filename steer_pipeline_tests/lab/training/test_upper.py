@@ -14,6 +14,7 @@ from steer_pipeline.lab.models.lean import lean_head
 from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm
 from steer_pipeline.lab.training.data import Dialogues
 from steer_pipeline.lab.training.norms import lean_norms
+from steer_pipeline.lab.training.packing import make_pack
 from steer_pipeline.lab.training.states import SiteStates
 from steer_pipeline.lab.training.upper import UpperBlocks
 from steer_pipeline.lab.training.written import response_nll
@@ -38,7 +39,7 @@ def passes(model, site, data, added, *, room=None, checkpointing=False, cache_gb
     items = [(lane, row) for lane in range(len(added)) for row in range(len(data))]
     with upper.ready():
         for some in upper.passes(data, items):
-            pack = upper.pack(data, states, some, len(added))
+            pack = make_pack(data, states, some, len(added))
             nll, gradient = upper.gradient(added, pack, torch.ones(len(pack.rows)))
             assert torch.allclose(upper.nll(added, pack), nll, rtol=1e-5)
             out[pack.lanes, pack.rows] = nll.numpy()
@@ -127,7 +128,7 @@ def test_each_lane_has_rows_of_its_own(tmp_path):
     items = [(0, 3), (1, 0), (1, 5), (0, 1), (1, 3)]
     with upper.ready():
         for some in upper.passes(data, items):
-            pack = upper.pack(data, states, some, 2)
+            pack = make_pack(data, states, some, 2)
             for lane, row, nll in zip(pack.lanes, pack.rows, upper.nll(added, pack), strict=True):
                 assert float(nll) == pytest.approx(everything[lane, row], rel=1e-4)
                 items.remove((lane, row))
@@ -161,7 +162,7 @@ def test_written_gradients_and_cached_projections_change_no_number(tmp_path, arc
         nlls, gradient = [], torch.zeros_like(added)
         with upper.ready():
             for some in upper.passes(data, items):
-                pack = upper.pack(data, states, some, 2)
+                pack = make_pack(data, states, some, 2)
                 weights = 0.5 + torch.from_numpy(pack.rows % 3)  # each sequence has its own
                 nll, one = upper.gradient(added, pack, weights)
                 nlls.append(nll)
@@ -184,7 +185,7 @@ def test_so_it_is_with_attention_in_chunks_and_windows(tmp_path, window):
     states = SiteStates(model, 1, data.ids, cache_gb=1)
     for _ in range(2):
         with upper.ready():
-            pack = upper.pack(data, states, [(0, row) for row in range(4)], 1)
+            pack = make_pack(data, states, [(0, row) for row in range(4)], 1)
             found.append(upper.gradient(added, pack, torch.ones(4)))
         upper.written = None  # the second time, the model's own modules
     for own, written in zip(found[1], found[0], strict=True):
