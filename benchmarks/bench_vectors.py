@@ -32,7 +32,6 @@ from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.loading import load_profile
 from steer_pipeline.catalogue.models import Profile
 from steer_pipeline.lab.dialogues.building import make_behaviour_set
-from steer_pipeline.lab.models.cores import torch_threads
 from steer_pipeline.lab.models.hidden import sequence_nll
 from steer_pipeline.lab.models.loading import LoadedModel, load_model
 from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm, resolve_site
@@ -112,12 +111,11 @@ def nll_under(model: LoadedModel, site: int, vector: np.ndarray, data: Dialogues
 
 
 def multiply_adds(work: Callable[[], object]) -> int:
-    """Of the matrix products that `work` does on this thread."""
-    in_place = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+    """Of the matrix products that `work` does."""
+    with FlopCounterMode(display=False) as counter:
         work()
     counts = counter.get_flop_counts()["Global"]
-    products = ("mm", "addmm", "addmm_", "bmm", "baddbmm")
+    products = ("mm", "addmm", "bmm", "baddbmm")
     return sum(count for op, count in counts.items() if str(op).rpartition(".")[2] in products) // 2
 
 
@@ -126,12 +124,11 @@ def products_over_trainer(
 ) -> float:
     """Multiply-adds of an epoch of a Trainer over those of ours, validation and lower blocks left out."""
     spec = profile.training
-    with torch_threads(1):  # everything on this thread, where it is counted
-        trainer, results = Trainer(model, site, train, validation, spec), []
-        once = multiply_adds(trainer.vanilla)
-        run = multiply_adds(lambda: results.extend(trainer.run([Lane(rate, spec.seeds[0])])))
-        evaluations = sum(point["validation_nll"] is not None for point in results[0].curve[1:])
-        theirs = multiply_adds(lambda: trainer_run(model, site, train, profile, rate))
+    trainer, results = Trainer(model, site, train, validation, spec), []
+    once = multiply_adds(trainer.vanilla)
+    run = multiply_adds(lambda: results.extend(trainer.run([Lane(rate, spec.seeds[0])])))
+    evaluations = sum(point["validation_nll"] is not None for point in results[0].curve[1:])
+    theirs = multiply_adds(lambda: trainer_run(model, site, train, profile, rate))
     return theirs / (run - evaluations * once)
 
 

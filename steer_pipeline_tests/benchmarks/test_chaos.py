@@ -6,13 +6,13 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 
 from benchmarks import bad_inputs, chaos
 from steer_pipeline.catalogue.models import ModelSpec
 from steer_pipeline.io.store import ArtifactStore, _LocalFiles
 from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.lab.generation.schema import FinishedRow
-from steer_pipeline.lab.models.cores import torch_threads
 from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline_tests.tiny import tiny_model_dir
 
@@ -25,8 +25,10 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def one_thread():
-    with torch_threads(1):
-        yield
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def finished(n: int) -> list[FinishedRow]:

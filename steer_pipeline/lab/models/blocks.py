@@ -10,10 +10,9 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from inspect import signature
-from threading import Lock
 from typing import Any
 
 import torch
@@ -26,8 +25,6 @@ from steer_pipeline.lab.models.loading import LoadedModel, ModelLoadError
 NAME = "steer_blocks"  # our entry in the attention interface
 _COMPILED = "steer_blocks_compiled"  # the same, where torch.compile ends one graph and begins the next
 COMPILER = "inductor"  # of torch.compile
-_CHUNK = 96  # queries of one call of attention on a CPU
-_ROTARY = Lock()  # rotary modules of some models (dynamic scaling) change themselves with the length
 _CHECK_TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 
 
@@ -115,10 +112,9 @@ class Blocks:
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
         """Rotary embeddings for `positions` [n, t], by layer type."""
-        with _ROTARY:
-            if self._by_type:
-                return {kind: self._rotary(hidden, positions, kind) for kind in set(self.layer_types)}
-            return dict.fromkeys(set(self.layer_types), self._rotary(hidden, positions))
+        if self._by_type:
+            return {kind: self._rotary(hidden, positions, kind) for kind in set(self.layer_types)}
+        return dict.fromkeys(set(self.layer_types), self._rotary(hidden, positions))
 
     def run(self, block: int, hidden: Tensor, rotary: dict[str, Any], attend: Attend) -> Tensor:
         """The output of one block, [n, t, hidden]."""
@@ -149,18 +145,13 @@ class Blocks:
 def causal(call: Call) -> Tensor:
     """Attention of whole right-padded sequences to themselves: padding lies in every real token's future."""
     t, windowed = call.query.shape[2], call.window is not None and call.query.shape[2] > call.window
-    if call.softcap is None and call.query.device.type == "cpu" and t > _CHUNK:
-        return _causal_in_chunks(call)
     if call.softcap is None and not windowed:
         return masked(call, None)
     return masked(call, _window_mask(t, call.window, call.query.device))
 
 
 def masked(call: Call, mask: Tensor | None) -> Tensor:
-    """[n, t, heads, d]: attention where `mask` is True, or finite where it is added; causal where there is none.
-
-    With a soft cap the mask is bool.
-    """
+    """[n, t, heads, d]: attention where `mask` (bool) is True; causal where there is none."""
     if call.softcap is None:
         return F.scaled_dot_product_attention(
             call.query,
@@ -179,29 +170,6 @@ def masked(call: Call, mask: Tensor | None) -> Tensor:
     return (weights @ value).transpose(1, 2)
 
 
-def _causal_in_chunks(call: Call) -> Tensor:
-    return torch.cat([masked(part, mask) for part, mask, _ in chunks(call)], dim=1)
-
-
-def chunks(call: Call) -> Iterator[tuple[Call, Tensor | None, slice]]:
-    """Causal attention on a CPU, a chunk of queries at a time: with its mask (none: causal) and the keys that any of
-    them sees. The kernel of `scaled_dot_product_attention` works through up to 512 keys before it looks whether they
-    are hidden.
-    """
-    t = call.query.shape[2]
-    room = 1 << (t - 1).bit_length()  # few different ones: bands are kept
-    window = room if call.window is None else min(call.window, room)
-    for begin in range(0, t, _CHUNK):
-        end, first = min(t, begin + _CHUNK), max(0, begin - window + 1)
-        query = call.query[:, :, begin:end]
-        key, value = (x[:, :, first:end] for x in (call.key, call.value))
-        mask = None
-        if first < begin or window < end - begin:
-            shift = room - begin + first
-            mask = _band(room, window, query.dtype)[: end - begin, shift : shift + end - first]
-        yield replace(call, query=query, key=key, value=value), mask, slice(first, end)
-
-
 def cap(scores: Tensor, softcap: float | None) -> Tensor:
     return scores if softcap is None else torch.tanh(scores / softcap) * softcap
 
@@ -211,18 +179,6 @@ def _window_mask(t: int, window: int | None, device: torch.device) -> Tensor:
     at = torch.arange(t, device=device)
     distance = at[:, None] - at[None, :]
     return (distance >= 0) & (distance < (window or t))
-
-
-@lru_cache(maxsize=16)
-def _band(room: int, window: int, dtype: torch.dtype) -> Tensor:
-    """[_CHUNK, room + _CHUNK] on the CPU: 0 where row i sees column j, i - window < j - room <= i, else -inf.
-
-    Columns from `room - p` on are the mask of queries at positions p, p + 1, ... over keys from 0 on, p <= room.
-    """
-    with torch.inference_mode(False):  # autograd may save a view of it
-        distance = torch.arange(_CHUNK)[:, None] - torch.arange(-room, _CHUNK)[None]
-        seen = (distance >= 0) & (distance < window)
-        return torch.zeros(distance.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
 
 
 _KNOWN: "weakref.WeakKeyDictionary[Any, Blocks]" = weakref.WeakKeyDictionary()

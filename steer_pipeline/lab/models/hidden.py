@@ -10,26 +10,19 @@ Both back ends: the blocks of an MLX model are tapped, its numbers come over as 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, blocks_of, causal, masked
-from steer_pipeline.lab.models.cores import one_core_each
-from steer_pipeline.lab.models.lean import LeanBlock, lean_blocks, turns
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.models.plans import block_deltas, check_plans
 from steer_pipeline.lab.models.steering import SteeringPlan
 
-# on CPUs, a batch whose states fit the cache of a core
-_BATCH_TOKENS = {"cpu": 1024, "mps": 16384, "cuda": 65536, "mlx": 4096}
+_BATCH_TOKENS = {"cpu": 1024, "mps": 16384, "cuda": 65536, "mlx": 4096}  # of one pass
 _HEAD_ROWS = 2048  # positions whose logits exist at the same time
-_FIRST_BYTES = 1 << 26  # of what the first block makes of each token
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,6 @@ def collect_means(
 
     def work(rows: np.ndarray, ids: Tensor) -> None:
         start, stop = (torch.from_numpy(spans[rows, i]).to(ids.device)[:, None] for i in (0, 1))
-
         width = int((stop - start).max())
         near = start.clamp(max=ids.shape[1] - width) + torch.arange(width, device=ids.device)
 
@@ -95,22 +87,21 @@ def collect_means(
 
         runner.run(ids, spans[rows, 0], read, stop_after=max(wanted), last_spans=spans[rows])
 
-    runner.each([request.ids for request in different], work)
+    for rows, ids in runner.batches([request.ids for request in different]):
+        work(rows, ids)
     return out if len(different) == len(requests) else out[same]
 
 
 def each_states(
-    model: LoadedModel, sequences: Sequence[list[int]], block: int, take: Callable[[int, Tensor], None]
-) -> None:
-    """Calls `take(i, states)` with each sequence's output [t, hidden] of a block, on several threads at a time."""
+    model: LoadedModel, sequences: Sequence[list[int]], block: int
+) -> Iterator[tuple[int, Tensor]]:
+    """(i, states [t, hidden]) of each sequence at the output of a block, in no order."""
     runner = _runner(model, None)
 
-    def work(rows: np.ndarray, ids: Tensor) -> None:
+    for rows, ids in runner.batches(sequences):
         hidden = runner.run(ids, np.zeros(len(rows)), stop_after=block)
         for states, row in zip(hidden, rows.tolist(), strict=True):
-            take(row, states[: len(sequences[row])])
-
-    runner.each(sequences, work)
+            yield row, states[: len(sequences[row])]
 
 
 def residual_norms(model: LoadedModel, sequences: list[list[int]]) -> np.ndarray:
@@ -134,7 +125,8 @@ def residual_norms(model: LoadedModel, sequences: list[list[int]]) -> np.ndarray
 
         runner.run(ids, np.zeros(len(rows)), read)
 
-    runner.each(sequences, work)
+    for rows, ids in runner.batches(sequences):
+        work(rows, ids)
     return (totals.sum(axis=0) / count).astype(np.float32)
 
 
@@ -152,15 +144,13 @@ def sequence_nll(
         [len(one) - max(start, 1) for one, start in zip(ids, starts, strict=True)], dtype=np.int64
     )
 
-    def work(rows: np.ndarray, batch: Tensor) -> None:
+    for rows, batch in runner.batches(ids):
         begin = np.array([starts[row] for row in rows])
         states = runner.run(batch, begin)
         for row, at, logits in runner.predictions(states, rows, ids, begin):
             targets = torch.tensor(ids[rows[row]], device=batch.device)[at + 1]
             losses = -logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
             sums[rows[row]] += float(losses.double().sum())
-
-    runner.each(ids, work)
     return sums, np.maximum(counts, 0)
 
 
@@ -174,7 +164,7 @@ def mean_kl(model: LoadedModel, ids: list[list[int]], starts: list[int], plan: S
     out = np.full(len(ids), np.nan, dtype=np.float32)
     sums, counts = np.zeros(len(ids)), np.zeros(len(ids))
 
-    def work(rows: np.ndarray, batch: Tensor) -> None:
+    for rows, batch in steered.batches(ids):
         begin = np.array([starts[row] for row in rows])
         pairs = zip(
             steered.predictions(steered.run(batch, begin), rows, ids, begin),
@@ -185,8 +175,6 @@ def mean_kl(model: LoadedModel, ids: list[list[int]], starts: list[int], plan: S
             p, q = changed.double().log_softmax(-1), plain.double().log_softmax(-1)
             sums[rows[row]] += float((p.exp() * (p - q)).sum())
             counts[rows[row]] += len(p)
-
-    steered.each(ids, work)
     has = counts > 0
     out[has] = sums[has] / counts[has]
     return out
@@ -201,14 +189,12 @@ def answer_logits(
     runner = _runner(model, plan)
     out: list[np.ndarray] = [np.empty(0)] * len(ids)
 
-    def work(rows: np.ndarray, batch: Tensor) -> None:
+    for rows, batch in runner.batches(ids):
         begin = np.array([starts[row] for row in rows])
         states = runner.run(batch, begin)
         for i, row in enumerate(rows):
             at = torch.arange(starts[row], len(ids[row]), device=batch.device)
             out[row] = runner.logits_at(states[i, at], at, starts[row]).cpu().numpy()
-
-    runner.each(ids, work)
     return out
 
 
@@ -230,35 +216,6 @@ def _runner(model: LoadedModel, plan: SteeringPlan | None) -> "_Runner":
     return _MlxRunner(model, plans) if model.backend == "mlx" else _Runner(model, plans)
 
 
-@dataclass(frozen=True, eq=False)
-class _FirstHeads:
-    """Queries, keys and values of the first block for each token of a vocabulary: they know no position yet.
-
-    Attributes:
-        number: int64 [largest id + 1], row of an id.
-        heads: [ids, heads + 2 kv_heads, d].
-    """
-
-    number: Tensor
-    heads: Tensor
-
-    @classmethod
-    def of_all(cls, blocks: Blocks, lean: LeanBlock, sequences: Sequence[list[int]]) -> "_FirstHeads | None":
-        """For the tokens of all sequences; None where they are not many times fewer than positions, or too many."""
-        ids = np.fromiter(chain.from_iterable(sequences), dtype=np.int64)
-        different = np.unique(ids)
-        if 4 * len(different) > len(ids) or 4 * len(different) * lean.qkv.shape[0] > _FIRST_BYTES:
-            return None
-        number = torch.zeros(int(different[-1]) + 1, dtype=torch.int64)
-        number[different] = torch.arange(len(different))
-        return cls(number, lean.heads_of(blocks.embed(torch.from_numpy(different))))
-
-    def of(self, ids: Tensor) -> Tensor:
-        """[n, t, heads + 2 kv_heads, d]"""
-        width = self.heads.shape[1:]
-        return F.embedding(self.number[ids], self.heads.flatten(1)).unflatten(-1, width)
-
-
 class _Runner:
     """A model under at most one plan."""
 
@@ -270,8 +227,6 @@ class _Runner:
     def _load(self, model: LoadedModel, plans: list[SteeringPlan]) -> None:
         self.blocks: Blocks = blocks_of(model)
         self.device = self.blocks.device
-        self.lean = lean_blocks(self.blocks, range(len(self.blocks.layers)))
-        self.first: _FirstHeads | None = None
         self.deltas = {block: self._tensor(table[0]) for block, table in block_deltas(plans).items()}
         bias = [table[0] for table in block_deltas(plans, "logits").values()]
         with torch.inference_mode():
@@ -279,19 +234,6 @@ class _Runner:
 
     def _tensor(self, vector: np.ndarray) -> Tensor:
         return torch.from_numpy(vector).to(self.blocks.device).to(self.blocks.dtype)
-
-    def each(self, sequences: Sequence[list[int]], work: Callable[[np.ndarray, Tensor], None]) -> None:
-        """Calls `work(rows, ids)` for every batch.
-
-        On a CPU, several at a time, each on one core.
-        """
-        batches = list(self.batches(sequences))
-        if 0 in self.lean:
-            with self.blocks.ready():
-                self.first = _FirstHeads.of_all(self.blocks, self.lean[0], sequences)
-        # blocks are made ready around all threads, so that none undoes it while others run
-        with self.blocks.ready(), one_core_each(self.device, len(batches)) as cores:
-            cores.map(lambda batch: work(*batch), batches)
 
     def batches(self, sequences: Sequence[list[int]]) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Indices and right-padded ids [n, t] of sequences of similar length, within the token budget."""
@@ -332,13 +274,9 @@ class _Runner:
         with blocks.ready():
             hidden = blocks.embed(ids)
             rotary = blocks.rotary(hidden, at)
-            tables = {kind: turns(pair) for kind, pair in rotary.items()} if self.lean else {}
             for block in range(last + 1):
                 if block == last and last_spans is not None:
                     hidden, at = self._only_spans(block, hidden, rotary, last_spans)
-                elif lean := self.lean.get(block):
-                    heads = self.first.of(ids) if block == 0 and self.first else None
-                    hidden = lean.run(hidden, tables[blocks.layer_types[block]], causal, heads)
                 else:
                     hidden = blocks.run(block, hidden, rotary, causal)
                 if block in self.deltas:
@@ -360,10 +298,6 @@ class _Runner:
         at = first + torch.arange(width, device=hidden.device)
         inputs = _positions(hidden, at)
         own = self.blocks.rotary(inputs, at)
-        if lean := self.lean.get(block):
-            kind = self.blocks.layer_types[block]
-            attend_at = partial(_attention_at, at=at)
-            return lean.run_some(hidden, turns(rotary[kind]), inputs, turns(own[kind]), attend_at), at
         taken: list[Call] = []
 
         def take_only(call: Call) -> Tensor:
@@ -411,10 +345,6 @@ class _MlxRunner(_Runner):
         self.wrapped: MlxModel = model.module
         self.tables = {block: table[0] for block, table in block_deltas(plans).items()}
         self.logit_bias = logit_bias(self.wrapped, plans)
-
-    def each(self, sequences: Sequence[list[int]], work: Callable[[np.ndarray, Tensor], None]) -> None:
-        for rows, ids in self.batches(sequences):
-            work(rows, ids)
 
     def run(
         self,

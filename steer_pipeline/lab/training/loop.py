@@ -23,10 +23,9 @@ from torch import Tensor
 
 from steer_pipeline.catalogue.models import TrainingSpec
 from steer_pipeline.lab.models.blocks import blocks_of
-from steer_pipeline.lab.models.cores import Cores
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.training.data import Dialogues, TrainingError
-from steer_pipeline.lab.training.packing import Item, make_pack
+from steer_pipeline.lab.training.packing import make_pack, passes
 from steer_pipeline.lab.training.states import SiteStates
 from steer_pipeline.lab.training.upper import UpperBlocks
 
@@ -181,10 +180,6 @@ class Trainer:
         self._validation_states = SiteStates(model, site, validation.ids, cache_gb=half)
         self.residual_norm = self._train_states.mean_norm
         self._upper = UpperBlocks(self.blocks, site, checkpointing=spec.gradient_checkpointing)
-        weight = self._upper.cached_projection()
-        for states in (self._train_states, self._validation_states):
-            if weight is not None:
-                states.project(weight)
         self.seconds["lower"] = clock() - began
         self._vanilla: np.ndarray | None = None
 
@@ -195,9 +190,8 @@ class Trainer:
     def vanilla(self) -> np.ndarray:
         """fp64 [n validation rows]: NLL without a vector."""
         if self._vanilla is None:
-            with self._upper.ready() as cores:
-                zero = torch.zeros(1, self.blocks.config.hidden_size, device=self.blocks.device)
-                self._vanilla = self._evaluate(zero, cores)[0]
+            zero = torch.zeros(1, self.blocks.config.hidden_size, device=self.blocks.device)
+            self._vanilla = self._evaluate(zero)[0]
         return self._vanilla
 
     def run(self, lanes: Sequence[Lane], *, prune: bool = False) -> list[Trained]:
@@ -217,29 +211,28 @@ class Trainer:
         vanilla_nll = float(vanilla.sum() / self.validation.n_tokens.sum())
         evaluations = set(evaluation_steps(total, spec.epochs, spec.patience))
         rungs = halvings(total, len(lanes)) if prune else {}
-        with self._upper.ready() as cores:
-            for one in running:
-                at_zero = not one.parameter.any()
-                one.curve.append(self._point(one, vanilla_nll if at_zero else None))
-            step = 0
-            for epoch in range(spec.epochs):
-                orders = {
-                    seed: list(batches(self.train.questions, spec.batch_rows, seed, epoch))
-                    for seed in {one.lane.seed for one in running}
-                }
-                for number in range(steps_an_epoch):
-                    active = [one for one in running if one.stopped is None]
-                    if not active:
-                        break
-                    self._step(active, orders, number, step, prune, cores)
-                    step += 1
-                    active = [one for one in active if one.stopped is None]
-                    if step in evaluations:
-                        active = self._validate(active, prune, cores)
-                    if step in rungs:
-                        self._halve(active, rungs[step], step, cores)
-                    elif prune and step in evaluations and len(active) == 2:
-                        self._settle(active, step)
+        for one in running:
+            at_zero = not one.parameter.any()
+            one.curve.append(self._point(one, vanilla_nll if at_zero else None))
+        step = 0
+        for epoch in range(spec.epochs):
+            orders = {
+                seed: list(batches(self.train.questions, spec.batch_rows, seed, epoch))
+                for seed in {one.lane.seed for one in running}
+            }
+            for number in range(steps_an_epoch):
+                active = [one for one in running if one.stopped is None]
+                if not active:
+                    break
+                self._step(active, orders, number, step, prune)
+                step += 1
+                active = [one for one in active if one.stopped is None]
+                if step in evaluations:
+                    active = self._validate(active, prune)
+                if step in rungs:
+                    self._halve(active, rungs[step], step)
+                elif prune and step in evaluations and len(active) == 2:
+                    self._settle(active, step)
         return [self._finished(one, vanilla_nll, vanilla) for one in running]
 
     # ------------------------------------------------------------------------------- parts of a run
@@ -265,7 +258,6 @@ class Trainer:
         number: int,
         step: int,
         prune: bool,
-        cores: Cores,
     ) -> None:
         """One optimizer step of every active lane."""
         spec, total, began = self.spec, self.total_steps, self._clock()
@@ -274,17 +266,12 @@ class Trainer:
         items = [(lane, int(row)) for lane, some in enumerate(rows) for row in some]
         tokens = np.array([self.train.n_tokens[some].sum() for some in rows])
         weights = torch.tensor(1.0 / tokens, dtype=torch.float32, device=vectors.device)
-        sums = np.zeros(len(active))
-
-        def run(some: list[Item]) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        sums, gradients = np.zeros(len(active)), torch.zeros_like(vectors)
+        for some in passes(self.train, items, self._upper.room):
             pack = make_pack(self.train, self._train_states, some, len(active))
             own = weights[torch.from_numpy(pack.lanes).to(weights.device)]
             nll, gradient = self._upper.gradient(vectors, pack, own)
-            return pack.lanes, nll.double().cpu().numpy(), gradient
-
-        gradients = torch.zeros_like(vectors)
-        for lanes, nll, gradient in cores.map(run, self._upper.passes(self.train, items)):
-            np.add.at(sums, lanes, nll)
+            np.add.at(sums, pack.lanes, nll.double().cpu().numpy())
             gradients += gradient
         finite = np.isfinite(sums) & gradients.isfinite().all(1).cpu().numpy()
         for lane, one in enumerate(active):
@@ -312,14 +299,14 @@ class Trainer:
             )
         one.stopped = "not finite"
 
-    def _halve(self, active: list[_Running], keep: int, step: int, cores: Cores) -> None:
+    def _halve(self, active: list[_Running], keep: int, step: int) -> None:
         """Lets the best `keep` go on. They are compared by the NLL of the batches since the last halving, each
         taken before it was trained on: rows that are new to all lanes alike, at no cost. From the second epoch on
         no batch is new, and the validation rows decide.
         """
         if len(active) > keep and step > self.total_steps // self.spec.epochs:
             if active[0].curve[-1]["step"] != step:
-                active = self._validate(active, True, cores)
+                active = self._validate(active, True)
             order = sorted(active, key=lambda one: one.curve[-1]["validation_nll"])
         else:
             order = sorted(active, key=lambda one: one.window_sum / one.window_count)
@@ -338,14 +325,14 @@ class Trainer:
         if half_way or clearly_behind(behind.row_nll, ahead.row_nll, self.validation.questions):
             behind.stopped = behind.stopped or "outpaced"
 
-    def _validate(self, active: list[_Running], prune: bool, cores: Cores) -> list[_Running]:
+    def _validate(self, active: list[_Running], prune: bool) -> list[_Running]:
         """Evaluates active lanes, keeps the best vector of each, and ends those whose patience is over.
 
         Returns:
             The lanes with a finite NLL.
         """
         tokens = self.validation.n_tokens.sum()
-        found = self._evaluate(torch.stack([one.parameter.detach() for one in active]), cores)
+        found = self._evaluate(torch.stack([one.parameter.detach() for one in active]))
         for one, rows in zip(active, found, strict=True):
             nll = float(rows.sum() / tokens)
             if not math.isfinite(nll):
@@ -376,17 +363,14 @@ class Trainer:
             "norm": float(one.parameter.detach().norm()),
         }
 
-    def _evaluate(self, vectors: Tensor, cores: Cores) -> np.ndarray:
+    def _evaluate(self, vectors: Tensor) -> np.ndarray:
         """fp64 [lanes, n validation rows]: NLL of each row under each vector."""
         lanes, n, began = len(vectors), len(self.validation), self._clock()
         out = np.zeros((lanes, n))
         items = [(lane, row) for lane in range(lanes) for row in range(n)]
-
-        def run(some: list[Item]) -> None:
+        for some in passes(self.validation, items, self._upper.room):
             pack = make_pack(self.validation, self._validation_states, some, lanes)
             out[pack.lanes, pack.rows] = self._upper.nll(vectors, pack).double().cpu().numpy()
-
-        cores.map(run, self._upper.passes(self.validation, items))
         self.seconds["validation"] += self._clock() - began
         return out
 

@@ -1,9 +1,8 @@
-"""Claims about attention over whole sequences: in chunks or at once, it is the softmax that the formula says."""
+"""Claims about attention over whole sequences: it is the softmax that the formula says."""
 
 import pytest
 import torch
 
-from steer_pipeline.lab.models import blocks
 from steer_pipeline.lab.models.blocks import Call, causal
 
 
@@ -21,46 +20,20 @@ def reference(call):
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
-@pytest.mark.parametrize("window", [None, 1, 7, 100, 1000])
-@pytest.mark.parametrize("t", [1, 5, 96, 97, 230, 256, 333])
-def test_causal_attention_is_a_masked_softmax(t, window, softcap):
-    torch.manual_seed(t)
-    query = torch.randn(2, 4, t, 8)
-    key, value = torch.randn(2, 2, 2, t, 8)  # two query heads share one
-    call = Call(0, query, key, value, 0.3, window, softcap)
-    assert torch.allclose(causal(call), reference(call).float(), atol=1e-5)
-
-
-def test_chunks_change_no_gradient(monkeypatch):
-    torch.manual_seed(0)
-    inputs = [torch.randn(2, 3, 200, 8, requires_grad=True) for _ in range(3)]
-    weights = torch.randn(2, 200, 3, 8)
-
-    def gradients():
-        return torch.autograd.grad((causal(Call(0, *inputs, 0.3, 50, None)) * weights).sum(), inputs)
-
-    chunked = gradients()
-    monkeypatch.setattr(blocks, "_CHUNK", 1 << 20)
-    blocks._band.cache_clear()
-    try:
-        for a, b in zip(chunked, gradients(), strict=True):
-            assert torch.allclose(a, b, atol=1e-5)
-    finally:
-        blocks._band.cache_clear()
+@pytest.mark.parametrize("window", [None, 1, 7, 100])
+def test_causal_attention_is_a_masked_softmax(window, softcap):
+    for t in (1, 5, 110):
+        torch.manual_seed(t)
+        query = torch.randn(2, 4, t, 8)
+        key, value = torch.randn(2, 2, 2, t, 8)  # two query heads share one
+        call = Call(0, query, key, value, 0.3, window, softcap)
+        assert torch.allclose(causal(call), reference(call).float(), atol=1e-5), t
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_attention_is_close(dtype):
     torch.manual_seed(0)
-    query, key, value = torch.randn(3, 2, 2, 250, 16).to(dtype)
+    query, key, value = torch.randn(3, 2, 2, 50, 16).to(dtype)
     call = Call(0, query, key, value, 0.25, None, None)
     assert causal(call).dtype == dtype
     assert torch.allclose(causal(call).float(), reference(call).float(), atol=2e-2)
-
-
-def test_sequences_of_many_lengths_share_their_masks():
-    blocks._band.cache_clear()
-    for t in range(130, 250, 7):
-        query, key, value = torch.randn(3, 1, 2, t, 8)
-        causal(Call(0, query, key, value, 0.3, None, None))
-    assert blocks._band.cache_info().misses == 1

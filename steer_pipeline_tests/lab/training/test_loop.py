@@ -202,7 +202,7 @@ def test_patience_ends_a_run_and_every_evaluation_runs_once(tmp_path, monkeypatc
     one.vanilla()
     calls = []
     original = one._evaluate
-    monkeypatch.setattr(one, "_evaluate", lambda vectors, cores: calls.append(1) or original(vectors, cores))
+    monkeypatch.setattr(one, "_evaluate", lambda vectors: calls.append(1) or original(vectors))
     (found,) = one.run([Lane(0.05, 1)])
     assert found.stopped == "patience"
     assert found.steps < one.total_steps

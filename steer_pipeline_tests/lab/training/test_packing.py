@@ -1,4 +1,4 @@
-"""What prompts share lies in a pass once, under the same vector alone, and passes stay even."""
+"""What prompts share lies in a pass once, under the same vector alone, and passes keep to their room."""
 
 import itertools
 
@@ -58,62 +58,43 @@ def test_a_shared_prompt_lies_in_a_pack_once(tmp_path):
     assert len(one.answers) == 6 * 20
     two = make_pack(data, states, [(0, 0), (1, 1), (0, 2)], 2)
     assert two.sizes == [2 * 20 + 11, 20 + 11]  # another vector, other states
-    whole, _ = states.take(np.arange(data.lengths.sum()))
+    whole = states.take(np.arange(data.lengths.sum()))
     for pass_ in (one, two):
         padded = pass_.layout.pad(pass_.states)
-        for group, rows, (_, longest) in zip(pass_.layout.groups, padded, pass_.layout.shapes, strict=True):
-            for member, found in zip(group.members, rows.view(-1, longest, 64), strict=True):
+        for group, rows in zip(pass_.layout.groups, padded, strict=True):
+            for member, found in zip(group.members, rows, strict=True):
                 row = pass_.rows[member]
                 own = whole[data.offsets[row] :][: data.lengths[row] - 1]
                 assert torch.equal(found[: len(own)], own)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_ways_back_are_the_transposes_of_padding_and_unpadding(seed):
+@pytest.mark.parametrize("seed", range(3))
+def test_padding_takes_nothing_from_a_row_and_gives_nothing_to_another(seed):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(3, 40, 7)
     shared = np.array([0, *(int(rng.integers(0, min(pair))) for pair in itertools.pairwise(lengths))])
-    shared[3] = 0
     layout = Layout.of(lengths, shared, CPU)
-    packed = int((lengths - shared).sum())
-    own = torch.cat([group.own for group in layout.groups])
-    used = own.clone()
-    assert int(own.sum()) == packed
-    if layout.again is not None:
-        used[layout.again[0]] = 1
-    draw = torch.Generator().manual_seed(seed)
-    x = torch.randn(packed, 5, generator=draw, dtype=torch.float64)
-    sizes = [n * longest for n, longest in layout.shapes]
-    parts = (torch.randn(sum(sizes), 5, generator=draw, dtype=torch.float64) * used).split(sizes)
-    there = sum((a * b).sum() for a, b in zip(layout.pad(x), parts, strict=True))
-    assert torch.allclose(there, (x * layout.pad_back(parts)).sum())
-    there = (layout.unpad(parts) * x).sum()
-    assert torch.allclose(there, sum((a * b).sum() for a, b in zip(parts, layout.unpad_back(x), strict=True)))
-    assert torch.equal(layout.unpad(layout.pad(x)), x)
+    x = torch.randn(int((lengths - shared).sum()), 5, requires_grad=True)
+    back = layout.unpad(layout.pad(x))
+    assert torch.equal(back, x)
+    weights = torch.randn_like(x)
+    assert torch.allclose(torch.autograd.grad((back * weights).sum(), x)[0], weights)
 
 
-@pytest.mark.parametrize(
-    ("answers", "chosen", "counts"),
-    [
-        (2, range(8), (4, 4)),  # four questions
-        (5, range(8), (4, 4)),  # five rows of one and three of another: one row gives way
-        (8, range(8), (4, 4)),  # a single question
-        (1, range(8), (4, 4)),
-    ],
-)
-def test_rows_of_a_question_stay_together_as_long_as_passes_are_even(answers, chosen, counts):
-    data = asked(questions=8, answers=answers)
-    found = passes(data, [(0, row) for row in chosen], 110, 1.0, power_of_two=True)
-    assert sorted(row for some in found for _, row in some) == list(chosen)
-    assert tuple(len(some) for some in found) == counts
-    apart = sum(len({int(data.questions[row]) for _, row in some}) for some in found)
-    assert apart <= len({int(data.questions[row]) for row in chosen}) + 1
+@pytest.mark.parametrize("answers", [1, 2, 5])
+def test_passes_hold_every_pair_once_in_as_few_positions_as_there_is_room_for(answers):
+    data = asked(questions=6, answers=answers)
+    items = [(lane, row) for lane in range(2) for row in range(len(data))]
+    found = passes(data, items, 110)
+    assert sorted(item for some in found for item in some) == sorted(items)
+    for some in found:
+        ordered, shared = data.in_prompt_order(some)
+        assert sum(data.lengths[row] for _, row in ordered) - sum(shared) <= 110
+    # rows of a question come together: it is split where a pass ends, and nowhere else
+    apart = sum(len({(lane, int(data.questions[row])) for lane, row in some}) for some in found)
+    assert apart <= 12 + len(found) - 1
 
 
-def test_a_model_of_another_device_kind_has_as_many_passes_as_it_needs():
-    data = asked(questions=6, answers=2)
-    found = passes(
-        data, [(lane, row) for lane in range(3) for row in range(12)], 300, 1.0, power_of_two=False
-    )
-    own = 3 * (12 * 20 + 6 * 7 + 4 + 12)  # with each response's last token
-    assert len(found) == -(-own // 300)
+def test_a_row_that_is_longer_than_a_pass_has_one_to_itself():
+    data = asked(questions=3, answers=1)
+    assert passes(data, [(0, 0), (0, 1), (0, 2)], 10) == [[(0, row)] for row in range(3)]
