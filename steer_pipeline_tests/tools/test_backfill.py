@@ -1,10 +1,10 @@
 """What `python -m steer_pipeline.tools.backfill` makes, in which order, and what it says of failures."""
 
+import io
 import json
 import sys
-import threading
+import urllib.request
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import dagster as dg
@@ -239,26 +239,8 @@ def test_the_command_tells_every_partition_and_fails_with_any(monkeypatch, capsy
 # ---------------------------------------------------------------------------------- a Dagster server
 
 
-def event(kind, **fields):
-    return {"__typename": kind, **fields}
-
-
-def made_by(run, name, *partitions):
-    return {
-        **run,
-        "assetMaterializations": run["assetMaterializations"]
-        + [{"assetKey": {"path": [name]}, "partition": partition} for partition in partitions],
-    }
-
-
-def run_of(run_id, status, assets, **tags):
-    return {
-        "runId": run_id,
-        "status": status,
-        "tags": [{"key": f"dagster/{key}", "value": value} for key, value in tags.items()],
-        "assetSelection": [{"path": [name]} for name in assets],
-        "assetMaterializations": [],
-    }
+def path(name):
+    return {"path": [name]}
 
 
 def progress(status, targeted, made, failed, error=None):
@@ -267,111 +249,100 @@ def progress(status, targeted, made, failed, error=None):
         "numPartitionsMaterialized": made,
         "numPartitionsFailed": failed,
     }
+    statuses = [
+        counts,
+        {"materialized": made > 0, "failed": False},
+    ]  # of partitioned assets, and of one that is not
+    return {"status": status, "error": error, "assetBackfillData": {"assetBackfillStatuses": statuses}}
+
+
+def run_of(run_id, status, assets, made, **tags):
     return {
-        "__typename": "PartitionBackfill",
+        "runId": run_id,
         "status": status,
-        "error": error,
-        "assetBackfillData": {"assetBackfillStatuses": [counts, {"materialized": made > 0, "failed": False}]},
+        "tags": [{"key": f"dagster/{key}", "value": value} for key, value in tags.items()],
+        "assetSelection": [path(name) for name in assets],
+        "assetMaterializations": [{"assetKey": path(name), "partition": key} for name, key in made],
     }
 
 
-LAUNCHED = {"launchPartitionBackfill": {"__typename": "LaunchBackfillSuccess", "backfillId": "abcd"}}
-HEALTHY = {"instance": {"daemonHealth": {"daemonStatus": {"healthy": True}}}}
+def page(*events, more=False):
+    return {"eventConnection": {"cursor": "c", "hasMore": more, "events": list(events)}}
+
+
+def step_failure(step, name, *chain):
+    error = {"message": "…", "className": name, "errorChain": [{"error": {"message": one}} for one in chain]}
+    return {
+        "__typename": "ExecutionStepFailureEvent",
+        "stepKey": step,
+        "error": error,
+        "failureMetadata": None,
+    }
 
 
 @pytest.fixture
-def dagster_server(monkeypatch):
-    """A web server that answers each document with the next of its scripted answers; the last one stays."""
-    monkeypatch.setattr(backfill, "POLL_S", 0.01)
-    monkeypatch.setattr(backfill, "DAEMON_PATIENCE_S", 0.05)
-    script = {backfill.HEALTH: [HEALTHY], backfill.LAUNCH: [LAUNCHED]}
-    asked = []
+def script(monkeypatch):
+    """What a webserver answers to each document, one after the other; the last answer stays. Under "asked", what it
+    was asked.
+    """
+    monkeypatch.setattr(backfill, "POLL_S", 0)
+    monkeypatch.setattr(backfill, "DAEMON_PATIENCE_S", 0)
+    answers = {
+        "asked": [],
+        backfill.HEALTH: [{"daemonHealth": {"daemonStatus": {"healthy": True}}}],
+        backfill.LAUNCH: [{"backfillId": "abcd"}],
+    }
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append(request)
-            answers = script[request["query"]]
-            answer = answers.pop(0) if len(answers) > 1 else answers[0]
-            data = json.dumps(answer if "errors" in answer else {"data": answer}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def urlopen(request, timeout):
+        question = json.loads(request.data)
+        answers["asked"].append(question)
+        own = answers[question["query"]]
+        answer = own.pop(0) if len(own) > 1 else own[0]
+        return io.BytesIO(json.dumps(answer if "errors" in answer else {"data": {"field": answer}}).encode())
 
-        def log_message(self, *arguments):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", script=script, asked=asked)
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    return answers
 
 
-def there(dagster_server, selection, partitions=None):
-    return run_there(Server(dagster_server.url), GRAPH, selected(DEFS, selection), partitions)
+def there(selection, partitions):
+    return run_there(Server("http://dagster/"), GRAPH, selected(DEFS, selection), partitions)
 
 
-def test_a_server_is_given_the_partitions_and_asked_until_the_end(dagster_server, capsys):
-    whole = made_by(
+def test_a_server_is_given_the_partitions_and_asked_until_the_end(script, capsys):
+    span = {"asset_partition_range_start": "with_p", "asset_partition_range_end": "with_q"}
+    both = ["pack", "release"]
+    runs = [
+        run_of("1", "SUCCESS", ["raw"], [("raw", "with_p"), ("raw", "with_q")], **span),
         run_of(
-            "1", "SUCCESS", ["raw"], asset_partition_range_start="with_p", asset_partition_range_end="with_q"
+            "2", "SUCCESS", both, [(name, "with_p") for name in both] + [("report", None)], partition="with_p"
         ),
-        "raw",
-        "with_p",
-        "with_q",
-    )
-    good = made_by(run_of("2", "SUCCESS", ["pack", "release"], partition="with_p"), "pack", "with_p")
-    good = made_by(made_by(good, "release", "with_p"), "report", None)
-    stopped = made_by(
-        run_of("34567890x", "FAILURE", ["pack", "release"], partition="with_q"), "pack", "with_q"
-    )
+        run_of("34567890x", "FAILURE", both, [("pack", "with_q")], partition="with_q"),
+    ]
     check = {
         "checkName": "is_good",
-        "assetKey": {"path": ["pack"]},
+        "assetKey": path("pack"),
         "partition": "with_q",
         "severity": "ERROR",
         "success": False,
         "description": "3 rows are bad",
     }
-    events = [
-        event("AssetCheckEvaluationEvent", evaluation=check),
-        event(
-            "ExecutionStepFailureEvent",
-            stepKey="pack_is_good",
-            error={"message": "…", "className": "DagsterAssetCheckFailedError", "errorChain": []},
-            failureMetadata=None,
-        ),
-    ]
-    dagster_server.script |= {
+    script |= {
         backfill.PROGRESS: [
-            {"partitionBackfillOrError": progress("REQUESTED", 6, 0, 0)},
+            progress("REQUESTED", 6, 0, 0),
             {"errors": [{"message": "database is locked"}]},  # passing troubles do not end the watch
-            {"partitionBackfillOrError": progress("REQUESTED", 6, 0, 0)},
-            {"partitionBackfillOrError": progress("COMPLETED_FAILED", 6, 5, 1)},
+            progress("REQUESTED", 6, 0, 0),
+            progress("COMPLETED_FAILED", 6, 5, 1),
         ],
-        backfill.RUNS: [
-            {"partitionBackfillOrError": {"__typename": "PartitionBackfill", "runs": [stopped, good, whole]}}
-        ],
+        backfill.RUNS: [{"runs": runs}],
         backfill.EVENTS: [
-            {
-                "runOrError": {
-                    "__typename": "Run",
-                    "eventConnection": {"cursor": "c", "hasMore": True, "events": []},
-                }
-            },
-            {
-                "runOrError": {
-                    "__typename": "Run",
-                    "eventConnection": {"cursor": "d", "hasMore": False, "events": events},
-                }
-            },
+            page(more=True),
+            page(
+                {"__typename": "AssetCheckEvaluationEvent", "evaluation": check},
+                step_failure("pack_is_good", "DagsterAssetCheckFailedError"),
+            ),
         ],
     }
-    results = there(dagster_server, "key:raw+", ["with_p", "with_q"])
+    results = there("key:raw+", ["with_p", "with_q"])
     assert states(results) == {
         ("raw", "with_p"): "made",
         ("raw", "with_q"): "made",
@@ -383,52 +354,26 @@ def test_a_server_is_given_the_partitions_and_asked_until_the_end(dagster_server
     }
     reasons = {result.reason for result in results if result.state == "failed"}
     assert reasons == {"pack[with_q]: is_good: 3 rows are bad (run 34567890)"}
-    (launch,) = [request for request in dagster_server.asked if request["query"] == backfill.LAUNCH]
+    (launch,) = [question for question in script["asked"] if question["query"] == backfill.LAUNCH]
     selectors = launch["variables"]["params"]["partitionsByAssets"]
-    assert selectors[0] == {
-        "assetKey": {"path": ["raw"]},
-        "partitions": {
-            "ranges": [{"start": "with_p", "end": "with_p"}, {"start": "with_q", "end": "with_q"}]
-        },
-    }
-    assert {"assetKey": {"path": ["report"]}, "partitions": {"ranges": []}} in selectors
+    ranges = [{"start": key, "end": key} for key in ("with_p", "with_q")]
+    assert selectors[0] == {"assetKey": path("raw"), "partitions": {"ranges": ranges}}
+    assert {"assetKey": path("report"), "partitions": {"ranges": []}} in selectors
     assert capsys.readouterr().out.splitlines() == [
-        f"backfill abcd: {dagster_server.url}/runs/b/abcd",
+        "backfill abcd: http://dagster/runs/b/abcd",
         "requested: 0 of 7 made, 0 failed or skipped",
         "completed_failed: 6 of 7 made, 1 failed or skipped",
     ]
 
 
-def test_a_step_that_raised_is_reported_with_its_innermost_cause_and_what_never_ran_is_skipped(
-    dagster_server,
-):
-    error = {
-        "message": "Error occurred while executing op",
-        "className": "DagsterExecutionStepExecutionError",
-        "errorChain": [{"error": {"message": "ValueError: line 7 of news.jsonl\n"}}],
+def test_a_step_that_raised_is_told_with_its_innermost_cause_and_what_never_ran_is_skipped(script):
+    cause = step_failure("vector", "DagsterExecutionStepExecutionError", "ValueError: line 7 of news.jsonl\n")
+    script |= {
+        backfill.PROGRESS: [progress("COMPLETED_FAILED", 3, 0, 3)],
+        backfill.RUNS: [{"runs": [run_of("1", "FAILURE", ["vector"], [], partition="p")]}],
+        backfill.EVENTS: [page(cause)],
     }
-    step = event("ExecutionStepFailureEvent", stepKey="vector", error=error, failureMetadata=None)
-    dagster_server.script |= {
-        backfill.PROGRESS: [{"partitionBackfillOrError": progress("COMPLETED_FAILED", 3, 0, 3)}],
-        backfill.RUNS: [
-            {
-                "partitionBackfillOrError": {
-                    "__typename": "PartitionBackfill",
-                    "runs": [run_of("1", "FAILURE", ["vector"], partition="p")],
-                }
-            }
-        ],
-        backfill.EVENTS: [
-            {
-                "runOrError": {
-                    "__typename": "Run",
-                    "eventConnection": {"cursor": "c", "hasMore": False, "events": [step]},
-                }
-            }
-        ],
-    }
-    results = there(dagster_server, "vector,raw", ["p"])
-    assert [str(result) for result in results] == [
+    assert [str(result) for result in there("vector,raw", ["p"])] == [
         "failed   vector[p]: vector: ValueError: line 7 of news.jsonl (run 1)",
         "skipped  raw[with_p]",
         "skipped  raw[both]",
@@ -438,38 +383,21 @@ def test_a_step_that_raised_is_reported_with_its_innermost_cause_and_what_never_
 @pytest.mark.parametrize(
     ("document", "answer", "message"),
     [
-        (
-            "HEALTH",
-            {"instance": {"daemonHealth": {"daemonStatus": {"healthy": None}}}},
-            "no daemon works for it",
-        ),
+        ("HEALTH", {"daemonHealth": {"daemonStatus": {"healthy": None}}}, "no daemon works for it"),
         (
             "LAUNCH",
-            {
-                "launchPartitionBackfill": {
-                    "__typename": "PartitionKeysNotFoundError",
-                    "message": "no such keys",
-                }
-            },
+            {"__typename": "PartitionKeysNotFoundError", "message": "no such keys"},
             "PartitionKeysNotFoundError: no such keys",
         ),
         ("LAUNCH", {"errors": [{"message": "the code location is gone"}]}, "the code location is gone"),
         ("PROGRESS", {"errors": [{"message": "database is gone"}]}, "database is gone"),
-        (
-            "PROGRESS",
-            {
-                "partitionBackfillOrError": progress(
-                    "FAILED", 1, 0, 0, {"message": "could not load the code\n"}
-                )
-            },
-            "could not load the code",
-        ),
+        ("PROGRESS", progress("FAILED", 1, 0, 0, {"message": "could not load\n"}), "could not load"),
     ],
 )
-def test_a_server_that_cannot_do_it_is_an_error_in_its_words(dagster_server, document, answer, message):
-    dagster_server.script[getattr(backfill, document)] = [answer]
+def test_a_server_that_cannot_do_it_is_an_error_in_its_words(script, document, answer, message):
+    script[getattr(backfill, document)] = [answer]
     with pytest.raises(BackfillError, match=message):
-        there(dagster_server, "pack", ["base"])
+        there("pack", ["base"])
 
 
 def test_nobody_listening_is_said_with_the_cure():

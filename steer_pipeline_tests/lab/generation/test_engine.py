@@ -52,8 +52,15 @@ def test_greedy_tokens_equal_plain_generate_with_a_hook(tmp_path, arch, scope):
             assert results[row.row_id, plan.variant].token_ids == expected, plan.variant
 
 
-@pytest.mark.parametrize("compiler", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("arch", ["qwen3", "gemma2"])  # gemma2: windows and soft caps
+@pytest.mark.parametrize(
+    ("arch", "compiler"),
+    [
+        ("gemma2", "eager"),  # with windows and soft caps; tracing alone takes seconds
+        pytest.param("qwen3", "eager", marks=pytest.mark.slow),
+        pytest.param("gemma2", "inductor", marks=pytest.mark.slow),
+        pytest.param("qwen3", "inductor", marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_decoding_over_a_static_cache_says_the_same(tmp_path, monkeypatch, arch, compiler):
     from torch._dynamo.utils import counters
 
@@ -74,7 +81,7 @@ def test_compiled_decoding_over_a_static_cache_says_the_same(tmp_path, monkeypat
     counters.clear()
     assert tokens(said(compiled, rows_of(compiled), plans("generated"), GREEDY)) == expected
     again = [rows_of(compiled)[i] for i in (4, 1)]
-    assert tokens(said(compiled, again, plans("generated")[:3], GREEDY)).items() <= expected.items()
+    assert tokens(said(compiled, again, plans("generated")[1:], GREEDY)).items() <= expected.items()
     assert widths == {GREEDY.max_new_tokens - 1}  # the cache is static: as wide at every step
     assert 0 < counters["stats"]["unique_graphs"] <= 10  # for all blocks, batch sizes and steps
     assert engine.decoding_hash(GREEDY, compiled) != engine.decoding_hash(GREEDY, plain)  # packs never mix
