@@ -111,12 +111,14 @@ class ArtifactStore:
         inputs: Mapping[str, str],
         code_version: str,
         run_id: str | None,
+        live: bool = True,
     ) -> Version:
         """Makes what `writer` puts into an empty folder the current version.
 
         Args:
             metadata: JSON values that describe this content.
             inputs: name of each input -> version it was made from.
+            live: False stores the version and leaves CURRENT where it is, until `point`.
 
         Raises:
             StoreError: the writer wrote no file, or wrote a MANIFEST.json of its own.
@@ -133,6 +135,7 @@ class ArtifactStore:
                 inputs=inputs,
                 code_version=code_version,
                 run_id=run_id,
+                live=live,
             )
         except Exception as error:
             if not _is_full(error):
@@ -154,6 +157,7 @@ class ArtifactStore:
         inputs: Mapping[str, str],
         code_version: str,
         run_id: str | None,
+        live: bool = True,
     ) -> Version:
         """Like `write`, for a filled folder of `scratch`, which is moved and not copied."""
         where = _place(asset, partition)
@@ -173,7 +177,8 @@ class ArtifactStore:
         }
         if not self._files.is_whole(key, sha):
             self._files.publish(folder, key, manifest)
-        self._files.put(f"{where}/{CURRENT}", sha.encode())
+        if live:
+            self._files.put(f"{where}/{CURRENT}", sha.encode())
         return self.version(asset, partition, sha)
 
     def scratch(self, label: str) -> Path:

@@ -9,7 +9,6 @@ what is younger than `--keep-days`. Run it while no run writes: a running one ma
 """
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,8 +18,9 @@ from pathlib import Path
 
 from steer_pipeline.io.store import ArtifactStore, StoreError, Version, label
 from steer_pipeline.resources import open_store
-from steer_pipeline.stages.rewrites.release import POINTER, RELEASE
-from steer_pipeline.stages.rewrites.verdicts import PACK, RELEASED
+from steer_pipeline.stages.rewrites.release import POINTER
+from steer_pipeline.stages.rewrites.verdicts import RELEASED
+from steer_pipeline.tools.console import readers_may_leave
 
 KEEP_DAYS = 14.0
 LEFTOVER_AGE_S = 24 * 3600.0
@@ -104,12 +104,13 @@ def _needed(store: ArtifactStore, every: Sequence[Old]) -> set[str]:
 def _roots(store: ArtifactStore, old: Old) -> list[str]:
     """What is needed because of one version itself."""
     asset, partition, version = old.asset, old.partition, old.version
-    if asset == RELEASE:  # each of them is an entry of the history
-        return [version.sha, json.loads((version.path / POINTER).read_text())["version"]]
-    if asset == PACK and store.annotation(asset, partition, version.sha, RELEASED) is not None:
+    if (
+        POINTER in version.manifest["files"]
+    ):  # an entry of a history of releases; what it points at is its input
         return [version.sha]
-    current = store.current(asset, partition)
-    return [version.sha] if current and current.sha == version.sha else []
+    if store.annotation(asset, partition, version.sha, RELEASED) is not None:
+        return [version.sha]
+    return [version.sha] if store.current_sha(asset, partition) == version.sha else []
 
 
 def _written(version: Version) -> datetime:
@@ -145,6 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="versions younger than this stay (default: %(default)g)",
     )
     options = parser.parse_args(arguments)
+    with readers_may_leave():
+        return _prune(options)
+    return 0
+
+
+def _prune(options: argparse.Namespace) -> int:
     try:
         store = open_store()
         waste = find_waste(store, options.keep_days)

@@ -32,8 +32,8 @@ def put(asset, partition, text, *, inputs=(), days_old=100):
 
 def release_it(variant, version):
     store = open_store()
-    choice = release.Choice(version, release.released(store, variant), "promote")
-    release.point(store, variant, choice, "run", "1")
+    pointer = release.prepare(store, variant, version.sha, "run", "1")
+    release.move(store, variant, pointer, "run")
 
 
 def left(asset, partition):
@@ -86,7 +86,7 @@ def test_what_was_ever_released_stays_with_its_history(capsys):
     assert never.sha not in left("rewrite_pack", "base")
     assert len(left("rewrite_release", "base")) == 2
     assert news.sha in left("news", None)
-    release_it("base", packs[0])  # the roll-back still works
+    release_it("base", packs[0])  # the rollback still works
     assert release.released(open_store(), "base") == packs[0].sha
 
 
