@@ -30,7 +30,7 @@ import fsspec
 MANIFEST = "MANIFEST.json"
 CURRENT = "CURRENT"
 STAGING = ".staging"
-WORK = ".work"
+WORK, SHARED_WORK = ".work", "_work"
 NO_PARTITION = "_"
 SHA_LENGTH = 16
 
@@ -191,10 +191,28 @@ class ArtifactStore:
         return folder
 
     def work(self, asset: str) -> Path:
-        """A local folder for an asset's work in progress, such as journals; it outlives runs."""
+        """A local folder for an asset's work in progress, such as journals; it outlives runs.
+
+        Of a remote store it is this machine's own; `segments` are what machines share.
+        """
         folder = self._files.local_root / WORK / quote(asset, safe="")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def segments(self, asset: str, name: str) -> "Segments | None":
+        """Where machines share the work in progress `name`; None for a directory, whose `work` is in the store."""
+        if isinstance(self._files, _LocalFiles):
+            return None
+        return Segments(self._files, f"{SHARED_WORK}/{quote(asset, safe='')}/{_escape(name)}")
+
+    def in_progress(self) -> list[tuple[str, str]]:
+        """(asset, name) of all files of `work` and all folders of `segments`, sorted."""
+        here = self._files.local_root / WORK
+        found = {(unquote(path.parent.name), path.name) for path in here.glob("*/*")}
+        for asset in self._files.folders(SHARED_WORK):
+            names = self._files.folders(f"{SHARED_WORK}/{asset}")
+            found |= {(unquote(asset), unquote(name)) for name in names}
+        return sorted(found)
 
     def point(self, asset: str, partition: str | None, sha: str) -> Version:
         """Makes an existing version the current one."""
@@ -330,6 +348,30 @@ class ArtifactStore:
                 yield unquote(key)
                 return
             yield from self._assets_below(below)
+
+
+class Segments:
+    """Small immutable objects in one folder of a remote store."""
+
+    def __init__(self, files: "_Files", folder: str) -> None:
+        self._files, self._folder = files, folder
+
+    @property
+    def url(self) -> str:
+        return self._files.url(self._folder)
+
+    def names(self) -> list[str]:
+        return self._files.files(self._folder)
+
+    def read(self, name: str) -> bytes | None:
+        """Its content; None where it has been removed."""
+        return self._files.read(f"{self._folder}/{name}")
+
+    def put(self, name: str, data: bytes) -> None:
+        self._files.put(f"{self._folder}/{name}", data)
+
+    def remove(self, name: str) -> None:
+        self._files.remove(f"{self._folder}/{name}")
 
 
 def label(asset: str, partition: str | None) -> str:
@@ -538,7 +580,7 @@ class _RemoteFiles:
 
     def remove(self, key: str) -> None:
         # The manifest goes first: without it the rest is no version.
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             self._fs.rm_file(self._path(f"{key}/{MANIFEST}"))
         with suppress(FileNotFoundError):
             self._fs.rm(self._path(key), recursive=True)

@@ -221,11 +221,11 @@ def _is_check_failure(event: dg.DagsterEvent) -> bool:
 
 
 def _reason(event: dg.DagsterEvent) -> str:
-    """The innermost cause: what the asset body raised."""
+    """What the asset's body raised: below Dagster's own wrappers, and above what that sentence was made from."""
     data = event.step_failure_data
     if data.user_failure_data and data.user_failure_data.description:
         return data.user_failure_data.description
     error = data.error
-    while error is not None and error.cause is not None:
+    while error is not None and error.cause is not None and (error.cls_name or "").startswith("Dagster"):
         error = error.cause
     return error.message.strip() if error is not None else "failed without a message"

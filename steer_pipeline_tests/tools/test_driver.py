@@ -46,7 +46,10 @@ def echo() -> dg.MaterializeResult:
 @dg.asset(code_version="1")
 def broken() -> None:
     """Raises."""
-    raise ValueError("the cause in plain words")
+    try:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    except BlockingIOError as error:
+        raise ValueError("the cause in plain words") from error
 
 
 @dg.multi_asset(specs=[dg.AssetSpec("left", code_version="1"), dg.AssetSpec("right", code_version="1")])

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from steer_pipeline import show
 from steer_pipeline.execution import GPU_POOL, GPU_TAGS
+from steer_pipeline.io.journals import open_journal
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.io.versioned import note_input
 from steer_pipeline.partitions import VARIANT, VARIANT_NEEDS
@@ -103,7 +104,7 @@ def rewrite_raw(
             _reader(context, shelf),
             model,
             now,
-            shelf.work("rewrite_raw") / "journal.jsonl",
+            open_journal(shelf, "rewrite_raw"),
             lambda recipes: verdicts.pilot_problems(shelf, recipes),
             lambda progress: context.log.info(str(progress)),
             config.workers,
