@@ -196,7 +196,7 @@ class _Loading(LoadingContext):
 def _outcome(result: dg.ExecuteInProcessResult) -> Outcome:
     stopped_by = [
         f"{check.asset_key.to_user_string()}{f'[{check.partition}]' if check.partition else ''}: "
-        f"{check.check_name}: {check.description or 'failed'}"
+        f"{check.check_name}: {check.description or f'failed ({_numbers(check)})'}"
         for check in result.get_asset_check_evaluations()
         if _stops(check)
     ]
@@ -208,6 +208,13 @@ def _outcome(result: dg.ExecuteInProcessResult) -> Outcome:
         event.asset_key.to_user_string() for event in result.all_events if event.is_step_materialization
     )
     return Outcome(result.run_id, result.success, tuple(errors), tuple(stopped_by), made)
+
+
+def _numbers(check: dg.AssetCheckEvaluation) -> str:
+    """What a check without a sentence has found."""
+    told = {name: entry.value for name, entry in check.metadata.items()}
+    plain = [f"{name} {value}" for name, value in told.items() if isinstance(value, int | float | str)]
+    return ", ".join(plain) or "it gives no numbers"
 
 
 def _stops(check: dg.AssetCheckEvaluation) -> bool:
