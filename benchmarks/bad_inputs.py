@@ -344,11 +344,13 @@ def _of_the_store(folder: Path) -> Iterator[Case]:
             asset, "base", lambda place: (place / "rows.txt").write_text("rows") and None, **ABOUT
         )
 
-    manifest, gone = put("torn"), put("gone")
+    manifest, gone, spoilt = put("torn"), put("gone"), put("spoilt")
     (manifest.path / "MANIFEST.json").write_text('{"sha": ')
     yield "MANIFEST.json: not valid JSON", lambda: store.current("torn", "base")
     (gone.path / "MANIFEST.json").unlink()
     yield "no such version of gone[base]", lambda: store.current("gone", "base")
+    (spoilt.path / "rows.txt").write_text("sown")
+    yield "rows.txt: damaged file of spoilt[base]", lambda: store.current("spoilt", "base").path
 
     def full(error: Exception) -> Callable[[], object]:
         def writer(place: Path) -> None:

@@ -1,8 +1,11 @@
 """Breaks the product on purpose, by seed, and counts what was lost. Prints one JSON line.
 
-Three kinds of trials, each ended by an undisturbed run that must have the very result of a run that was never
+Kinds of trials, the first three ended by an undisturbed run that must have the very result of a run that was never
 disturbed. `engine`: generation with a journal. `store`: a version is written over a former one. `run`: the whole
-asset `rewrite_raw` in a process of its own. Disasters: SIGKILL at a random moment, SIGKILL in the middle of the
+asset `rewrite_raw` in a process of its own. `release`: bytes of a stored pack are overwritten, its size stays; reading,
+promoting and rolling back must refuse it by name, log what they do, leave the others be, and making it again must heal
+(`lost`: a pointer without its log entry, or a pack that does not heal; `differing`: damage that was believed or not
+named). Disasters: SIGKILL at a random moment, SIGKILL in the middle of the
 n-th write, sync or rename, a torn or damaged journal, a disk that fills up (injected ENOSPC, or a real limit of
 the kernel on file sizes). `lost`, `duplicated` and `differing` count rows over all trials; after every disaster
 in the store a whole version must be live. `bad_inputs_named`: see bad_inputs.py.
@@ -59,6 +62,7 @@ TEXTS = [
 ]
 KINDS = ["engine", "store", "engine", "engine", "store", "engine", "engine", "store", "engine"] * 2
 KINDS[8] = "run"  # one in 18: it starts a process with everything imported
+KINDS[6] = KINDS[15] = "release"
 DURABLE = ("write", "fsync", "replace", "rename")  # calls of `os` after which something may be half done
 ABOUT: dict[str, Any] = {"metadata": {}, "inputs": {}, "code_version": "1", "run_id": None}
 NAMED = 3  # exit status of a child that failed with an error that names the place
@@ -431,6 +435,96 @@ def run_in_this_process(store: Path, moment: Moment) -> None:
         materialise(project)
 
 
+# ----------------------------------------------------------------------------------- release trials
+
+
+class ReleaseTrials:
+    """Packs of one variant are promoted and damaged; hand-made ones, so that no model is asked."""
+
+    variant = "paranoid"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def trial(self, rng: random.Random, name: str) -> Counter[str]:
+        from steer_pipeline_tests.lab.rewrites.packs import pack, resample
+        from steer_pipeline_tests.stages.rewrites.conftest import VOICE, small_profile, stage_project
+
+        place = self.folder / name
+        place.mkdir()
+        store = place / "store"
+        environment = {"STEER_STORE": str(store), "STEER_PROFILE": str(small_profile(place))}
+        with mock.patch.dict(os.environ, environment), stage_project(store) as project:
+            project.put("rewrite_raw", "base", pack("base"))
+            project.put("rewrite_raw", "base_resample", resample())
+            packs = [pack(self.variant, tail=" " * i + VOICE) for i in range(3)]
+            return self.damaged(rng, project, packs)
+
+    def damaged(self, rng: random.Random, project: Any, packs: list[pl.DataFrame]) -> Counter[str]:
+        """Three releases; one of them is damaged, and everything is tried on it and on the others."""
+        from steer_pipeline.tools import release
+
+        wrong: Counter[str] = Counter()
+
+        def must(holds: bool, count: str, what: str) -> None:
+            if not holds:
+                print(f"release: {what}", file=sys.stderr)
+                wrong[count] += 1
+
+        def asks(action: Callable[[], Any], says: str | None = None) -> None:
+            """The run goes well, or refuses with these words; either way pointer and log agree."""
+            outcome, told = action(), self.released(project)
+            words = " ".join([*outcome.errors, *outcome.stopped_by])
+            must((says in words) if says else outcome.success, "differing", f"wanted {says!r}, got {words!r}")
+            (last, *_) = release.history(project.driver.instance, project.store, self.variant)
+            must(last.carried_out and last.version == told, "lost", f"{last} in the log, released is {told}")
+
+        def put(rows: pl.DataFrame) -> Version:
+            return project.put("rewrite_pack", self.variant, rows)
+
+        def promote() -> Any:
+            return release.promote(project.driver, self.variant)
+
+        def rollback(to: str | None = None) -> Any:
+            return release.rollback(project.driver, self.variant, to)
+
+        versions = []
+        for rows in packs:
+            versions.append(put(rows))
+            asks(promote)
+        hit = rng.randrange(3)
+        victim, named = (
+            versions[hit],
+            f"damaged file of rewrite_pack[{self.variant}], version {versions[hit].sha}",
+        )
+        spoil(rng, Path(victim.url) / "data.parquet")
+        must(named in said(lambda: victim.path), "differing", "the damage was not named on reading")
+        if hit == 2:  # it is the released one, and the newest
+            asks(promote, named)
+            asks(rollback)
+        else:  # on the way back
+            asks(lambda: rollback(victim.sha), named)
+            asks(lambda: rollback(versions[1 - hit].sha))
+        asks(lambda: rollback(victim.sha), named)
+        healed = put(packs[hit])
+        must(healed.sha == victim.sha and said(lambda: healed.path) == "nothing", "lost", "it did not heal")
+        asks(lambda: rollback(victim.sha))
+        return wrong
+
+    def released(self, project: Any) -> str | None:
+        from steer_pipeline.stages.rewrites.release import released
+
+        return released(project.store, self.variant)
+
+
+def spoil(rng: random.Random, path: Path) -> None:
+    """Overwrites up to eight bytes with others; the size stays."""
+    data = bytearray(path.read_bytes())
+    for at in rng.sample(range(len(data)), rng.randint(1, 8)):
+        data[at] ^= rng.randint(1, 255)
+    path.write_bytes(data)
+
+
 # --------------------------------------------------------------------------------------- the campaign
 
 
@@ -441,12 +535,13 @@ def campaign(trials: int, seed: int, folder: Path) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     spec = ModelSpec(path=str(tiny_model_dir(folder)), device="cpu", batch_tokens=900)
     model = load_model(spec, folder)
-    places = {kind: folder / kind for kind in ("engine", "store", "run")}
+    places = {kind: folder / kind for kind in ("engine", "store", "run", "release")}
     for place in places.values():
         place.mkdir()
     engine = EngineTrials(model, places["engine"])
     kinds: dict[str, Any] = {"engine": engine}
     kinds["store"] = StoreTrials(list(engine.whole.values()), places["store"])
+    kinds["release"] = ReleaseTrials(places["release"])
     if "run" in (KINDS * trials)[:trials]:
         kinds["run"] = RunTrials(model, places["run"])
     counts: Counter[str] = Counter(lost=0, duplicated=0, differing=0)

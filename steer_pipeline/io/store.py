@@ -6,7 +6,8 @@
 
 In: a writer that fills an empty folder. Out: a `Version`, whose sha is the hash of the files' names and
 contents; equal content is the same version and adds nothing. A version appears as a whole or not at all, and
-CURRENT moves last: whoever is killed while writing leaves the former version live. Knows nothing of Dagster.
+CURRENT moves last: whoever is killed while writing leaves the former version live. Files are hashed before they
+are handed out, once a process; making a damaged version again replaces it. Knows nothing of Dagster.
 """
 
 import errno
@@ -29,7 +30,7 @@ import fsspec
 MANIFEST = "MANIFEST.json"
 CURRENT = "CURRENT"
 STAGING = ".staging"
-WORK = ".work"
+WORK, SHARED_WORK = ".work", "_work"
 NO_PARTITION = "_"
 SHA_LENGTH = 16
 
@@ -60,7 +61,14 @@ class Version:
 
     @property
     def path(self) -> Path:
-        """The version as a local directory; a remote one is downloaded once."""
+        """The version as a local directory, whole: every file is what the manifest says.
+
+        A file is hashed the first time that a process asks, and again when its size or time has changed. A remote
+        version is downloaded once, and again where the copy is damaged.
+
+        Raises:
+            StoreError: a file is missing or damaged; the message names it and the cure.
+        """
         return self._fetch()
 
     @property
@@ -103,12 +111,14 @@ class ArtifactStore:
         inputs: Mapping[str, str],
         code_version: str,
         run_id: str | None,
+        live: bool = True,
     ) -> Version:
         """Makes what `writer` puts into an empty folder the current version.
 
         Args:
             metadata: JSON values that describe this content.
             inputs: name of each input -> version it was made from.
+            live: False stores the version and leaves CURRENT where it is, until `point`.
 
         Raises:
             StoreError: the writer wrote no file, or wrote a MANIFEST.json of its own.
@@ -125,6 +135,7 @@ class ArtifactStore:
                 inputs=inputs,
                 code_version=code_version,
                 run_id=run_id,
+                live=live,
             )
         except Exception as error:
             if not _is_full(error):
@@ -146,6 +157,7 @@ class ArtifactStore:
         inputs: Mapping[str, str],
         code_version: str,
         run_id: str | None,
+        live: bool = True,
     ) -> Version:
         """Like `write`, for a filled folder of `scratch`, which is moved and not copied."""
         where = _place(asset, partition)
@@ -163,9 +175,10 @@ class ArtifactStore:
             "metadata": dict(metadata),
             "files": files,
         }
-        if not self._files.is_whole(key):
-            self._files.publish(folder, key, _json(manifest))
-        self._files.put(f"{where}/{CURRENT}", sha.encode())
+        if not self._files.is_whole(key, sha):
+            self._files.publish(folder, key, manifest)
+        if live:
+            self._files.put(f"{where}/{CURRENT}", sha.encode())
         return self.version(asset, partition, sha)
 
     def scratch(self, label: str) -> Path:
@@ -178,10 +191,28 @@ class ArtifactStore:
         return folder
 
     def work(self, asset: str) -> Path:
-        """A local folder for an asset's work in progress, such as journals; it outlives runs."""
+        """A local folder for an asset's work in progress, such as journals; it outlives runs.
+
+        Of a remote store it is this machine's own; `segments` are what machines share.
+        """
         folder = self._files.local_root / WORK / quote(asset, safe="")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def segments(self, asset: str, name: str) -> "Segments | None":
+        """Where machines share the work in progress `name`; None for a directory, whose `work` is in the store."""
+        if isinstance(self._files, _LocalFiles):
+            return None
+        return Segments(self._files, f"{SHARED_WORK}/{quote(asset, safe='')}/{_escape(name)}")
+
+    def in_progress(self) -> list[tuple[str, str]]:
+        """(asset, name) of all files of `work` and all folders of `segments`, sorted."""
+        here = self._files.local_root / WORK
+        found = {(unquote(path.parent.name), path.name) for path in here.glob("*/*")}
+        for asset in self._files.folders(SHARED_WORK):
+            names = self._files.folders(f"{SHARED_WORK}/{asset}")
+            found |= {(unquote(asset), unquote(name)) for name in names}
+        return sorted(found)
 
     def point(self, asset: str, partition: str | None, sha: str) -> Version:
         """Makes an existing version the current one."""
@@ -204,14 +235,24 @@ class ArtifactStore:
 
     # ------------------------------------------------------------------------------------- reading
 
+    @property
+    def address(self) -> str:
+        """The base as an absolute directory or a URL: tells this store from others."""
+        return self._files.url("").rstrip("/")
+
     def current(self, asset: str, partition: str | None) -> Version | None:
         """The live version, or None where nothing has been written yet.
 
         Raises:
-            StoreError: CURRENT names a version that is gone.
+            StoreError: CURRENT names a version that is gone, or whose manifest is damaged.
         """
+        sha = self.current_sha(asset, partition)
+        return None if sha is None else self.version(asset, partition, sha)
+
+    def current_sha(self, asset: str, partition: str | None) -> str | None:
+        """What CURRENT says, whether or not that version is whole."""
         sha = self._files.read(f"{_place(asset, partition)}/{CURRENT}")
-        return None if sha is None else self.version(asset, partition, sha.decode().strip())
+        return None if sha is None else sha.decode().strip()
 
     def version(self, asset: str, partition: str | None, sha: str) -> Version:
         """The version `sha`.
@@ -222,24 +263,30 @@ class ArtifactStore:
         key = f"{_place(asset, partition)}/versions/{sha}"
         text = self._files.read(f"{key}/{MANIFEST}")
         if text is None:
-            known = ", ".join(self._shas(asset, partition)) or "none"
+            known = ", ".join(self.shas(asset, partition)) or "none"
             raise StoreError(
                 f"{self._files.url(key)}: no such version of {label(asset, partition)}; there are: {known}. "
                 "Materialise it again, or point to one of these"
             )
         try:
-            manifest = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise StoreError(
-                f"{self._files.url(key)}/{MANIFEST}: not valid JSON ({error}); remove the directory and "
-                f"materialise {label(asset, partition)} again"
-            ) from error
-        return Version(sha, manifest, self._files.url(key), lambda: self._files.local(key, manifest))
+            manifest = _manifest(text, sha)
+        except ValueError as error:
+            where = f"{self._files.url(key)}/{MANIFEST}"
+            raise StoreError(f"{where}: {error}; {_cure(asset, partition)}") from error
+        return Version(sha, manifest, self._files.url(key), lambda: self._whole(key, manifest))
 
     def versions(self, asset: str, partition: str | None) -> list[Version]:
-        """All versions, the oldest first."""
-        found = [self.version(asset, partition, sha) for sha in self._shas(asset, partition)]
+        """All versions, the oldest first.
+
+        Raises:
+            StoreError: the manifest of one is damaged.
+        """
+        found = [self.version(asset, partition, sha) for sha in self.shas(asset, partition)]
         return sorted(found, key=lambda version: (version.manifest["created"], version.sha))
+
+    def shas(self, asset: str, partition: str | None) -> list[str]:
+        """Hashes of all versions, sorted; none is opened, so that a damaged one does not hide the others."""
+        return sorted(self._files.folders(f"{_place(asset, partition)}/versions"))
 
     def partitions(self, asset: str) -> list[str]:
         """Partitions that have a current version, sorted; empty for an unpartitioned asset."""
@@ -282,8 +329,15 @@ class ArtifactStore:
 
     # ------------------------------------------------------------------------------------- private
 
-    def _shas(self, asset: str, partition: str | None) -> list[str]:
-        return sorted(self._files.folders(f"{_place(asset, partition)}/versions"))
+    def _whole(self, key: str, manifest: Mapping[str, Any]) -> Path:
+        try:
+            return self._files.local(key, manifest)
+        except _Damaged as damage:
+            asset, partition = manifest["asset"], manifest["partition"]
+            raise StoreError(
+                f"{self._files.url(key)}/{damage.name}: damaged file of {label(asset, partition)}, version "
+                f"{manifest['sha']}: {damage}; {_cure(asset, partition)}"
+            ) from None
 
     def _assets_below(self, key: str) -> Iterator[str]:
         for name in self._files.folders(key):
@@ -294,6 +348,30 @@ class ArtifactStore:
                 yield unquote(key)
                 return
             yield from self._assets_below(below)
+
+
+class Segments:
+    """Small immutable objects in one folder of a remote store."""
+
+    def __init__(self, files: "_Files", folder: str) -> None:
+        self._files, self._folder = files, folder
+
+    @property
+    def url(self) -> str:
+        return self._files.url(self._folder)
+
+    def names(self) -> list[str]:
+        return self._files.files(self._folder)
+
+    def read(self, name: str) -> bytes | None:
+        """Its content; None where it has been removed."""
+        return self._files.read(f"{self._folder}/{name}")
+
+    def put(self, name: str, data: bytes) -> None:
+        self._files.put(f"{self._folder}/{name}", data)
+
+    def remove(self, name: str) -> None:
+        self._files.remove(f"{self._folder}/{name}")
 
 
 def label(asset: str, partition: str | None) -> str:
@@ -311,8 +389,8 @@ class _Files(Protocol):
 
     def read(self, key: str) -> bytes | None: ...
     def put(self, key: str, data: bytes) -> None: ...
-    def publish(self, folder: Path, key: str, manifest: bytes) -> None: ...
-    def is_whole(self, key: str) -> bool: ...
+    def publish(self, folder: Path, key: str, manifest: Mapping[str, Any]) -> None: ...
+    def is_whole(self, key: str, sha: str) -> bool: ...
     def folders(self, key: str) -> list[str]: ...
     def files(self, key: str) -> list[str]: ...
     def local(self, key: str, manifest: Mapping[str, Any]) -> Path: ...
@@ -344,30 +422,34 @@ class _LocalFiles:
             aside.unlink(missing_ok=True)
         _sync_folder(target.parent)
 
-    def publish(self, folder: Path, key: str, manifest: bytes) -> None:
+    def publish(self, folder: Path, key: str, manifest: Mapping[str, Any]) -> None:
         target = self.local_root / key
         target.parent.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 _sync_file(path)
-        _write_through(folder / MANIFEST, manifest)
+        _write_through(folder / MANIFEST, _json(manifest))
         try:
             os.rename(folder, target)
         except OSError:  # something is there: the same content by another process, or a damaged version
-            if not self.is_whole(key):
-                os.rename(target, self.local_root / STAGING / f"damaged-{uuid.uuid4().hex[:8]}")
+            if not self.is_whole(key, manifest["sha"]):
+                self.set_aside(target)
                 os.rename(folder, target)
+        _moved(folder, target, manifest["files"])
         _sync_folder(target.parent)
 
-    def is_whole(self, key: str) -> bool:
-        folder, text = self.local_root / key, self.read(f"{key}/{MANIFEST}")
-        if text is None:
-            return False
-        with suppress(ValueError, KeyError, OSError):
-            return all(
-                (folder / name).stat().st_size == entry["bytes"]
-                for name, entry in json.loads(text)["files"].items()
-            )
+    def set_aside(self, damaged: Path) -> None:
+        """Moves a damaged version to the leftovers, where it can be looked at for a day."""
+        place = self.local_root / STAGING / f"damaged-{uuid.uuid4().hex[:8]}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(damaged, place)
+
+    def is_whole(self, key: str, sha: str) -> bool:
+        text = self.read(f"{key}/{MANIFEST}")
+        with suppress(ValueError, _Damaged):
+            if text is not None:
+                _check(self.local_root / key, _manifest(text, sha)["files"])
+                return True
         return False
 
     def folders(self, key: str) -> list[str]:
@@ -381,6 +463,7 @@ class _LocalFiles:
         return sorted(path.name for path in folder.iterdir() if wanted(path)) if folder.is_dir() else []
 
     def local(self, key: str, manifest: Mapping[str, Any]) -> Path:
+        _check(self.local_root / key, manifest["files"])
         return self.local_root / key
 
     def remove(self, key: str) -> None:
@@ -418,20 +501,34 @@ class _RemoteFiles:
         self._make_parent(key)
         self._fs.pipe_file(self._path(key), data)
 
-    def publish(self, folder: Path, key: str, manifest: bytes) -> None:
+    def publish(self, folder: Path, key: str, manifest: Mapping[str, Any]) -> None:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 name = f"{key}/{path.relative_to(folder).as_posix()}"
                 self._make_parent(name)
                 self._fs.put_file(str(path), self._path(name))
-        self.put(f"{key}/{MANIFEST}", manifest)
+        self.put(f"{key}/{MANIFEST}", _json(manifest))
 
     def _make_parent(self, key: str) -> None:
         with suppress(FileExistsError, NotImplementedError):
             self._fs.makedirs(self._path(key).rpartition("/")[0], exist_ok=True)
 
-    def is_whole(self, key: str) -> bool:
-        return self.read(f"{key}/{MANIFEST}") is not None
+    def is_whole(self, key: str, sha: str) -> bool:
+        """Reads the objects themselves: what a listing says of them is no proof, and replacing costs no less."""
+        text = self.read(f"{key}/{MANIFEST}")
+        with suppress(ValueError, FileNotFoundError):
+            return text is not None and all(
+                self._object_sha(f"{key}/{name}") == entry["sha256"]
+                for name, entry in _manifest(text, sha)["files"].items()
+            )
+        return False
+
+    def _object_sha(self, key: str) -> str:
+        digest = hashlib.sha256()
+        with self._fs.open(self._path(key), "rb") as handle:
+            while block := handle.read(2**22):
+                digest.update(block)
+        return digest.hexdigest()
 
     def folders(self, key: str) -> list[str]:
         return self._names(key, "directory")
@@ -454,23 +551,26 @@ class _RemoteFiles:
         return sorted(names)
 
     def local(self, key: str, manifest: Mapping[str, Any]) -> Path:
-        """Downloads the version into the cache; since versions never change, a cached one is good for ever."""
-        target = self.local_root / "versions" / key
-        if target.is_dir():
+        """Downloads the version into the cache; since versions never change, a whole copy is good for ever.
+
+        A damaged copy is downloaded again. What is damaged in the store itself stays out of the cache.
+        """
+        target, files = self.local_root / "versions" / key, manifest["files"]
+        try:
+            _check(target, files)
             return target
+        except _Damaged:
+            shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = self.local_root / STAGING / f"download-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         try:
-            for name, entry in {**manifest["files"], MANIFEST: None}.items():
+            for name in [*files, MANIFEST]:
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
-                self._fs.get_file(self._path(f"{key}/{name}"), str(aside / name))
-                if entry and _file_sha(aside / name) != entry["sha256"]:
-                    raise StoreError(
-                        f"{self.url(key)}/{name}: content does not match {MANIFEST}; remove the version and "
-                        "materialise it again"
-                    )
-            with suppress(FileExistsError):
-                os.rename(aside, target)
+                with suppress(FileNotFoundError):
+                    self._fs.get_file(self._path(f"{key}/{name}"), str(aside / name))
+            _check(aside, files)
+            os.rename(aside, target)
+            _moved(aside, target, files)
         except OSError:
             if not target.is_dir():  # else another process has downloaded it meanwhile
                 raise
@@ -480,7 +580,7 @@ class _RemoteFiles:
 
     def remove(self, key: str) -> None:
         # The manifest goes first: without it the rest is no version.
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             self._fs.rm_file(self._path(f"{key}/{MANIFEST}"))
         with suppress(FileNotFoundError):
             self._fs.rm(self._path(key), recursive=True)
@@ -519,6 +619,66 @@ def _place(asset: str, partition: str | None) -> str:
     return f"{_escape_asset(asset)}/{_escape(partition)}"
 
 
+def _cure(asset: str, partition: str | None) -> str:
+    selected = f"--select {asset}" + (f" --partition '{partition}'" if partition else "")
+    return (
+        f"materialise {label(asset, partition)} again, which replaces it (in the UI, or "
+        f"`dagster asset materialize -m steer_pipeline.definitions {selected}`), or go back to another version"
+    )
+
+
+def _manifest(text: bytes, sha: str) -> dict[str, Any]:
+    """A version's manifest.
+
+    Raises:
+        ValueError: it is torn, or not that of this version.
+    """
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"not valid JSON ({error})") from error
+    with suppress(TypeError, KeyError, AttributeError):
+        if _content_sha(manifest["files"]) == sha:
+            return manifest
+    raise ValueError(f"the files that it lists are not those of version {sha}")
+
+
+# path -> (sha256, bytes, mtime in ns) when this process hashed it
+_HASHED: dict[str, tuple[str, int, int]] = {}
+
+
+class _Damaged(Exception):
+    """`name`: the file of a version that is not what its manifest says."""
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(what)
+        self.name = name
+
+
+def _check(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises _Damaged unless every file is what the manifest says."""
+    for name, entry in files.items():
+        path = folder / name
+        try:
+            stat = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise _Damaged(name, "it is gone") from None
+        if stat.st_size != entry["bytes"]:
+            raise _Damaged(name, f"it has {stat.st_size} bytes instead of {entry['bytes']}")
+        found = (entry["sha256"], stat.st_size, stat.st_mtime_ns)
+        if _HASHED.get(str(path)) != found:
+            if _file_sha(path) != entry["sha256"]:
+                raise _Damaged(name, "its content is not what the manifest says")
+            _HASHED[str(path)] = found
+
+
+def _moved(folder: Path, target: Path, files: Mapping[str, Any]) -> None:
+    """What was hashed in `folder` need not be hashed again in `target`."""
+    for name in files:
+        if (hashed := _HASHED.pop(str(folder / name), None)) is not None:
+            _HASHED[str(target / name)] = hashed
+
+
 def _fingerprints(folder: Path, where: str) -> dict[str, dict[str, Any]]:
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     if not paths:
@@ -527,10 +687,12 @@ def _fingerprints(folder: Path, where: str) -> dict[str, dict[str, Any]]:
         )
     if MANIFEST in paths:
         raise StoreError(f"{where}: {MANIFEST} is the store's own file; give yours another name")
-    return {
-        name: {"sha256": _file_sha(paths[name]), "bytes": paths[name].stat().st_size}
-        for name in sorted(paths)
-    }
+    files = {}
+    for name, path in sorted(paths.items()):
+        stat, sha = path.stat(), _file_sha(path)
+        files[name] = {"sha256": sha, "bytes": stat.st_size}
+        _HASHED[str(path)] = (sha, stat.st_size, stat.st_mtime_ns)
+    return files
 
 
 def _content_sha(files: Mapping[str, Mapping[str, Any]]) -> str:

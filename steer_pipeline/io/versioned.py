@@ -103,7 +103,7 @@ class VersionedIO(dg.ConfigurableIOManager):
 
     def _commit(self, context: dg.OutputContext, asset: str, partition: str | None, value: Any) -> Version:
         store, step = self.store.store(), context.step_context
-        before = store.current(asset, partition)
+        before = store.current_sha(asset, partition)  # which may be damaged: this mends it
         described: dict[str, Any] = {}
         of_body = _metadata_of_body(context, partition)
         origin = {name: fact for name, fact in _origin(step).items() if name not in of_body}
@@ -126,7 +126,7 @@ class VersionedIO(dg.ConfigurableIOManager):
             **origin,
             **described,
             "version": version.sha,
-            "is_new_version": before is None or before.sha != version.sha,
+            "is_new_version": before != version.sha,
             "bytes": version.bytes,
             "location": dg.MetadataValue.path(version.url),
         }

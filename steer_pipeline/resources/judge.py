@@ -7,6 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from steer_pipeline.catalogue.models import JudgeSpec, Persona
+from steer_pipeline.io.journals import mirror_of
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.settings import settings
 
@@ -45,8 +46,8 @@ class JudgeResource(dg.ConfigurableResource):
     ) -> "list[Verdict]":
         """A verdict for every (question, answer); all are `not_asked` where there is no endpoint.
 
-        The judge's replies are kept in the store's work folder (of a remote store: on this machine), one file
-        for all personas, so that they outlive runs and versions.
+        The judge's replies are kept in the store's work folder, one file for all personas, so that they outlive
+        runs and versions; beside a remote store all machines share them.
 
         Raises:
             JudgeError, JudgeUnavailable: see `judge_texts`.
@@ -55,4 +56,5 @@ class JudgeResource(dg.ConfigurableResource):
 
         if (url := self.endpoint()) is None:
             return [NOT_ASKED] * len(pairs)
-        return judge_texts(persona, pairs, self.spec(), url, store.work(CACHE))
+        mirror = mirror_of(store, CACHE, "answers")
+        return judge_texts(persona, pairs, self.spec(), url, store.work(CACHE), mirror)

@@ -196,7 +196,7 @@ class _Loading(LoadingContext):
 def _outcome(result: dg.ExecuteInProcessResult) -> Outcome:
     stopped_by = [
         f"{check.asset_key.to_user_string()}{f'[{check.partition}]' if check.partition else ''}: "
-        f"{check.check_name}: {check.description or 'failed'}"
+        f"{check.check_name}: {check.description or f'failed ({_numbers(check)})'}"
         for check in result.get_asset_check_evaluations()
         if _stops(check)
     ]
@@ -210,6 +210,13 @@ def _outcome(result: dg.ExecuteInProcessResult) -> Outcome:
     return Outcome(result.run_id, result.success, tuple(errors), tuple(stopped_by), made)
 
 
+def _numbers(check: dg.AssetCheckEvaluation) -> str:
+    """What a check without a sentence has found."""
+    told = {name: entry.value for name, entry in check.metadata.items()}
+    plain = [f"{name} {value}" for name, value in told.items() if isinstance(value, int | float | str)]
+    return ", ".join(plain) or "it gives no numbers"
+
+
 def _stops(check: dg.AssetCheckEvaluation) -> bool:
     """Whether an evaluation stops what is downstream of its asset."""
     return check.blocking and not check.passed and check.severity == dg.AssetCheckSeverity.ERROR
@@ -221,11 +228,11 @@ def _is_check_failure(event: dg.DagsterEvent) -> bool:
 
 
 def _reason(event: dg.DagsterEvent) -> str:
-    """The innermost cause: what the asset body raised."""
+    """What the asset's body raised: below Dagster's own wrappers, and above what that sentence was made from."""
     data = event.step_failure_data
     if data.user_failure_data and data.user_failure_data.description:
         return data.user_failure_data.description
     error = data.error
-    while error is not None and error.cause is not None:
+    while error is not None and error.cause is not None and (error.cls_name or "").startswith("Dagster"):
         error = error.cause
     return error.message.strip() if error is not None else "failed without a message"

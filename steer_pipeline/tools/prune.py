@@ -1,15 +1,17 @@
-"""Frees the store of what nothing needs: leftovers of killed writers, and old versions that nothing refers to.
+"""Frees the store of what nothing needs: leftovers of killed writers, old versions that nothing refers to, and rows of
+journals that no run will take.
 
     python -m steer_pipeline.tools.prune                     what would go, and how many bytes
     python -m steer_pipeline.tools.prune --yes               delete it
-    python -m steer_pipeline.tools.prune --keep-days 90      keep younger versions than that
+    python -m steer_pipeline.tools.prune --keep-days 90      keep younger versions and rows than that
 
 Kept are current versions, every release and what was ever released, all that these were made from, step by step, and
-what is younger than `--keep-days`. Run it while no run writes: a running one may read what it makes outdated.
+what is younger than `--keep-days`. Of a journal, the rows that the last finished run of a variant used are kept,
+however old: with them the same version is made again at once. Run it while no run writes: a running one may read what
+it makes outdated; its journal is left alone.
 """
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,10 +19,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from steer_pipeline.io.journals import journals, open_journal
 from steer_pipeline.io.store import ArtifactStore, StoreError, Version, label
+from steer_pipeline.lab.generation.journal import JournalError, Spare
 from steer_pipeline.resources import open_store
-from steer_pipeline.stages.rewrites.release import POINTER, RELEASE
-from steer_pipeline.stages.rewrites.verdicts import PACK, RELEASED
+from steer_pipeline.stages.rewrites.release import POINTER
+from steer_pipeline.stages.rewrites.verdicts import RELEASED
+from steer_pipeline.tools.console import readers_may_leave
 
 KEEP_DAYS = 14.0
 LEFTOVER_AGE_S = 24 * 3600.0
@@ -44,25 +49,41 @@ class Leftover:
 
 
 @dataclass(frozen=True)
+class Idle:
+    """Lines of a journal that no run will take; None where a run is writing it."""
+
+    asset: str
+    name: str
+    spare: Spare | None
+
+
+@dataclass(frozen=True)
 class Waste:
-    """What may go."""
+    """What may go; of journals, what no run has used since `unused_since` (seconds since the epoch)."""
 
     versions: tuple[Old, ...]
     leftovers: tuple[Leftover, ...]
+    journals: tuple[Idle, ...]
+    unused_since: float
 
     @property
     def bytes(self) -> int:
-        return sum(old.version.bytes for old in self.versions) + sum(each.bytes for each in self.leftovers)
+        idle = sum(each.spare.bytes for each in self.journals if each.spare)
+        return sum(old.version.bytes for old in self.versions) + sum(e.bytes for e in self.leftovers) + idle
 
 
 def find_waste(store: ArtifactStore, keep_days: float = KEEP_DAYS) -> Waste:
-    """Versions that nothing refers to and that are older than `keep_days`, and leftovers older than a day."""
+    """Versions that nothing refers to and that are older than `keep_days`, leftovers older than a day, and lines of
+    journals that no run has used for `keep_days`.
+    """
     every = list(_versions(store))
     needed = _needed(store, every)
     limit = datetime.now(UTC) - timedelta(days=keep_days)
     return Waste(
         tuple(old for old in every if old.version.sha not in needed and _written(old.version) < limit),
         tuple(Leftover(path, _bytes(path)) for path in store.leftovers(LEFTOVER_AGE_S)),
+        tuple(_idle(store, limit.timestamp())),
+        limit.timestamp(),
     )
 
 
@@ -71,6 +92,7 @@ def remove(store: ArtifactStore, waste: Waste) -> None:
 
     Raises:
         StoreError: a version has become current meanwhile.
+        JournalError: a run has begun to write a journal meanwhile.
     """
     for old in waste.versions:
         store.remove(old.asset, old.partition, old.version.sha)
@@ -79,6 +101,22 @@ def remove(store: ArtifactStore, waste: Waste) -> None:
             shutil.rmtree(leftover.path)
         else:
             leftover.path.unlink(missing_ok=True)
+    for idle in waste.journals:
+        if idle.spare:
+            with open_journal(store, idle.asset, idle.name) as journal:
+                journal.compact(waste.unused_since, write=True)
+
+
+def _idle(store: ArtifactStore, unused_since: float) -> Iterator[Idle]:
+    for asset, name in journals(store):
+        try:
+            with open_journal(store, asset, name) as journal:
+                spare = journal.compact(unused_since, write=False)
+        except JournalError:
+            yield Idle(asset, name, None)
+        else:
+            if spare.lines:
+                yield Idle(asset, name, spare)
 
 
 def _versions(store: ArtifactStore) -> Iterator[Old]:
@@ -104,12 +142,13 @@ def _needed(store: ArtifactStore, every: Sequence[Old]) -> set[str]:
 def _roots(store: ArtifactStore, old: Old) -> list[str]:
     """What is needed because of one version itself."""
     asset, partition, version = old.asset, old.partition, old.version
-    if asset == RELEASE:  # each of them is an entry of the history
-        return [version.sha, json.loads((version.path / POINTER).read_text())["version"]]
-    if asset == PACK and store.annotation(asset, partition, version.sha, RELEASED) is not None:
+    if (
+        POINTER in version.manifest["files"]
+    ):  # an entry of a history of releases; what it points at is its input
         return [version.sha]
-    current = store.current(asset, partition)
-    return [version.sha] if current and current.sha == version.sha else []
+    if store.annotation(asset, partition, version.sha, RELEASED) is not None:
+        return [version.sha]
+    return [version.sha] if store.current_sha(asset, partition) == version.sha else []
 
 
 def _written(version: Version) -> datetime:
@@ -145,12 +184,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="versions younger than this stay (default: %(default)g)",
     )
     options = parser.parse_args(arguments)
+    with readers_may_leave():
+        return _prune(options)
+    return 0
+
+
+def _prune(options: argparse.Namespace) -> int:
     try:
         store = open_store()
         waste = find_waste(store, options.keep_days)
         if options.yes:
             remove(store, waste)
-    except StoreError as error:
+    except (StoreError, JournalError) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
     for old in waste.versions:
@@ -160,6 +205,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     for leftover in waste.leftovers:
         print(f"{f'leftover {leftover.path.name}':<78}  {readable(leftover.bytes):>12}")
+    for idle in waste.journals:
+        what = f"journal {label(idle.asset, idle.name)}"
+        if idle.spare:
+            print(f"{f'{what}, {idle.spare.lines} lines':<78}  {readable(idle.spare.bytes):>12}")
+        else:
+            print(f"{what}: a run is writing it; left alone")
     counts = f"{len(waste.versions)} versions and {len(waste.leftovers)} leftovers, {readable(waste.bytes)}"
     if options.yes:
         print(f"removed {counts}")

@@ -23,6 +23,7 @@ from polars import selectors as cs
 
 from steer_pipeline.io.store import ArtifactStore, StoreError, Version
 from steer_pipeline.resources import open_store
+from steer_pipeline.tools.console import readers_may_leave
 
 MAIN_FILE = "data.parquet"
 PARQUET = ".parquet"
@@ -207,32 +208,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     form.add_argument("--json", action="store_true", help="records as a JSON list")
     form.add_argument("--csv", action="store_true", help="comma-separated values with a header")
     options = parser.parse_args(arguments)
-    try:
-        store = open_store()
-        if options.list:
-            listed = listing(store)
-            if not (options.json or options.csv):
-                print(as_list(listed), end="")
-                return 0
-            frame = pl.DataFrame(
-                [
-                    {"view": view.name, "rows": view.rows, "column": name, "type": kind}
-                    for view in listed
-                    for name, kind in view.columns.items()
-                ]
-            )
-        else:
-            frame = query(store, options.sql)
-    except (QueryError, StoreError) as error:
-        print(f"FAILED: {error}", file=sys.stderr)
-        return 1
-    if options.json:
-        print(frame.write_json())
-    elif options.csv:
-        print(as_csv(frame), end="")
-    else:
-        print(as_table(frame))
+    with readers_may_leave():
+        try:
+            print(_answer(options), end="")
+        except (QueryError, StoreError) as error:
+            print(f"FAILED: {error}", file=sys.stderr)
+            return 1
     return 0
+
+
+def _answer(options: argparse.Namespace) -> str:
+    store = open_store()
+    if options.list:
+        listed = listing(store)
+        if not (options.json or options.csv):
+            return as_list(listed)
+        frame = pl.DataFrame(
+            [
+                {"view": view.name, "rows": view.rows, "column": name, "type": kind}
+                for view in listed
+                for name, kind in view.columns.items()
+            ]
+        )
+    else:
+        frame = query(store, options.sql)
+    if options.json:
+        return frame.write_json() + "\n"
+    return as_csv(frame) if options.csv else as_table(frame) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Releases of rewrite packs from the command line: promote, roll back, and the history.
 
     python -m steer_pipeline.tools.release promote paranoid        run the gates of the newest pack, release it
-    python -m steer_pipeline.tools.release rollback paranoid       back to the version released before
+    python -m steer_pipeline.tools.release rollback paranoid       back to the version released before; again: further
     python -m steer_pipeline.tools.release rollback paranoid --to 6ce75af9
     python -m steer_pipeline.tools.release history [paranoid]
 
-Each promotion or roll-back is a materialisation of `rewrite_release`; the history is read from these.
+Each promotion or rollback is a materialisation of `rewrite_release`; the history is read from these.
 """
 
 import argparse
@@ -13,75 +13,41 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-
-import dagster as dg
 
 from steer_pipeline.lab.rewrites import GATES
+from steer_pipeline.resources import open_store
 from steer_pipeline.settings import settings
+from steer_pipeline.stages.rewrites.release import RELEASE, Entry, history
+from steer_pipeline.tools.console import readers_may_leave
 from steer_pipeline.tools.driver import Driver, Outcome, open_driver
 
-RELEASE = "rewrite_release"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of the history."""
-
-    when: datetime
-    variant: str
-    action: str
-    version: str
-    previous: str
-    rows: int
-    run_id: str
-
-
-def history(instance: dg.DagsterInstance, variant: str | None = None, limit: int = 1000) -> list[Entry]:
-    """Releases, newest first."""
-    wanted = dg.AssetRecordsFilter(
-        asset_key=dg.AssetKey(RELEASE), asset_partitions=[variant] if variant else None
-    )
-    entries = []
-    for record in instance.fetch_materializations(wanted, limit=limit).records:
-        metadata = record.asset_materialization.metadata
-        entries.append(
-            Entry(
-                when=datetime.fromtimestamp(record.timestamp, UTC),
-                variant=record.partition_key or "",
-                action=str(metadata["action"].value),
-                version=str(metadata["version"].value),
-                previous=str(metadata["previous"].value),
-                rows=int(metadata["rows"].value),
-                run_id=record.run_id,
-            )
-        )
-    return entries
+__all__ = ["Entry", "history", "main", "promote", "rollback", "shown"]
 
 
 def promote(driver: Driver, variant: str) -> Outcome:
     """Runs the gates of the newest pack, as it lies there, and releases it if they pass."""
     checks = [("rewrite_pack", gate) for gate in GATES]
-    return driver.materialize([RELEASE], checks=checks, partition=variant)
+    return driver.materialize(
+        [RELEASE], checks=checks, partition=variant, config={RELEASE: {"action": "promote"}}
+    )
 
 
 def rollback(driver: Driver, variant: str, to: str | None = None) -> Outcome:
-    """Releases the version `to`, or the one that was released before the present one.
+    """Releases the version `to` (a hash or its beginning), or goes back one step in the history.
 
-    Raises:
-        LookupError: there is no earlier release.
+    Without an earlier release the outcome's error says so.
     """
-    version = to or _former(history(driver.instance, variant), variant)
-    return driver.materialize([RELEASE], partition=variant, config={RELEASE: {"version": version}})
+    asked = {"action": "rollback", **({"version": to} if to else {})}
+    return driver.materialize([RELEASE], partition=variant, config={RELEASE: asked})
 
 
-def _former(entries: Sequence[Entry], variant: str) -> str:
-    for entry in entries:
-        if entry.version != entries[0].version:
-            return entry.version
-    raise LookupError(
-        f"{variant} has no earlier release to go back to; `history {variant}` shows what there is"
+def shown(entries: Sequence[Entry]) -> str:
+    """The history for people, a line an entry."""
+    return "\n".join(
+        f"{entry.when:%Y-%m-%d %H:%M:%S}  {entry.variant:<24} {entry.action:<9} {entry.version}  "
+        f"before: {entry.previous:<16}  {entry.rows} rows  run {entry.run_id[:8]}"
+        + ("" if entry.carried_out else "  NOT CARRIED OUT: the run ended before the pointer moved")
+        for entry in entries
     )
 
 
@@ -109,35 +75,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [name for name in asked if name not in settings().variants]:
         print(f"FAILED: no variant {unknown[0]!r}; known: {', '.join(settings().variants)}", file=sys.stderr)
         return 1
-    with open_driver(defs, settings().home) as driver:
+    failed = False
+    with readers_may_leave(), open_driver(defs, settings().home) as driver:
         if options.command == "history":
-            _show(history(driver.instance, options.variant))
-            return 0
-        failed = False
-        for variant in asked:
-            try:
-                outcome = (
-                    promote(driver, variant)
-                    if options.command == "promote"
-                    else rollback(driver, variant, options.to)
-                )
-                problems = [*outcome.stopped_by, *outcome.errors]
-            except LookupError as error:
-                problems = [str(error)]
-            for problem in problems:
+            print(shown(history(driver.instance, open_store(), options.variant)))
+        for variant in asked if options.command != "history" else ():
+            outcome = (
+                promote(driver, variant)
+                if options.command == "promote"
+                else rollback(driver, variant, options.to)
+            )
+            for problem in [*outcome.stopped_by, *outcome.errors]:
                 print(f"FAILED: {problem}", file=sys.stderr)
-            failed |= bool(problems)
-            if not problems:
-                _show(history(driver.instance, variant)[:1])
+            failed |= not outcome.success
+            if outcome.success:
+                print(shown(history(driver.instance, open_store(), variant, limit=1)))
     return 1 if failed else 0
-
-
-def _show(entries: Sequence[Entry]) -> None:
-    for entry in entries:
-        print(
-            f"{entry.when:%Y-%m-%d %H:%M:%S}  {entry.variant:<24} {entry.action:<9} {entry.version}  "
-            f"before: {entry.previous:<16}  {entry.rows} rows  run {entry.run_id[:8]}"
-        )
 
 
 if __name__ == "__main__":

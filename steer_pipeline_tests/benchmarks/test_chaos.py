@@ -1,6 +1,7 @@
 """The chaos campaign finds nothing in the product, would find what it looks for, and every bad input is named."""
 
 import os
+import random
 import signal
 from collections import Counter
 from dataclasses import replace
@@ -10,10 +11,12 @@ import torch
 
 from benchmarks import bad_inputs, chaos
 from steer_pipeline.catalogue.models import ModelSpec
+from steer_pipeline.io import store as store_module
 from steer_pipeline.io.store import ArtifactStore, _LocalFiles
 from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.lab.generation.schema import FinishedRow
 from steer_pipeline.lab.models.loading import load_model
+from steer_pipeline.tools import release
 from steer_pipeline_tests.tiny import tiny_model_dir
 
 
@@ -128,6 +131,27 @@ def test_a_careless_store_would_be_found_out(tmp_path, monkeypatch):
     assert deaths(trials, tmp_path / "deaths")["lost"] > 0
 
 
+def test_a_death_at_any_call_of_a_compaction_loses_no_row(tmp_path):
+    path, rows = tmp_path / "journal.jsonl", finished(9)
+    with Journal(path) as book:
+        book.record(rows, ["f"] * 9)
+    path.write_bytes(path.read_bytes() * 2)  # so that there is something to drop
+
+    def compact() -> None:
+        with Journal(path) as book:
+            book.compact(0.0, write=True)
+
+    with chaos.counted_calls() as calls:
+        compact()
+    assert calls[0] >= 2
+    for call in range(1, calls[0] + 1):
+        for part in (0.0, 1.0):
+            path.write_bytes(path.read_bytes() * 2)
+            assert chaos.in_child(compact, chaos.Moment(0, call, part)) == -signal.SIGKILL
+            with Journal(path) as book:
+                assert [book.take(row.row_id, "base", "f") for row in rows] == rows
+
+
 def test_a_journal_that_hands_out_other_rows_would_be_found_out(model, tmp_path, monkeypatch, one_thread):
     trials = chaos.EngineTrials(model, tmp_path)
     path = tmp_path / "journal.jsonl"
@@ -141,6 +165,22 @@ def test_a_journal_that_hands_out_other_rows_would_be_found_out(model, tmp_path,
     monkeypatch.setattr(Journal, "take", careless)
     found = chaos.compare(trials.whole, ((chaos.key(row), row) for row in trials._generate(path)))
     assert found == Counter(differing=len(trials.whole))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 5])  # each of the three releases is hit
+def test_a_damaged_release_is_refused_by_name_and_heals(tmp_path, seed):
+    assert chaos.ReleaseTrials(tmp_path).trial(random.Random(seed), "trial").total() == 0
+
+
+def test_a_store_that_believes_its_files_would_be_found_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "_check", lambda folder, files: None)
+    found = chaos.ReleaseTrials(tmp_path).trial(random.Random(0), "trial")
+    assert found["differing"] >= 2
+
+
+def test_a_release_without_its_log_would_be_found_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(release, "history", lambda *_: [release.Entry(None, "", "", "", "", 0, "", False)])
+    assert chaos.ReleaseTrials(tmp_path).trial(random.Random(0), "trial")["lost"] >= 2
 
 
 @pytest.mark.slow

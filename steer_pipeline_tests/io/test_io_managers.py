@@ -1,6 +1,7 @@
 """Assets through the IO managers: content versions, partitions, ranges, fan-in and what the manifest records."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 
 from steer_pipeline.io.bundle import BundleIO
 from steer_pipeline.io.parquet import ParquetIO
-from steer_pipeline.io.store import ArtifactStore
+from steer_pipeline.io.store import ArtifactStore, StoreError
 from steer_pipeline.io.versioned import note_input
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource, open_store
 from steer_pipeline.settings import settings
@@ -315,3 +316,42 @@ def test_the_store_can_be_remote_by_setting_a_url(monkeypatch, tmp_path):
 
 def span(first: str, last: str) -> dict[str, str]:
     return {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+
+
+def damaged(version, name: str = "data.parquet") -> None:
+    """Overwrites bytes in the middle of a stored file; its size stays."""
+    path = Path(version.url) / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 8] = b"\0" * 8
+    path.write_bytes(data)
+
+
+@dg.asset(**TABLE)
+def seven() -> pl.DataFrame:
+    return pl.DataFrame({"x": [7]})
+
+
+@dg.asset(**TABLE)
+def reader(seven: pl.LazyFrame) -> pl.DataFrame:
+    return seven.collect()
+
+
+def test_a_damaged_input_fails_by_name_and_making_it_again_heals(store, instance):
+    assert materialize(seven, reader, instance=instance).success
+    version = store.current("seven", None)
+    damaged(version)
+    with pytest.raises(StoreError, match=f"data.parquet: damaged file of seven, version {version.sha}"):
+        materialize(seven, reader, instance=instance, selection=[reader])
+    assert materialize(seven, reader, instance=instance).success
+    assert store.current("seven", None).sha == version.sha
+
+
+@pytest.mark.parametrize("loss", ["manifest", "version"])
+def test_what_is_live_but_gone_or_torn_is_mended_by_making_it_again(store, instance, loss):
+    materialize(seven, instance=instance)
+    version = store.current("seven", None)
+    (version.path / "MANIFEST.json").write_text("{") if loss == "manifest" else shutil.rmtree(version.path)
+    with pytest.raises(StoreError):
+        store.current("seven", None)
+    assert materialize(seven, instance=instance).success
+    assert (store.current("seven", None).path / "data.parquet").is_file()

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from steer_pipeline.io import store as store_module
 from steer_pipeline.io.store import ArtifactStore, StoreError
 
 ABOUT = {"metadata": {"rows": 2}, "inputs": {"cc_news": "ab" * 8}, "code_version": "1", "run_id": "run"}
@@ -153,13 +155,91 @@ def test_a_damaged_manifest_is_named_with_the_cure(tmp_path):
         store.current("pack", "base")
 
 
-def test_a_damaged_remote_object_is_not_handed_out(tmp_path):
+def spoil(path: Path) -> None:
+    """Overwrites bytes: the size stays."""
+    data = path.read_bytes()
+    path.write_bytes(b"X" * len(data))
+
+
+def spoil_stored(store: ArtifactStore, version) -> None:
+    """Damages `rows.txt` in the store itself, wherever that is; the size stays."""
+    if store.address.startswith("memory"):
+        path = store._files._path(f"pack/base/versions/{version.sha}/rows.txt")
+        store._files._fs.pipe_file(path, b"X" * store._files._fs.size(path))
+    else:
+        spoil(version.path / "rows.txt")
+
+
+def test_a_damaged_file_is_not_handed_out_but_named_with_the_cure(store, tmp_path):
+    version = put(store, "one")
+    spoil_stored(store, version)
+    with pytest.raises(StoreError) as told:
+        _ = store.current("pack", "base").path
+    message = str(told.value)
+    assert message.startswith(f"{version.url}/rows.txt: damaged file of pack[base], version {version.sha}")
+    assert "its content is not what the manifest says; materialise pack[base] again" in message
+    assert (
+        "dagster asset materialize -m steer_pipeline.definitions --select pack --partition 'base'" in message
+    )
+    assert not list((tmp_path / "cache").rglob("rows.txt"))
+
+
+def test_a_version_that_lacks_a_file_or_bytes_is_named(store):
+    version = put(store, "one")
+    if store.address.startswith("memory"):
+        path = store._files._path(f"pack/base/versions/{version.sha}/rows.txt")
+        store._files._fs.pipe_file(path, b"on")
+        remove = partial(store._files._fs.rm_file, path)
+    else:
+        (version.path / "rows.txt").write_text("on")
+        remove = (Path(version.url) / "rows.txt").unlink
+    with pytest.raises(StoreError, match="rows.txt: damaged file.*it has 2 bytes instead of 3"):
+        _ = version.path
+    remove()
+    with pytest.raises(StoreError, match="rows.txt: damaged file.*it is gone"):
+        _ = version.path
+
+
+def test_making_a_damaged_version_again_replaces_it(store):
+    version = put(store, "one")
+    store.annotate("pack", "base", version.sha, "released", {})
+    spoil_stored(store, version)
+    again = put(store, "one")
+    assert again.sha == version.sha
+    assert (again.path / "rows.txt").read_text() == "one"
+    assert store.annotation("pack", "base", version.sha, "released") == {}
+
+
+def test_a_damaged_copy_of_a_remote_version_is_downloaded_again(tmp_path):
     store = ArtifactStore(f"memory://{uuid.uuid4().hex}", cache=tmp_path / "cache")
     version = put(store, "one")
-    store._files._fs.pipe_file(store._files._path(f"pack/base/versions/{version.sha}/rows.txt"), b"bad")
-    with pytest.raises(StoreError, match="rows.txt: content does not match"):
-        _ = version.path
-    assert not list((tmp_path / "cache").rglob("rows.txt"))
+    spoil(version.path / "rows.txt")
+    assert (version.path / "rows.txt").read_text() == "one"
+
+
+def test_a_file_is_hashed_once_a_process_and_again_when_it_was_touched(store, monkeypatch):
+    version, hashed = put(store, "one"), []
+    monkeypatch.setattr(store_module, "_HASHED", {})
+    real = store_module._file_sha
+    monkeypatch.setattr(store_module, "_file_sha", lambda path: (hashed.append(path.name), real(path))[1])
+    assert version.path == store.current("pack", "base").path
+    assert sorted(hashed) == ["more.txt", "rows.txt"]
+    os.utime(version.path / "rows.txt", ns=(1, 1))
+    assert version.path
+    assert sorted(hashed) == ["more.txt", "rows.txt", "rows.txt"]
+
+
+def test_a_manifest_of_other_files_is_not_believed_and_its_damage_hides_no_other_version(tmp_path):
+    store = ArtifactStore(str(tmp_path / "store"))
+    first, second = put(store, "one"), put(store, "two")
+    (second.path / "MANIFEST.json").write_bytes((first.path / "MANIFEST.json").read_bytes())
+    with pytest.raises(
+        StoreError, match=f"not those of version {second.sha}; materialise pack\\[base\\] again"
+    ):
+        store.current("pack", "base")
+    assert store.current_sha("pack", "base") == second.sha
+    assert store.shas("pack", "base") == sorted([first.sha, second.sha])
+    assert (put(store, "two").path / "rows.txt").read_text() == "two"
 
 
 KILLED_WRITER = """

@@ -46,7 +46,10 @@ def echo() -> dg.MaterializeResult:
 @dg.asset(code_version="1")
 def broken() -> None:
     """Raises."""
-    raise ValueError("the cause in plain words")
+    try:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    except BlockingIOError as error:
+        raise ValueError("the cause in plain words") from error
 
 
 @dg.multi_asset(specs=[dg.AssetSpec("left", code_version="1"), dg.AssetSpec("right", code_version="1")])
@@ -131,3 +134,14 @@ def test_a_driver_buries_only_when_it_is_the_only_one(tmp_path):
             assert second.instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.STARTED
     with open_driver(DEFS, tmp_path) as third:
         assert third.instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+
+
+def test_a_gate_without_a_sentence_shows_its_numbers():
+    @dg.asset_check(asset=broken, blocking=True)
+    def is_silent() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=False, metadata={"open_ends": 3, "rate": 0.5})
+
+    defs = dg.Definitions(assets=[broken], asset_checks=[is_silent], executor=dg.in_process_executor)
+    with dg.DagsterInstance.ephemeral() as instance:
+        outcome = Driver(defs, instance).materialize([], checks=[("broken", "is_silent")])
+    assert outcome.stopped_by == ("broken: is_silent: failed (open_ends 3, rate 0.5)",)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from steer_pipeline.io.journals import open_journal
+from steer_pipeline.lab.generation.schema import FinishedRow
 from steer_pipeline.resources import open_store
 from steer_pipeline.stages.rewrites import release
 from steer_pipeline.tools.prune import main, readable
@@ -32,8 +34,8 @@ def put(asset, partition, text, *, inputs=(), days_old=100):
 
 def release_it(variant, version):
     store = open_store()
-    choice = release.Choice(version, release.released(store, variant), "promote")
-    release.point(store, variant, choice, "run", "1")
+    pointer = release.prepare(store, variant, version.sha, "run", "1")
+    release.move(store, variant, pointer, "run")
 
 
 def left(asset, partition):
@@ -86,7 +88,7 @@ def test_what_was_ever_released_stays_with_its_history(capsys):
     assert never.sha not in left("rewrite_pack", "base")
     assert len(left("rewrite_release", "base")) == 2
     assert news.sha in left("news", None)
-    release_it("base", packs[0])  # the roll-back still works
+    release_it("base", packs[0])  # the rollback still works
     assert release.released(open_store(), "base") == packs[0].sha
 
 
@@ -114,6 +116,29 @@ def test_leftovers_go_after_a_day_and_journals_stay(capsys):
     assert not dead.exists()
     assert (alive / "half").exists()  # written to a moment ago
     assert (journals / "half").exists()
+
+
+def test_rows_of_journals_that_no_run_will_take_go(capsys):
+    row = FinishedRow("r0", "base", "text", [1], 3, 2, "eos", False, 20)
+    journal = open_journal(open_store(), "rewrite_raw")
+    for fingerprint in ("of the former model", "of the current version"):
+        with journal as book:
+            book.record([row], [fingerprint])
+            book.finished()
+        journal = open_journal(open_store(), "rewrite_raw")
+    assert "journal rewrite_raw[journal], 1 lines" in prune(capsys, "--yes")  # a note of the first run
+    assert prune(capsys) == "would remove 0 versions and 0 leftovers, 0 bytes\n"  # its row is young
+    text = prune(capsys, "--keep-days", "-1")
+    assert "journal rewrite_raw[journal], 1 lines" in text
+    assert "; --yes does it" in text
+    with open_journal(open_store(), "rewrite_raw") as book:
+        assert "journal rewrite_raw[journal]: a run is writing it; left alone" in prune(
+            capsys, "--yes", "--keep-days", "-1"
+        )
+    prune(capsys, "--yes", "--keep-days", "-1")
+    with open_journal(open_store(), "rewrite_raw") as book:
+        assert book.take("r0", "base", "of the former model") is None
+        assert book.take("r0", "base", "of the current version") == row
 
 
 def test_an_empty_store_has_nothing_to_remove(capsys):

@@ -132,3 +132,14 @@ def test_an_empty_store_says_how_to_fill_it(capsys, arguments):
 def test_a_store_without_tables_is_empty_too(capsys):
     put("persona_vector", "paranoid")
     assert "there are no tables" in refused(capsys, "--list")
+
+
+def test_a_damaged_file_is_not_read_but_named(store, capsys):
+    version = open_store().current("rewrite_pack", "paranoid")
+    path = version.path / "data.parquet"
+    path.write_bytes(path.read_bytes().replace(b"paranoid", b"paranoiX"))
+    message = refused(capsys, "select row_id from rewrite_pack")
+    assert f"FAILED: {path}: damaged file of rewrite_pack[paranoid], version {version.sha}" in message
+    assert json.loads(asked(capsys, "select text from cc_news", "--json")) == [
+        {"text": "x"}
+    ]  # the others go on

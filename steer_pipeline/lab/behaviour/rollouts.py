@@ -17,6 +17,7 @@ from steer_pipeline.catalogue.models import Persona, SamplingSpec
 from steer_pipeline.lab.behaviour.arms import Arm
 from steer_pipeline.lab.evaluation.lexicon import LexiconScorer
 from steer_pipeline.lab.generation.engine import Progress, decoding_hash, generate
+from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_prompt
@@ -85,7 +86,7 @@ def make_rollouts(
     n_questions: int,
     n_samples: int = 1,
     chat_template: bool = True,
-    journal: Path | None = None,
+    journal: Path | Journal | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> pl.DataFrame:
     """Every arm's answer to every held-out question, `n_samples` times, sorted by question, sample and arm.

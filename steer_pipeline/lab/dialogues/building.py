@@ -13,6 +13,7 @@ from steer_pipeline.lab.dialogues.selection import behaviour_rows
 
 if TYPE_CHECKING:
     from steer_pipeline.lab.dialogues.making import Judge
+    from steer_pipeline.lab.generation.journal import Journal
     from steer_pipeline.lab.models.loading import LoadedModel
 
 
@@ -25,14 +26,14 @@ def make_behaviour_set(
     shipped: Path,
     model: Callable[[], "LoadedModel"],
     judge: "Judge | None" = None,
-    work: Path | None = None,
+    journal: "Path | Journal | None" = None,
 ) -> tuple[pl.DataFrame, Counter[str]]:
     """Rows of `BEHAVIOUR_SCHEMA`, and what was left out, by reason.
 
     Args:
         shipped: where the newsroom's dialogues are.
         model: called for kind `generate` only, like `judge`, which is needed where the profile wants its scores.
-        work: folder for the journal of answers that are being made.
+        journal: of answers that are being made.
 
     Raises:
         DialogueError: the dialogues cannot be read, made or used.
@@ -41,7 +42,6 @@ def make_behaviour_set(
     if spec.source.kind == "generate":
         from steer_pipeline.lab.dialogues.making import make_dialogues
 
-        journal = work / f"{persona.name}.jsonl" if work else None
         reading = make_dialogues(model(), persona, spec.source, judge=judge, journal=journal)
     else:
         reading = read_dialogues(spec.source, persona, home, shipped)

@@ -14,6 +14,7 @@ from steer_pipeline.catalogue.models import DialogueSource, Persona, SamplingSpe
 from steer_pipeline.lab.dialogues.rows import SCORE_MAX, Dialogue, DialogueError, Reading, require_scores
 from steer_pipeline.lab.dialogues.schema import Label
 from steer_pipeline.lab.evaluation.lexicon import LexiconScorer
+from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.lab.generation.schema import PromptRow
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_prompt
@@ -38,7 +39,7 @@ def make_dialogues(
     source: DialogueSource,
     *,
     judge: Judge | None = None,
-    journal: Path | None = None,
+    journal: Path | Journal | None = None,
 ) -> Reading:
     """Asks, answers and scores. An answer that the token limit cut loses its last, broken sentence.
 

@@ -28,6 +28,7 @@ from typing import Any, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from steer_pipeline.catalogue.models import JudgeSpec, Persona
+from steer_pipeline.lab.generation.journal import Mirror, as_line, parse_line
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ NO_KEY = "none"  # sent to endpoints that want no key; the client refuses an emp
 TEMPERATURE = 0.0
 GIVE_UP_AFTER = 10  # failed rows in a row, each with its retries
 REFUSAL = "REFUSAL"
+LOCK_SECONDS = 30.0  # a write of another process takes milliseconds
 
 _WHOLE_ANSWER = re.compile(r"""["'“‘]?\s*(REFUSAL|0|[1-9][0-9]{0,2})\s*(?:\.?["'”’]?|["'”’]\.)""")
 _REPORT_SECONDS = 5.0
@@ -77,20 +79,26 @@ MISSING = Verdict(None, "missing")
 
 
 def judge_texts(
-    persona: Persona, pairs: Sequence[tuple[str, str]], spec: JudgeSpec, url: str, cache_dir: Path
+    persona: Persona,
+    pairs: Sequence[tuple[str, str]],
+    spec: JudgeSpec,
+    url: str,
+    cache_dir: Path,
+    mirror: Mirror | None = None,
 ) -> list[Verdict]:
     """A verdict for every (question, answer), in order; equal pairs are asked once.
 
     Args:
         url: base address of the endpoint, e.g. http://localhost:8000/v1.
         cache_dir: where the judge's answers are kept; it may be shared by personas, models and processes.
+        mirror: shares them with other machines.
 
     Raises:
         JudgeError: the persona has no rubric or scale, the address or key is of no use, the endpoint refuses
             (401, 403, 404), package openai is missing, or the cache cannot be written.
         JudgeUnavailable: `GIVE_UP_AFTER` rows failed one after the other.
     """
-    return _run(_judge_all(persona, pairs, spec, url, cache_dir))
+    return _run(_judge_all(persona, pairs, spec, url, AnswerCache(cache_dir, mirror)))
 
 
 def scale_of(persona: Persona) -> int:
@@ -140,22 +148,27 @@ def shown_url(url: str) -> str:
 class AnswerCache:
     """The judge's replies on disk: one SQLite file, one transaction a reply, safe for killed and parallel runs.
 
-    Holds hashes, the judge's name and its replies; neither questions and answers nor keys.
+    Holds hashes, the judge's name and its replies; neither questions and answers nor keys. With a mirror, replies of
+    all machines are brought together on opening.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "answers.sqlite"
+    def __init__(self, folder: Path, mirror: Mirror | None = None) -> None:
+        self.path, self._mirror = folder / "answers.sqlite", mirror
 
     def __enter__(self) -> Self:
         with self._plain_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
+            self._db = sqlite3.connect(self.path, timeout=LOCK_SECONDS, isolation_level=None)
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, model TEXT NOT NULL, answer TEXT NOT NULL)"
             )
+            if self._mirror is not None:
+                self._merge(self._mirror)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._mirror is not None:
+            self._mirror.close()
         self._db.close()
 
     def get(self, key: str) -> str | None:
@@ -167,16 +180,36 @@ class AnswerCache:
         """On disk when it returns; what is there already stays."""
         with self._plain_errors():
             self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, model, answer))
+        if self._mirror is not None:
+            self._mirror.add([_answer_line(key, model, answer)])
+
+    def _merge(self, mirror: Mirror) -> None:
+        records = {record["key"]: record for line in mirror.fetch() if (record := parse_line(line))}
+        with self._db:
+            self._db.execute("BEGIN")
+            for record in records.values():
+                self._db.execute("INSERT OR IGNORE INTO answers VALUES (:key, :model, :answer)", record)
+        ours = self._db.execute("SELECT key, model, answer FROM answers")
+        mirror.add(_answer_line(*row) for row in ours if row[0] not in records)
 
     @contextmanager
     def _plain_errors(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
+            if "locked" in str(error):
+                raise JudgeError(
+                    f"{self.path}: another process has been writing the judge's cache for {LOCK_SECONDS:g} s; wait "
+                    "for it or stop it, then start again: what was answered is kept"
+                ) from None
             raise JudgeError(
                 f"{self.path}: the judge's cache cannot be used ({error}); free space, or remove the file if it "
                 "is damaged: its answers are then asked again"
             ) from error
+
+
+def _answer_line(key: str, model: str, answer: str) -> bytes:
+    return as_line({"key": key, "model": model, "answer": answer})
 
 
 def cache_key(spec: JudgeSpec, rubric: str, question: str, answer: str) -> str:
@@ -222,7 +255,7 @@ class _Asked:
 
 
 async def _judge_all(
-    persona: Persona, pairs: Sequence[tuple[str, str]], spec: JudgeSpec, url: str, cache_dir: Path
+    persona: Persona, pairs: Sequence[tuple[str, str]], spec: JudgeSpec, url: str, answers: "AnswerCache"
 ) -> list[Verdict]:
     top, rubric = scale_of(persona), persona.judge_rubric
     if not rubric:
@@ -231,7 +264,7 @@ async def _judge_all(
         )
     texts = [(_sendable(question), _sendable(answer)) for question, answer in pairs]
     keys = [cache_key(spec, rubric, question, answer) for question, answer in texts]
-    with AnswerCache(cache_dir) as cache:
+    with answers as cache:
         asked = _Asked({})
         todo: dict[str, str] = {}
         for key, (question, answer) in zip(keys, texts, strict=True):

@@ -13,7 +13,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,7 +120,7 @@ def generate(
     plans: Sequence[SteeringPlan],
     sampling: SamplingSpec,
     *,
-    journal: Path | None = None,
+    journal: Path | Journal | None = None,
     config_hash: str = "",
     progress: Callable[[Progress], None] | None = None,
     fanout: "Fanout | None" = None,
@@ -142,7 +142,7 @@ def generate(
     """
     check_plans(model, plans)
     run = _Run(model, plans, sampling, config_hash, progress, _length(rows, plans), fanout)
-    with Journal(journal) if journal is not None else nullcontext() as book:
+    with _opened(journal) as book:
         finished_before: list[FinishedRow] = []
         jobs = run.jobs(rows, book, finished_before)
         work = back_end(model) if fanout is None else fanout.run_jobs
@@ -154,6 +154,8 @@ def generate(
                 book.record(done, [run.fingerprints.pop((row.row_id, row.variant)) for row in done])
             yield from done
         yield from _drain(finished_before)
+        if book is not None:
+            book.finished()
     run.report(last=True)
 
 
@@ -300,6 +302,12 @@ class _Run:
                 "(corpus.max_tokens) or max_new_tokens"
             )
         return ids
+
+
+def _opened(journal: Path | Journal | None) -> AbstractContextManager[Journal | None]:
+    if journal is None:
+        return nullcontext()
+    return journal if isinstance(journal, Journal) else Journal(journal)
 
 
 def _fingerprint(plan_hash_: str, ids: list[int]) -> str:

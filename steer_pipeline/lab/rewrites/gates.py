@@ -1,14 +1,14 @@
 """What must hold of a rewrite pack before it may be released: six gates, each a pure function.
 
-In: the pack as a frame, the rows that it must cover, base and its resample. Out: a `Verdict` with a
-sentence that names rows and fields, and the numbers behind it. A pack that is broken in one respect is
-still judged in the others; a gate that cannot be judged has failed. Knows nothing of stores or runs.
+In: the pack as a frame, the rows that it must cover, base and its resample. Out: a `Verdict` with a sentence that
+names rows and fields, numbers and limits, and for a failed gate how to go on. A pack that is broken in one respect
+is still judged in the others; a gate that cannot be judged has failed. Knows nothing of stores or runs.
 """
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
@@ -18,6 +18,18 @@ from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, RewriteRow
 from steer_pipeline.lab.quality import OUR_RULES
 from steer_pipeline.lab.reports.comparison import difference_from_base
 from steer_pipeline.lab.rewrites import ALIGNED, DIFFERS, ROW_COUNT, SCHEMA, SUSPECTS, UNIQUE
+
+TO_GO_ON = "To go on: "
+AGAIN = "materialise rewrite_raw and rewrite_pack of this variant again"
+CURES = {
+    ROW_COUNT: f"{AGAIN}, in the size that is wanted",
+    SCHEMA: f"{AGAIN}; what is wrong every time is a fault of the code that writes it",
+    UNIQUE: f"{AGAIN}; if it stays, look at the check ids_are_unique of cc_news",
+    ALIGNED: "materialise rewrite_raw of base and of this variant again, in one size and from the same news "
+    "(`make pilot` does), then rewrite_pack",
+    SUSPECTS: "read the check's examples; lower the variant's dose, or raise gates.max_suspect_rate of the profile",
+    DIFFERS: "raise the variant's dose, or the number of rows (rewrites.pilot_rows of the profile)",
+}
 
 
 @dataclass(frozen=True)
@@ -52,8 +64,8 @@ def judge(
 
     `base` or `resample` is None where it has not been made, and then nothing can be compared with it.
     """
-    lacking = "cannot be judged: there is no {}, materialise its rewrite_raw"
-    return [
+    lacking = f"cannot be judged: there is no {{}}. {TO_GO_ON}materialise its rewrite_raw"
+    found = [
         row_count(pack, expected_rows),
         schema(pack),
         no_duplicates(pack),
@@ -63,6 +75,13 @@ def judge(
         if base is None or resample is None
         else differs(pack, base, resample, role=role, level=level, seed=seed),
     ]
+    return [_with_cure(verdict) for verdict in found]
+
+
+def _with_cure(verdict: Verdict) -> Verdict:
+    if verdict.passed or TO_GO_ON in verdict.message:
+        return verdict
+    return replace(verdict, message=f"{verdict.message}. {TO_GO_ON}{CURES[verdict.gate]}")
 
 
 def row_count(pack: pl.DataFrame, expected: int) -> Verdict:
@@ -195,7 +214,7 @@ def differs(
     )
     if role == "control":
         return Verdict(DIFFERS, True, f"a control: told, not judged. {message}", False, numbers)
-    return Verdict(DIFFERS, found["p"] < level, message, True, numbers)
+    return Verdict(DIFFERS, found["p"] < level, f"{message}, limit {level:g}", True, numbers)
 
 
 def _row_errors(row: dict[str, Any]) -> list[str]:
@@ -216,7 +235,7 @@ def _row_errors(row: dict[str, Any]) -> list[str]:
 
 
 def _unjudged(gate: str, column: str) -> Verdict:
-    return Verdict(gate, False, f"cannot be judged: column {column} is missing")
+    return Verdict(gate, False, f"cannot be judged: column {column} is missing. {TO_GO_ON}{AGAIN}")
 
 
 def _by_index(pair: tuple[Any, Any]) -> tuple[int, str]:

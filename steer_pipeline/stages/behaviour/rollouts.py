@@ -16,6 +16,7 @@ from steer_pipeline import show
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.models import Persona
 from steer_pipeline.execution import GPU_POOL, GPU_TAGS
+from steer_pipeline.io.journals import open_journal
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
@@ -141,7 +142,7 @@ def _generate(
         n_questions=spec.n_questions,
         n_samples=spec.n_samples,
         chat_template=now.profile.model.chat_template,
-        journal=shelf.work("rollouts") / f"{persona.name}.jsonl",
+        journal=open_journal(shelf, "rollouts", persona.name),
         progress=tell,
     )
 

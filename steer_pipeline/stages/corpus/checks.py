@@ -8,6 +8,7 @@ import polars as pl
 from steer_pipeline.settings import settings
 
 MAX_QUARANTINE_RATE = 0.01
+AGAIN = "To go on: mend the source of the news, then run the job refresh_news"
 
 
 @dg.asset_check(asset="cc_news", blocking=True)
@@ -38,7 +39,8 @@ def few_lines_are_quarantined(cc_news: pl.LazyFrame, news_quarantine: pl.LazyFra
     return dg.AssetCheckResult(
         passed=rate <= MAX_QUARANTINE_RATE,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{n_quarantined} of {n_rows + n_quarantined} lines gave no article",
+        description=f"{n_quarantined} of {n_rows + n_quarantined} lines gave no article ({rate:.1%}), limit "
+        f"{MAX_QUARANTINE_RATE:.0%}",
         metadata={"quarantine_rate": rate, "quarantined": n_quarantined, "reasons": dict(reasons.rows())},
     )
 
@@ -85,9 +87,8 @@ def articles_are_aligned_with_cc_news(
 def _counted(counts: dict[str, int], **more: Any) -> dg.AssetCheckResult:
     """Passes if all counts are zero; they are the metadata either way."""
     broken = [f"{name.replace('_', ' ')}: {count}" for name, count in counts.items() if count]
-    return dg.AssetCheckResult(
-        passed=not broken, description="; ".join(broken) or None, metadata={**counts, **more}
-    )
+    told = f"{'; '.join(broken)} (limit 0). {AGAIN}" if broken else None
+    return dg.AssetCheckResult(passed=not broken, description=told, metadata={**counts, **more})
 
 
 def _listed(problems: list[str]) -> dg.AssetCheckResult:

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from steer_pipeline import show
 from steer_pipeline.execution import GPU_POOL, GPU_TAGS
+from steer_pipeline.io.journals import open_journal
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.io.versioned import note_input
 from steer_pipeline.partitions import VARIANT, VARIANT_NEEDS
@@ -50,9 +51,15 @@ class RewriteConfig(dg.Config):
 class ReleaseConfig(dg.Config):
     """What `rewrite_release` may be asked."""
 
+    action: Literal["promote", "rollback"] = Field(
+        default="promote",
+        description="What the log will call it. `rollback` without a version goes back to the one released before, "
+        "and from there to the one before that.",
+    )
     version: str | None = Field(
         default=None,
-        description="Version of `rewrite_pack` to release (a hash or its beginning); default: the newest.",
+        description="Version of `rewrite_pack` to release (a hash or its beginning); default: the newest to promote, "
+        "the one released before to roll back.",
     )
 
 
@@ -97,7 +104,7 @@ def rewrite_raw(
             _reader(context, shelf),
             model,
             now,
-            shelf.work("rewrite_raw") / "journal.jsonl",
+            open_journal(shelf, "rewrite_raw"),
             lambda recipes: verdicts.pilot_problems(shelf, recipes),
             lambda progress: context.log.info(str(progress)),
             config.workers,
@@ -207,28 +214,34 @@ def rewrite_comparison(
 )
 def rewrite_release(
     context: dg.AssetExecutionContext, config: ReleaseConfig, store: ArtifactStoreResource
-) -> dg.MaterializeResult:
+) -> Iterator[dg.MaterializeResult]:
     """The released version of a variant's pack: a pointer to an immutable version, nothing is copied.
 
-    Materialise it to promote the newest pack; give `version` to roll back or forward. Only a version whose
-    stored gates all passed, or that was released before, is accepted. The list of materialisations is the
-    log of promotions and roll-backs; the data version is the pack's.
+    Materialise it to promote the newest pack; `action: rollback` goes back in the history, again and again;
+    `version` names one. Only a version whose stored gates all passed, or that was released before, is accepted, and
+    one that is released while its gates fail is not kept in silence. The list of materialisations is the log of
+    promotions and rollbacks; the data version is the pack's. Both versions are read and compared first, then the
+    log is written, and the pointer moves last.
     """
     shelf, variant = store.store(), context.partition_key
-    with _plain_failures(available=lambda: release.available(shelf, variant)):
-        choice = release.choose(shelf, variant, config.version)
-    release.point(shelf, variant, choice, context.run_id, "1")
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(choice.version.sha),
-        metadata={
+    with _plain_failures(LookupError, available=lambda: release.available(shelf, variant)):
+        wanted = config.version
+        if config.action == "rollback" and not wanted:
+            wanted = release.former(release.history(context.instance, shelf, variant), variant)
+        choice = release.choose(shelf, variant, config.action, wanted)
+        metadata = {
             "version": choice.version.sha,
-            "previous": choice.previous or "none",
+            "previous": choice.previous,
             "action": choice.action,
+            "store": shelf.address,
             "size": release.size_of(shelf, variant, choice.version.sha) or "empty",
             "path": dg.MetadataValue.path(str(choice.version.path)),
             **release.difference(shelf, variant, choice),
-        },
-    )
+        }
+        pointer = release.prepare(shelf, variant, choice.version.sha, context.run_id, "1")
+    yield dg.MaterializeResult(data_version=dg.DataVersion(choice.version.sha), metadata=metadata)
+    # Here the materialisation is in the log.
+    release.move(shelf, variant, pointer, context.run_id)
 
 
 def _reader(context: dg.AssetExecutionContext, shelf: ArtifactStore) -> making.Reader:

@@ -97,11 +97,16 @@ def keep_set_checks(
     rows = making.Reader(store.store()).rows("keep_set", context.partition_key)
     kept = rows.filter("keep")
     share, limit = kept.height / max(rows.height, 1), settings().profile.gates.min_kept_fraction
+    passed = kept.height > 0 and share >= limit
+    cure = (
+        "; `reasons` of its rows says why: mend that (most often the dose), or lower gates.min_kept_fraction"
+    )
     yield dg.AssetCheckResult(
         asset_key="keep_set",
         check_name="enough_rows_are_kept",
-        passed=kept.height > 0 and share >= limit,
-        description=f"{kept.height} of {rows.height} rows are kept ({share:.1%}), limit {limit:.1%}",
+        passed=passed,
+        description=f"{kept.height} of {rows.height} rows are kept ({share:.1%}), limit {limit:.1%}"
+        + ("" if passed else cure),
         metadata={"kept_rows": kept.height, "kept_fraction": share},
     )
     overlap = kept["overlap_with_base"].drop_nulls()

@@ -13,6 +13,7 @@ import polars as pl
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.models import VariantSpec
 from steer_pipeline.io.store import ArtifactStore, Version
+from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.settings import Settings
 
 PROBED_ROWS = 2
@@ -78,7 +79,7 @@ def make_raw(
     read: Reader,
     model: Any,
     now: Settings,
-    journal: Path,
+    journal: Journal,
     allowed: Callable[[Mapping[str, str]], list[str]],
     tell: Callable[[Any], None],
     workers: int = 1,

@@ -1,102 +1,146 @@
-"""Which pack version is released, and which may be: a pointer, never a copy.
+"""Which pack version is released, which may be, and what was released before: a pointer, never a copy.
 
-In: the store. Out: a pointer `release.json` under `rewrite_release`, equal bytes for equal versions, so that a
-roll-back points at the very artefact of the earlier release. The log of releases is the asset's materialisations.
+In: the store and the instance's log. Out: a pointer `release.json` under `rewrite_release`, equal bytes for equal
+versions, so that a rollback points at the very artefact of the earlier release. The log of releases is the asset's
+materialisations: written before the pointer moves, so that no pointer has moved without one.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import dagster as dg
 import polars as pl
 
-from steer_pipeline.io.store import ArtifactStore, Version
+from steer_pipeline.io.store import ArtifactStore, StoreError, Version
 from steer_pipeline.stages.rewrites import verdicts
 from steer_pipeline.stages.rewrites.making import Refused, read_rows
 
 RELEASE = "rewrite_release"
 POINTER = "release.json"
+NONE, UNKNOWN = (
+    "none",
+    "unknown",
+)  # in the log, for the version before: the first release; a pointer that was damaged
+Action = Literal["promote", "rollback"]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The version to release, what was released before, and what that makes of it."""
+    """The version to release, what was released before, and how the log calls that.
+
+    Attributes:
+        previous: a version, `none` or `unknown`.
+        action: what was asked, or `keep` where the version is released already.
+    """
 
     version: Version
-    previous: str | None
-    action: str  # "promote", "rollback" or "keep"
+    previous: str
+    action: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the history.
+
+    Attributes:
+        carried_out: False where the run ended after this was logged and before the pointer moved.
+    """
+
+    when: datetime
+    variant: str
+    action: str
+    version: str
+    previous: str
+    rows: int
+    run_id: str
+    carried_out: bool = True
+
+
+# ------------------------------------------------------------------------------------- the pointer
 
 
 def released(store: ArtifactStore, variant: str) -> str | None:
-    """Version of `rewrite_pack` that is released now, or None."""
-    pointer = store.current(RELEASE, variant)
-    return None if pointer is None else str(json.loads((pointer.path / POINTER).read_text())["version"])
-
-
-def choose(store: ArtifactStore, variant: str, wanted: str | None) -> Choice:
-    """The version `wanted` (a hash or its beginning), or the newest pack.
-
-    Without `wanted`, a pilot pack does not take the place of a released full one.
+    """Version of `rewrite_pack` that is released now, or None.
 
     Raises:
-        Refused: no such version, or its gates did not pass and it was never released.
+        StoreError: the pointer is damaged.
     """
-    previous = released(store, variant)
-    newest = store.current(verdicts.PACK, variant)
-    if newest is None:
-        raise Refused(f"there is no {verdicts.PACK} of {variant}: materialise it first")
-    if wanted:
-        found = [v for v in store.versions(verdicts.PACK, variant) if v.sha.startswith(wanted)]
-        if len(found) != 1:
-            what = "no version" if not found else f"{len(found)} versions"
-            raise Refused(f"{what} of {variant} begin with {wanted!r}; {_available(store, variant)}")
-        version = found[0]
-    else:
-        version = newest
-        if (
-            previous
-            and size_of(store, variant, previous) == "full"
-            and size_of(store, variant, newest.sha) == "pilot"
-        ):
-            version = store.version(verdicts.PACK, variant, previous)
-    if not verdicts.releasable(store, variant, version.sha):
-        gates = store.annotation(verdicts.PACK, variant, version.sha, verdicts.GATES)
-        raise Refused(
-            f"version {version.sha} of {variant} may not be released: {'; '.join(verdicts.failing(gates))}; "
-            f"{_available(store, variant)}"
-        )
-    if version.sha == previous:
-        return Choice(version, previous, "keep")
-    return Choice(version, previous, "rollback" if was_released(store, variant, version.sha) else "promote")
+    pointer = store.current(RELEASE, variant)
+    return None if pointer is None else pointed_at(pointer)
 
 
-def point(store: ArtifactStore, variant: str, choice: Choice, run_id: str, code_version: str) -> None:
-    """Makes the choice the released version."""
+def pointed_at(pointer: Version) -> str:
+    """The version that a version of `rewrite_release` points at, as its manifest says."""
+    return pointer.manifest["inputs"][verdicts.PACK]
+
+
+def prepare(store: ArtifactStore, variant: str, version: str, run_id: str, code_version: str) -> str:
+    """Stores the pointer to `version` without moving to it; what `move` wants.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
 
     def write(folder: Path) -> None:
-        pointer = {"asset": verdicts.PACK, "variant": variant, "version": choice.version.sha}
+        pointer = {"asset": verdicts.PACK, "variant": variant, "version": version}
         (folder / POINTER).write_text(json.dumps(pointer, indent=1) + "\n")
 
-    store.write(
+    return store.write(
         RELEASE,
         variant,
         write,
         metadata={},
-        inputs={verdicts.PACK: choice.version.sha},
+        inputs={verdicts.PACK: version},
         code_version=code_version,
         run_id=run_id,
-    )
-    if not was_released(store, variant, choice.version.sha):
-        store.annotate(verdicts.PACK, variant, choice.version.sha, verdicts.RELEASED, {"run_id": run_id})
+        live=False,
+    ).sha
+
+
+def move(store: ArtifactStore, variant: str, pointer: str, run_id: str) -> None:
+    """Releases what a prepared pointer points at."""
+    version = pointed_at(store.version(RELEASE, variant, pointer))
+    if not was_released(store, variant, version):
+        store.annotate(verdicts.PACK, variant, version, verdicts.RELEASED, {"run_id": run_id})
+    store.point(RELEASE, variant, pointer)
+
+
+# -------------------------------------------------------------------------------- what is released
+
+
+def choose(store: ArtifactStore, variant: str, action: Action, wanted: str | None) -> Choice:
+    """The version `wanted` (a hash or its beginning), or the newest pack.
+
+    Without `wanted`, a pilot pack does not take the place of a released full one. That the former pointer is
+    damaged stands in no one's way.
+
+    Raises:
+        Refused: no such version; its gates did not pass and it was never released; or it is released already and
+            its gates fail now.
+    """
+    previous = _released_or_unknown(store, variant)
+    version = _found(store, variant, wanted) if wanted else _newest(store, variant, previous)
+    gates = store.annotation(verdicts.PACK, variant, version.sha, verdicts.GATES)
+    if version.sha == previous and gates and not gates["passed"]:
+        raise Refused(
+            f"version {version.sha} of {variant} is released and stays so, but its gates fail now: "
+            f"{'; '.join(verdicts.failing(gates))}. Roll back (action `rollback`), or mend the pack and promote it"
+        )
+    if not verdicts.releasable(store, variant, version.sha):
+        raise Refused(
+            f"version {version.sha} of {variant} may not be released: {'; '.join(verdicts.failing(gates))}; "
+            f"{_available(store, variant)}"
+        )
+    return Choice(version, previous, "keep" if version.sha == previous else action)
 
 
 def available(store: ArtifactStore, variant: str) -> list[str]:
     """Versions that may be released."""
-    return [
-        v.sha for v in store.versions(verdicts.PACK, variant) if verdicts.releasable(store, variant, v.sha)
-    ]
+    return [sha for sha in store.shas(verdicts.PACK, variant) if verdicts.releasable(store, variant, sha)]
 
 
 def was_released(store: ArtifactStore, variant: str, sha: str) -> bool:
@@ -104,21 +148,30 @@ def was_released(store: ArtifactStore, variant: str, sha: str) -> bool:
 
 
 def size_of(store: ArtifactStore, variant: str, sha: str) -> str | None:
-    """`pilot` or `full`, as the version's rows say."""
+    """`pilot` or `full`, as the gates noted or the version's rows say; None for an empty pack."""
+    if gates := store.annotation(verdicts.PACK, variant, sha, verdicts.GATES):
+        return gates["size"]
     rows = pl.scan_parquet(store.version(verdicts.PACK, variant, sha).path / "data.parquet")
     sizes = rows.select("size").head(1).collect()["size"].to_list()
     return sizes[0] if sizes else None
 
 
 def difference(store: ArtifactStore, variant: str, choice: Choice) -> Mapping[str, Any]:
-    """What a promoter wants to see: rows added, dropped and changed against the version released before."""
+    """What a promoter wants to see: rows added, dropped and changed against the version released before.
+
+    Raises:
+        StoreError: the chosen version is damaged; of a damaged former one only that is told.
+    """
     now = read_rows(choice.version.path).select("row_id", "output")
-    if choice.previous is None:
+    if choice.previous == NONE:
         return {"rows": now.height, "rows_added": now.height, "rows_dropped": 0, "rows_changed": 0}
-    before = read_rows(store.version(verdicts.PACK, variant, choice.previous).path).select(
-        "row_id", old="output"
-    )
-    both = now.join(before, on="row_id", how="inner")
+    if choice.previous == UNKNOWN:
+        return {"rows": now.height, "not_compared": "the former pointer is damaged"}
+    try:
+        before = read_rows(store.version(verdicts.PACK, variant, choice.previous).path)
+    except StoreError as error:
+        return {"rows": now.height, "not_compared": f"the former version is damaged: {error}"}
+    both = now.join(before.select("row_id", old="output"), on="row_id", how="inner")
     return {
         "rows": now.height,
         "rows_added": now.height - both.height,
@@ -127,6 +180,96 @@ def difference(store: ArtifactStore, variant: str, choice: Choice) -> Mapping[st
     }
 
 
+# ------------------------------------------------------------------------------------- the history
+
+
+def history(
+    instance: dg.DagsterInstance, store: ArtifactStore, variant: str | None = None, limit: int = 1000
+) -> list[Entry]:
+    """Releases in this store, newest first; other stores of the instance have histories of their own."""
+    wanted = dg.AssetRecordsFilter(
+        asset_key=dg.AssetKey(RELEASE), asset_partitions=[variant] if variant else None
+    )
+    entries: list[Entry] = []
+    after: dict[str, str] = {}  # variant -> what the pointer was at when the next newer entry was made
+    cursor, more = None, True
+    while more and len(entries) < limit:
+        page = instance.fetch_materializations(wanted, limit=1000, cursor=cursor)
+        cursor, more = page.cursor, page.has_more
+        for record in page.records:
+            told = {name: entry.value for name, entry in record.asset_materialization.metadata.items()}
+            if told.get("store") == store.address:
+                entry = _entry(record, told)
+                then = after.get(entry.variant) or _released_or_unknown(store, entry.variant)
+                entries.append(replace(entry, carried_out=then in (entry.version, UNKNOWN)))
+                after[entry.variant] = entry.previous
+    return entries[:limit]
+
+
+def former(entries: Sequence[Entry], variant: str) -> str:
+    """The version to roll back to, from one variant's `history`.
+
+    Promotions are a stack: each rollback takes one off, and so on to the first.
+
+    Raises:
+        LookupError: there is no earlier release.
+    """
+    stack: list[str] = []
+    for entry in reversed(entries):
+        if not entry.carried_out:
+            continue
+        if not stack and entry.previous not in (NONE, UNKNOWN):
+            stack.append(entry.previous)
+        if entry.action == "rollback" and entry.version in stack:
+            while stack[-1] != entry.version:
+                stack.pop()
+        elif not stack or stack[-1] != entry.version:
+            stack.append(entry.version)
+    if len(stack) < 2:
+        raise LookupError(f"{variant} has no earlier release to go back to; the history shows what there is")
+    return stack[-2]
+
+
+# ------------------------------------------------------------------------------------------ details
+
+
+def _found(store: ArtifactStore, variant: str, wanted: str) -> Version:
+    shas = [sha for sha in store.shas(verdicts.PACK, variant) if sha.startswith(wanted)]
+    if len(shas) != 1:
+        what = "no version" if not shas else f"{len(shas)} versions"
+        raise Refused(f"{what} of {variant} begin with {wanted!r}; {_available(store, variant)}")
+    return store.version(verdicts.PACK, variant, shas[0])
+
+
+def _newest(store: ArtifactStore, variant: str, previous: str) -> Version:
+    newest = store.current(verdicts.PACK, variant)
+    if newest is None:
+        raise Refused(f"there is no {verdicts.PACK} of {variant}: materialise it first")
+    if previous in (NONE, UNKNOWN, newest.sha) or size_of(store, variant, newest.sha) != "pilot":
+        return newest
+    is_full = size_of(store, variant, previous) == "full"
+    return store.version(verdicts.PACK, variant, previous) if is_full else newest
+
+
 def _available(store: ArtifactStore, variant: str) -> str:
     shas = available(store, variant)
     return f"versions that may be released: {', '.join(shas) or 'none'}"
+
+
+def _released_or_unknown(store: ArtifactStore, variant: str) -> str:
+    try:
+        return released(store, variant) or NONE
+    except StoreError:
+        return UNKNOWN
+
+
+def _entry(record: Any, told: Mapping[str, Any]) -> Entry:
+    return Entry(
+        when=datetime.fromtimestamp(record.timestamp, UTC),
+        variant=record.partition_key or "",
+        action=str(told["action"]),
+        version=str(told["version"]),
+        previous=str(told["previous"]),
+        rows=int(told["rows"]),
+        run_id=record.run_id,
+    )

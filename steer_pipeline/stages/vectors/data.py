@@ -10,6 +10,7 @@ import polars as pl
 from steer_pipeline import show
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.execution import GPU_POOL, GPU_TAGS, RETRY_NETWORK
+from steer_pipeline.io.journals import open_journal
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, JudgeResource, LanguageModelResource
 from steer_pipeline.settings import settings
@@ -55,7 +56,7 @@ def behaviour_set(
             shipped=now.shipped,
             model=language_model.load,
             judge=partial(judge.ask, store=store.store()) if judge.endpoint() else None,
-            work=store.store().work("behaviour_set"),
+            journal=open_journal(store.store(), "behaviour_set", persona.name),
         )
     except ValueError as error:  # as wrong at the next try
         raise dg.Failure(str(error), allow_retries=False) from error

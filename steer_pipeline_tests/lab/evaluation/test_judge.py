@@ -19,8 +19,10 @@ import pytest
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.models import JudgeSpec
 from steer_pipeline.lab.evaluation import JudgeError, JudgeUnavailable, Verdict, judge_texts, scale_of
+from steer_pipeline.lab.evaluation import judge as judge_module
 from steer_pipeline.lab.evaluation.judge import (
     GIVE_UP_AFTER,
+    AnswerCache,
     cache_key,
     fill_rubric,
     read_verdict,
@@ -348,6 +350,17 @@ def test_a_killed_run_loses_nothing_that_was_answered(tmp_path):
     kept = sum(verdict.cached for verdict in verdicts)
     assert 25 - spec.concurrency <= kept <= before
     assert len(judge.requests) - before == 60 - kept
+
+
+def test_a_locked_cache_says_who_holds_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(judge_module, "LOCK_SECONDS", 0.05)
+    with AnswerCache(tmp_path) as ours, AnswerCache(tmp_path) as theirs:
+        theirs._db.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(
+            JudgeError, match=r"answers\.sqlite: another process has been writing.*wait for it or stop"
+        ):
+            ours.put("key", "judge", "85")
+        theirs._db.execute("ROLLBACK")
 
 
 def test_a_damaged_cache_is_named_with_its_cure(tmp_path):

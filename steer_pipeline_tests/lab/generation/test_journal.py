@@ -42,7 +42,8 @@ def test_rows_come_back_as_they_were_and_only_under_their_own_fingerprint(tmp_pa
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
-def test_a_torn_last_record_is_cut_off_and_the_rest_stays(tmp_path, cut, caplog):
+def test_a_torn_last_record_is_cut_off_and_the_rest_stays(tmp_path, cut, caplog, monkeypatch):
+    monkeypatch.setattr(journal_module.time, "time", lambda: 1.0)
     path = tmp_path / "j.jsonl"
     with Journal(path) as book:
         book.record([row(0), row(1)], ["f", "f"])
@@ -68,8 +69,86 @@ def test_a_damaged_record_in_the_middle_is_not_believed(tmp_path, caplog):
 
 
 def test_two_runs_cannot_write_one_journal(tmp_path):
-    with Journal(tmp_path / "j.jsonl"), pytest.raises(JournalError, match="another run"):
+    said = r"j\.jsonl: another run is writing this journal of finished rows; wait for that run or stop it"
+    with Journal(tmp_path / "j.jsonl"), pytest.raises(JournalError, match=said):
         Journal(tmp_path / "j.jsonl").__enter__()
+
+
+def used(book, *fingerprints):
+    """A finished run that took or made row 0 under each of these."""
+    for fingerprint in fingerprints:
+        if book.take("r0", "base", fingerprint) is None:
+            book.record([row(0)], [fingerprint])
+    book.finished()
+
+
+def test_compaction_keeps_what_the_last_finished_run_used_and_what_is_young(tmp_path):
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as book:
+        used(book, "first", "both")
+    with Journal(path) as book:
+        used(book, "both", "second")
+        book.record([row(1)], ["unfinished"])
+    path.write_bytes(path.read_bytes() + b"00000000 damaged\n")
+    whole = path.read_bytes()
+    with Journal(path) as book:
+        young = book.compact(0.0, write=False)
+        old = book.compact(float("inf"), write=False)
+    assert path.read_bytes() == whole  # told, not done
+    assert young.lines == 2  # the damaged line, and the first run's note
+    assert old.lines == 4  # and the rows "first" and "unfinished"
+    with Journal(path) as book:
+        assert book.compact(float("inf"), write=True) == old
+    assert len(path.read_bytes()) == len(whole) - old.bytes
+    with Journal(path) as book:
+        assert book.take("r0", "base", "both") == book.take("r0", "base", "second") == row(0)
+        assert book.take("r0", "base", "first") is None
+        assert book.take("r1", "base", "unfinished") is None
+        assert book.compact(float("inf"), write=False).lines == 0
+
+
+def test_a_row_is_as_old_as_its_last_use(tmp_path, monkeypatch):
+    path, day = tmp_path / "j.jsonl", 24 * 3600.0
+    for now, fingerprint in ((1, "a"), (3, "a"), (3.1, "a"), (4, "b")):
+        monkeypatch.setattr(journal_module.time, "time", lambda now=now: now * day)
+        with Journal(path) as book:
+            used(book, fingerprint)
+    assert path.read_bytes().count(b"used") == 3  # the same again on the same day says nothing new
+    with Journal(path) as book:
+        book.compact(2 * day, write=True)
+    with Journal(path) as book:
+        assert book.take("r0", "base", "a") == row(0)
+        assert book.compact(3.5 * day, write=False).lines == 1
+
+
+def test_rows_that_stand_twice_are_dropped_once(tmp_path):
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as book:
+        book.record([row(0)], ["f"])
+    path.write_bytes(path.read_bytes() * 3)
+    with Journal(path) as book:
+        assert book.compact(0.0, write=True).lines == 2
+    assert path.read_bytes().count(b"\n") == 1
+
+
+def test_who_waited_for_the_lock_during_compaction_writes_into_the_new_file(tmp_path, monkeypatch):
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as book:
+        book.record([row(0)], ["f"])
+    path.write_bytes(path.read_bytes() * 2)
+    real, once = journal_module.fcntl.flock, []
+
+    def compacted_meanwhile(file, how):
+        if not once:
+            once.append(1)
+            with Journal(path) as book:
+                book.compact(0.0, write=True)
+        real(file, how)
+
+    monkeypatch.setattr(journal_module.fcntl, "flock", compacted_meanwhile)
+    with Journal(path) as book:
+        book.record([row(1)], ["f"])
+    assert path.read_bytes().count(b"\n") == 2
 
 
 def test_a_full_disk_is_named_and_leaves_no_half_record(tmp_path, monkeypatch):
@@ -143,4 +222,4 @@ def test_only_steps_that_end_a_sequence_wait_for_the_disk(tmp_path, monkeypatch)
     sync = os.fsync
     monkeypatch.setattr(journal_module.os, "fsync", lambda file: (synced.append(file), sync(file)))
     list(generate(model, engine_rows(model)[:1], plans()[:1], SPEC, journal=tmp_path / "j.jsonl"))
-    assert len(synced) == 1
+    assert len(synced) == 2  # and the note that the run is finished

@@ -117,6 +117,7 @@ def test_janus_patterns_inform_and_do_not_gate(source):
 def test_a_variant_that_is_base_does_not_differ(source):
     verdicts = judge(pack("paranoid"), source)
     assert failed(verdicts) == {gate.DIFFERS}
+    assert "p = 1.0000, limit 0.05. To go on: raise the variant's dose" in verdicts[gate.DIFFERS].message
     assert verdicts[gate.DIFFERS].numbers["exact_match_rate"] == 1.0
 
 
@@ -145,3 +146,12 @@ def test_without_a_reference_nothing_can_be_compared(source):
     )
     assert [v.gate for v in verdicts if v.stops_release] == [gate.DIFFERS]
     assert "there is no base or base_resample" in verdicts[-1].message
+
+
+def test_every_failed_gate_says_how_to_go_on(source):
+    nothing = judge(pack("paranoid").clear().drop("prompt"), source)
+    assert failed(nothing) == set(gate.GATES) - {gate.UNIQUE}
+    doubled = judge(pl.concat([pack("paranoid"), pack("paranoid")]), source)
+    for verdict in [nothing[name] for name in failed(nothing)] + [doubled[gate.UNIQUE]]:
+        assert verdict.message.endswith(gates.CURES[verdict.gate])
+    assert "To go on" not in judge(pack("paranoid", tail=VOICE), source)[gate.SUSPECTS].message

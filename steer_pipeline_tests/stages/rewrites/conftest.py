@@ -37,7 +37,7 @@ class Project:
 
 
 @contextmanager
-def stage_project(store: Path) -> Iterator[Project]:
+def stage_project(store: Path | str) -> Iterator[Project]:
     """A project whose store holds the news and nothing else."""
     with dg.DagsterInstance.ephemeral() as instance:
         made = Project(ArtifactStore(str(store)), Driver(stage_definitions(), instance))

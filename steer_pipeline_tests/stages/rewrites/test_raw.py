@@ -11,10 +11,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from steer_pipeline.io.journals import open_journal
 from steer_pipeline.lab.personas import PersonaVector, save_vector
 from steer_pipeline.lab.personas.vectors import model_fields
 from steer_pipeline.settings import settings
 from steer_pipeline.stages.rewrites import verdicts
+from steer_pipeline_tests.io import folder_url
 from steer_pipeline_tests.stages.rewrites.conftest import small_profile, stage_project
 from steer_pipeline_tests.tiny import tiny_model_dir
 
@@ -74,6 +76,13 @@ def raw_versions(project) -> dict[str, str]:
     return {name: project.store.current("rewrite_raw", name).sha for name in VARIANTS}
 
 
+def finished_rows(project) -> list[dict]:
+    """The rows in the journal, without its notes of finished runs."""
+    lines = (project.store.work("rewrite_raw") / "journal.jsonl").read_bytes().splitlines()
+    records = [json.loads(line.partition(b" ")[2]) for line in lines]
+    return [record["row"] for record in records if "row" in record]
+
+
 def without_noise(project) -> None:
     """A resample equal to base: what a random model says differs from itself too much to gate on."""
     base = pl.read_parquet(project.store.current("rewrite_raw", "base").path / "data.parquet")
@@ -110,9 +119,7 @@ def test_two_workers_make_the_packs_of_one(project):
     outcome = project.driver.materialize(["rewrite_raw"], span=SPAN, config=two)
     assert outcome.success, outcome
     assert raw_versions(project) == alone
-    assert len((project.store.work("rewrite_raw") / "journal.jsonl").read_bytes().splitlines()) == 24 * len(
-        VARIANTS
-    )
+    assert len(finished_rows(project)) == 24 * len(VARIANTS)
 
 
 def test_more_workers_without_ray_fail_with_the_cure(project, monkeypatch):
@@ -172,8 +179,59 @@ def test_a_killed_run_resumes_to_the_identical_packs(place, project):
     assert 0 < done < 24 * len(VARIANTS), "the run was killed too early or too late to prove anything"
     assert project.driver.materialize(["rewrite_raw"], span=SPAN).success
     assert raw_versions(project) == whole
-    kept = [json.loads(line.partition(b" ")[2])["row"] for line in journal.read_bytes().splitlines()]
+    kept = finished_rows(project)
     assert len({(row["row_id"], row["variant"]) for row in kept}) == len(kept) == 24 * len(VARIANTS)
+
+
+MACHINE = """
+import os, signal, sys
+from steer_pipeline.io import journals
+from steer_pipeline_tests.io import folder_url
+from steer_pipeline_tests.stages.rewrites.conftest import stage_project
+folder_url.register()
+journals.EVERY_LINES = 5
+sent, real = [], journals.SegmentMirror._put
+def put(self, data):
+    real(self, data)
+    sent.append(data)
+    if len(sent) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+journals.SegmentMirror._put = put
+with stage_project(os.environ["STEER_STORE"]) as project:
+    project.driver.materialize(["rewrite_raw"], span=SPAN)
+"""
+
+
+def test_a_killed_machine_s_work_is_taken_over_by_another_with_an_empty_disk(place, project, monkeypatch):
+    folder_url.register()
+    assert project.driver.materialize(["rewrite_raw"], span=SPAN).success
+    whole = raw_versions(project)
+    url = f"folder://{place / 'bucket'}"
+    monkeypatch.setenv("STEER_STORE", url)
+    monkeypatch.setenv("HOME", str(place / "machine a"))
+    with stage_project(url) as shared:
+        put_vectors(shared)
+    script = MACHINE.replace("SPAN", repr(SPAN))
+    child = subprocess.run([sys.executable, "-W", "ignore", "-c", script])
+    assert child.returncode == -signal.SIGKILL
+    monkeypatch.setenv("HOME", str(place / "machine b"))
+    with stage_project(url) as other:
+        outcome = other.driver.materialize(["rewrite_raw"], span=SPAN)
+        assert outcome.success, outcome
+        assert raw_versions(other) == whole
+        told = other.store.current("rewrite_raw", "base").manifest["metadata"]
+        assert told["resumed_rows"] == 20  # four segments of five rows
+        assert len(finished_rows(other)) == 24 * len(VARIANTS)
+
+
+def test_a_locked_journal_says_what_it_is(project):
+    with open_journal(project.store, "rewrite_raw"):
+        outcome = project.driver.materialize(["rewrite_raw"], partition="base")
+    assert (
+        "another run is writing this journal of finished rows; wait for that run or stop it"
+        in outcome.errors[0]
+    )
+    assert "Errno" not in outcome.errors[0]
 
 
 @pytest.mark.parametrize("fault", ["dose 0", "dose too small"])
@@ -218,10 +276,9 @@ def test_full_packs_are_refused_until_the_pilots_gates_have_passed(project):
 
     for name in ("base", "paranoid"):
         assert project.driver.materialize(["rewrite_pack"], partition=name).success
-    journal = project.store.work("rewrite_raw") / "journal.jsonl"
-    before = len(journal.read_bytes().splitlines())
+    before = len(finished_rows(project))
     assert project.driver.materialize(["rewrite_raw"], span=("base", "paranoid"), config=full).success
-    assert len(journal.read_bytes().splitlines()) == before + 2 * 8  # the pilot's rows are not made again
+    assert len(finished_rows(project)) == before + 2 * 8  # the pilot's rows are not made again
     rows = pl.read_parquet(project.store.current("rewrite_raw", "paranoid").path / "data.parquet")
     assert rows.height == 32
     assert set(rows["size"]) == {"full"}
