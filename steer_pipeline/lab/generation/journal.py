@@ -1,8 +1,8 @@
 """Durable record of finished rows: what a killed run need not do again.
 
 In: finished rows with the fingerprint of everything that made them. Out: the same rows after a restart,
-each at most once. One JSON line a row with a checksum, flushed to disk before the caller hands the row on.
-A torn last line is cut off on opening; any other line that fails its checksum counts as not done. One
+each at most once. One JSON line a row with a checksum and the model that said it, flushed to disk before the caller
+hands the row on. A torn last line is cut off on opening; any other line that fails its checksum counts as not done. One
 process at a time may hold a journal.
 """
 
@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import zlib
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self
@@ -27,10 +28,15 @@ class JournalError(RuntimeError):
 
 
 class Journal:
-    """A context manager; `take` what is done, `record` what gets done."""
+    """A context manager; `take` what is done, `record` what gets done.
 
-    def __init__(self, path: Path):
-        self.path = path
+    Attributes:
+        others: how many records of other models than `model` it holds, by their identity as text.
+    """
+
+    def __init__(self, path: Path, model: str = ""):
+        self.path, self.model = path, model
+        self.others: Counter[str] = Counter()
         self._where: dict[Key, int] = {}  # offsets, not rows: memory stays small for large packs
 
     def __enter__(self) -> Self:
@@ -77,7 +83,7 @@ class Journal:
             key = (row.row_id, row.variant, fingerprint)
             if key in self._where or key in added:
                 continue
-            line = _line({"row": asdict(row), "fingerprint": fingerprint})
+            line = _line({"row": asdict(row), "fingerprint": fingerprint, "model": self.model})
             added[key] = at
             at += len(line)
             lines.append(line)
@@ -99,6 +105,8 @@ class Journal:
             if record is not None:
                 row = record["row"]
                 self._where.setdefault((row["row_id"], row["variant"], record["fingerprint"]), offset)
+                if record.get("model", self.model) != self.model:
+                    self.others[record["model"]] += 1
             elif not line.endswith(b"\n"):
                 log.warning(
                     "%s: last record is torn (byte %d); cut off, its row is done again", self.path, offset
