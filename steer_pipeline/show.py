@@ -308,15 +308,22 @@ def provenance(*, model: Any = None) -> dict[str, str | float | int | bool]:
         "libraries": ", ".join(f"{name} {version}" for name, version in library_versions().items()),
     }
     if model is not None:
-        facts |= {
-            "model": model.name,
-            "model_revision": model.revision or "none",
-            "weights_sha": model.weights_sha,
-            "dtype": model.dtype,
-            "device": model.device,
-            "backend": model.backend,
-        }
+        facts |= model_facts(model)
     return facts
+
+
+def model_facts(model: Any) -> dict[str, str | float | int | bool]:
+    """What a result says of the LoadedModel that made it."""
+    return {
+        "model": model.name,
+        "model_revision": model.revision or "none",
+        "model_identity": str(model.identity),
+        "adapters": len(model.identity.adapters),
+        "weights_sha": model.identity.base,
+        "dtype": model.dtype,
+        "device": model.device,
+        "backend": model.backend,
+    }
 
 
 def git_state() -> dict[str, str | bool]:

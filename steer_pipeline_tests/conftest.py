@@ -11,16 +11,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import dagster as dg
 import pytest
 
+from steer_pipeline.lab.models import identity
+
 for category in (dg.PreviewWarning, dg.BetaWarning, dg.SupersessionWarning):
     warnings.filterwarnings("ignore", category=category)
 
 
 @pytest.fixture(autouse=True)
 def isolated_environment(tmp_path_factory, monkeypatch):
-    """No test reads or writes the checkout's store or instance, whatever the developer's shell has set."""
+    """No test reads or writes the checkout's store, instance or cache of hashes, whatever the shell has set."""
     place = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("STEER_STORE", str(place / "store"))
     monkeypatch.setenv("STEER_NEWS_INBOX", str(place / "inbox"))
+    monkeypatch.setattr(identity, "cache_file", lambda: place / "hashes.json")
     monkeypatch.delenv("STEER_PROFILE", raising=False)
     monkeypatch.delenv("STEER_HOME", raising=False)
     (place / "dagster").mkdir()

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from steer_pipeline import show
+from steer_pipeline.lab.models.identity import ModelIdentity
 
 LONG = pl.DataFrame({"text": ["word " * 200] * 100, "x": range(100), "tags": [["a", "b"]] * 100})
 
@@ -107,12 +108,18 @@ def test_a_figure_is_a_png_that_the_event_log_can_bear():
 
 def test_provenance_names_profile_model_and_libraries():
     model = SimpleNamespace(
-        name="tiny", revision=None, weights_sha="ab", dtype="float32", device="cpu", backend="torch"
+        name="tiny",
+        revision=None,
+        identity=ModelIdentity("ab", "cd", ("ef",)),
+        dtype="float32",
+        device="cpu",
+        backend="torch",
     )
     facts = show.provenance(model=model)
     assert facts["profile"] == "newsroom"
     assert re.fullmatch("[0-9a-f]{16}", facts["profile_sha"])
     assert (facts["model"], facts["model_revision"], facts["device"]) == ("tiny", "none", "cpu")
+    assert facts["model_identity"] == "base:ab tokenizer:cd adapter:ef"
     assert "polars " in facts["libraries"]
     assert "model" not in show.provenance()
 

@@ -70,6 +70,24 @@ def tiny_model_dir(tmp_path: Path, arch: str = "qwen3", tied: bool | None = None
     return target
 
 
+def lora(base: Path, folder: Path, seed: int = 0, model=None, **config) -> Path:
+    """A LoRA of `base` in `folder` that changes what the model says; `config` as LoraConfig takes it.
+
+    Args:
+        model: the transformers model of `base`, where it is at hand.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    wanted = {"r": 2, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False} | config
+    model = model or AutoModelForCausalLM.from_pretrained(base)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **wanted)).save_pretrained(folder)
+    return folder
+
+
 @cache
 def _built(arch: str, tied: bool | None) -> Path:
     import torch

@@ -161,13 +161,21 @@ class ModelSpec(Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     backend: Literal["torch", "mlx"] = "torch"
-    adapter: str | None = Field(default=None, description="PEFT adapter directory on top.")
+    adapter: str | tuple[str, ...] | None = Field(
+        default=None,
+        description="PEFT adapter directory on top, or several that add up; relative ones start at the project root.",
+    )
     chat_template: bool = Field(default=True, description="False: raw prompts, as Janus had them.")
     batch_tokens: int = Field(default=16384, ge=1, description="Token budget of one generation batch.")
     compile: bool = Field(
         default=False,
         description="Decode through torch.compile over a static cache. Meant for long runs on CUDA, unmeasured.",
     )
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Directories of all adapters."""
+        return (self.adapter,) if isinstance(self.adapter, str) else self.adapter or ()
 
     @model_validator(mode="after")
     def _compiles_torch(self) -> "ModelSpec":

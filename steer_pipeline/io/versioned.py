@@ -22,7 +22,7 @@ import dagster as dg
 from steer_pipeline import show
 from steer_pipeline.io.store import SHA_LENGTH, ArtifactStore, StoreError, Version, label
 from steer_pipeline.resources.artifact_store import ArtifactStoreResource
-from steer_pipeline.resources.language_model import last_loaded
+from steer_pipeline.resources.language_model import models_of_step
 
 ROW_COUNT, PARTITION_ROW_COUNT = "dagster/row_count", "dagster/partition_row_count"
 ALLOW_MISSING = "allow_missing_partitions"
@@ -136,9 +136,12 @@ class VersionedIO(dg.ConfigurableIOManager):
 
 
 def _origin(step: Any) -> dict[str, Any]:
-    """Code, profile, libraries, cost, and the model if the step uses one: what every result must carry."""
-    model = last_loaded() if "language_model" in step.required_resource_keys else None
-    facts: dict[str, Any] = {**_of_run(step.run_id), **show.provenance(model=model)}
+    """Code, profile, libraries, cost, and the model if the step loaded one: what every result must carry."""
+    facts: dict[str, Any] = {**_of_run(step.run_id), **show.provenance()}
+    if models := models_of_step(step.run_id, step.step.key):
+        facts |= models[-1]
+        if len(models) > 1:
+            facts["model_identities"] = [model["model_identity"] for model in models]
     (stats,) = step.instance.get_run_step_stats(step.run_id, [step.step.key]) or (None,)
     if stats is not None and stats.start_time is not None:
         facts["seconds"] = time.time() - stats.start_time

@@ -1,23 +1,30 @@
-"""The profile's language model as a Dagster resource: loaded at first use, once a process."""
+"""The profile's language model as a Dagster resource: loaded at first use, once a process, with adapters on request."""
 
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
 
+from steer_pipeline import show
 from steer_pipeline.catalogue.models import ModelSpec
 from steer_pipeline.settings import settings
 
 if TYPE_CHECKING:
+    from steer_pipeline.io.store import Version
     from steer_pipeline.lab.models.loading import LoadedModel
 
+    Place = str | Path | Version
 
-_loaded: list[Any] = []  # at most one: what was last loaded in this process
+_REMEMBERED_STEPS = 256
+_models_of_step: OrderedDict[tuple[str, str], list[dict[str, Any]]] = OrderedDict()
 
 
-def last_loaded() -> "LoadedModel | None":
-    """The model that this process loaded last; for provenance, which must not load one."""
-    return _loaded[0] if _loaded else None
+def models_of_step(run_id: str, step_key: str) -> list[dict[str, Any]]:
+    """`show.model_facts` of each model that a step of this process loaded, the one it asked for last at the end."""
+    return _models_of_step.get((run_id, step_key), [])
 
 
 class LanguageModelResource(dg.ConfigurableResource):
@@ -28,17 +35,45 @@ class LanguageModelResource(dg.ConfigurableResource):
         description="Fields of the profile's `model` to replace on this machine, e.g. {device: cuda}.",
     )
 
-    def spec(self) -> ModelSpec:
-        """Which model this resource loads.
+    def spec(self, adapter: "Place | Sequence[Place] | None" = None) -> ModelSpec:
+        """Which model this resource loads; see `load`.
 
         Raises:
             pydantic.ValidationError: an override is not a field of ModelSpec, or has a wrong value.
         """
-        return ModelSpec.model_validate({**settings().profile.model.model_dump(), **self.overrides})
+        spec = ModelSpec.model_validate({**settings().profile.model.model_dump(), **self.overrides})
+        if adapter is None:
+            return spec
+        more = adapter if isinstance(adapter, list | tuple) else [adapter]
+        folders = [str(getattr(one, "path", one)) for one in more]
+        return spec.model_copy(update={"adapter": (*spec.adapters, *folders)})
 
-    def load(self) -> "LoadedModel":
-        """The model; a second call with the same spec costs nothing."""
+    def load(self, adapter: "Place | Sequence[Place] | None" = None) -> "LoadedModel":
+        """The model; a second call with the same adapters costs nothing, one with others only these.
+
+        Args:
+            adapter: a LoRA's directory or its version in the store, or several, on top of the profile's model; None:
+                the profile's model as it is. Relative paths start at the project root.
+
+        Raises:
+            ModelLoadError: the model cannot be loaded, or an adapter does not fit it or changes nothing.
+        """
         from steer_pipeline.lab.models.loading import load_model
 
-        _loaded[:] = [load_model(self.spec(), settings().home)]
-        return _loaded[0]
+        model = load_model(self.spec(adapter), settings().home)
+        _note(model)
+        return model
+
+
+def _note(model: "LoadedModel") -> None:
+    """Records that the running step uses `model`; nothing outside of a step."""
+    try:
+        step = dg.OpExecutionContext.get().get_step_execution_context()
+    except dg.DagsterInvariantViolationError:
+        return
+    facts, key = show.model_facts(model), (step.run_id, step.step.key)
+    noted = _models_of_step.setdefault(key, [])
+    noted[:] = [*(one for one in noted if one != facts), facts]
+    _models_of_step.move_to_end(key)
+    while len(_models_of_step) > _REMEMBERED_STEPS:
+        _models_of_step.popitem(last=False)

@@ -105,11 +105,12 @@ class Campaign:
     @cached_property
     def weights(self) -> str | None:
         """Identity of the model's files where it is a directory; a hub id has its revision in the profile."""
-        from steer_pipeline.lab.models.loading import weights_identity
+        from steer_pipeline.lab.models.identity import adapter_folders, adapter_identity, model_identity
 
         model, home = settings().profile.model, settings().home
-        folders = [home / path for path in (model.path, model.adapter) if path and (home / path).is_dir()]
-        return weights_identity(folders) if folders else None
+        if (home / model.path).is_dir():
+            return str(model_identity(model, home))
+        return " ".join(map(adapter_identity, adapter_folders(model, home))) or None
 
     def _partitions(self, asset: str, what: dict[str, Any]) -> list[str | None]:
         if not what.get("span"):

@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import dagster as dg
 import polars as pl
@@ -15,6 +14,7 @@ from steer_pipeline.io.store import ArtifactStore, StoreError
 from steer_pipeline.io.versioned import note_input
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource, open_store
 from steer_pipeline.settings import settings
+from steer_pipeline_tests.tiny import lora, tiny_model_dir
 
 LETTERS = dg.StaticPartitionsDefinition(["c", "a", "b"])
 PACKS = dg.StaticPartitionsDefinition(["none", "one", "all"])
@@ -118,25 +118,38 @@ def test_every_materialisation_says_where_it_comes_from(store):
     assert "model" not in shown
 
 
-def test_a_materialisation_names_the_model_only_if_its_step_uses_one(monkeypatch):
-    model = SimpleNamespace(
-        name="tiny", revision="r1", weights_sha="ab", dtype="float32", device="cpu", backend="torch"
+def test_each_materialisation_names_the_model_that_its_own_step_loaded(tmp_path, store):
+    base = tiny_model_dir(tmp_path)
+    one, other = lora(base, tmp_path / "one", seed=1), lora(base, tmp_path / "other", seed=2)
+    loaded: dict[str, str] = {}
+
+    def made_with(name, adapters, inputs=()):
+        @dg.asset(name=name, **TABLE, deps=list(inputs))
+        def table(language_model: LanguageModelResource) -> pl.DataFrame:
+            for adapter in adapters:
+                loaded[name] = str(language_model.load(adapter).identity)
+            return pl.DataFrame({"x": [1]})
+
+        return table
+
+    first = made_with("first", [one])
+    second = made_with("second", [other], [first])
+    plain = made_with("plain", [None], [second])
+    idle = made_with("idle", [], [plain])
+    both = made_with("both", [one, None, other], [idle])
+    language_model = LanguageModelResource(overrides={"path": str(base), "device": "cpu"})
+    result = dg.materialize(
+        [first, second, plain, idle, both], resources={**resources(), "language_model": language_model}
     )
-    monkeypatch.setattr("steer_pipeline.resources.language_model._loaded", [model])
-
-    @dg.asset(**TABLE)
-    def with_model(language_model: LanguageModelResource) -> pl.DataFrame:
-        return pl.DataFrame({"x": [1]})
-
-    @dg.asset(**TABLE)
-    def without() -> pl.DataFrame:
-        return pl.DataFrame({"x": [1]})
-
-    given = {**resources(), "language_model": LanguageModelResource()}
-    result = dg.materialize([with_model, without], resources=given)
-    assert record(result, "with_model").metadata["model"].value == "tiny"
-    assert record(result, "with_model").metadata["model_revision"].value == "r1"
-    assert "model" not in record(result, "without").metadata
+    told = {name: record(result, name).metadata for name in ("first", "second", "plain", "idle", "both")}
+    assert len({loaded["first"], loaded["second"], loaded["plain"]}) == 3
+    for name in ("first", "second", "plain", "both"):
+        assert told[name]["model_identity"].value == loaded[name]
+        assert store.current(name, None).manifest["metadata"]["model_identity"] == loaded[name]
+    assert [told[name]["adapters"].value for name in ("first", "second", "plain")] == [1, 1, 0]
+    assert "model" not in told["idle"]
+    assert "model_identities" not in told["first"]
+    assert set(told["both"]["model_identities"].value) == {loaded["first"], loaded["second"], loaded["plain"]}
 
 
 def test_a_bundle_is_copied_and_handed_on_as_a_directory(store, tmp_path):

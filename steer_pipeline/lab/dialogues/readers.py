@@ -30,16 +30,11 @@ from steer_pipeline.lab.dialogues.rows import (
     row_key,
     take_turns,
 )
+from steer_pipeline.lab.models.identity import MODEL_SLUGS
 
 NEWSROOM_FILE = "dialogues.parquet"
 DEFAULT_NAME = re.compile(r"\d+_default")
 SCORE_KEY = re.compile(r"(pos|neg|default|neutral)_p(\d+)_q(\d+)")
-# How the published sets call their models.
-MODEL_SLUGS = {
-    "gemma-2-27b": "google/gemma-2-27b-it",
-    "llama-3.3-70b": "meta-llama/Llama-3.3-70B-Instruct",
-    "qwen-3-32b": "Qwen/Qwen3-32B",
-}
 
 
 def read_dialogues(source: DialogueSource, persona: Persona, home: Path, shipped: Path) -> Reading:
@@ -63,14 +58,6 @@ def read_dialogues(source: DialogueSource, persona: Persona, home: Path, shipped
     require_unique(reading.dialogues, where)
     require_scores(reading, where)
     return reading
-
-
-def same_model(a: str, b: str) -> bool:
-    """Whether two names are of one model: equal, or one is the published slug of the other's last part."""
-    a, b = (MODEL_SLUGS.get(name, name).casefold() for name in (a, b))
-    if "/" in a and "/" in b:
-        return a == b
-    return re.sub(r"[^a-z0-9]", "", a.rsplit("/", 1)[-1]) == re.sub(r"[^a-z0-9]", "", b.rsplit("/", 1)[-1])
 
 
 # -------------------------------------------------------------------------------------- newsroom

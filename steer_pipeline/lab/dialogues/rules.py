@@ -3,9 +3,9 @@
 import polars as pl
 
 from steer_pipeline.catalogue.models import BehaviourSpec, Persona
-from steer_pipeline.lab.dialogues.readers import same_model
 from steer_pipeline.lab.dialogues.schema import SPLITS, UNUSED
 from steer_pipeline.lab.dialogues.selection import minimum_score, plain, split_table
+from steer_pipeline.lab.models.identity import same_name
 
 SHOWN = 3
 
@@ -76,7 +76,7 @@ def model_problems(rows: pl.DataFrame, model: str) -> list[str]:
     return [
         f"{n} rows are of {name} and not of {model}"
         for name, n in written.iter_rows()
-        if not same_model(name, model)
+        if not same_name(name, model)
     ]
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from steer_pipeline.catalogue.models import SamplingSpec
 from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
+from steer_pipeline.lab.models.identity import ModelIdentity
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.models.plans import check_plans
 from steer_pipeline.lab.models.steering import SteeringPlan
@@ -142,7 +143,8 @@ def generate(
     """
     check_plans(model, plans)
     run = _Run(model, plans, sampling, config_hash, progress, _length(rows, plans), fanout)
-    with _opened(journal) as book:
+    with _opened(journal, model) as book:
+        _tell_others(book, model)
         finished_before: list[FinishedRow] = []
         jobs = run.jobs(rows, book, finished_before)
         work = back_end(model) if fanout is None else fanout.run_jobs
@@ -160,12 +162,12 @@ def generate(
 
 
 def decoding_hash(sampling: SamplingSpec, model: LoadedModel) -> str:
-    """16 hex digits of everything but row and plan that decides the tokens: sampling, weights, dtype, back
+    """16 hex digits of everything but row and plan that decides the tokens: sampling, the model's identity, dtype, back
     end.
     """
     identity = {
         "sampling": sampling.model_dump(),
-        "weights": model.weights_sha,
+        "model": str(model.identity),
         "dtype": model.dtype,
         "backend": model.backend,
         "eos": sorted(model.eos_ids),
@@ -304,10 +306,18 @@ class _Run:
         return ids
 
 
-def _opened(journal: Path | Journal | None) -> AbstractContextManager[Journal | None]:
+def _opened(journal: Path | Journal | None, model: LoadedModel) -> AbstractContextManager[Journal | None]:
     if journal is None:
         return nullcontext()
-    return journal if isinstance(journal, Journal) else Journal(journal)
+    book = journal if isinstance(journal, Journal) else Journal(journal)
+    book.model = str(model.identity)
+    return book
+
+
+def _tell_others(book: Journal | None, model: LoadedModel) -> None:
+    for text, count in (book.others if book is not None else {}).items():
+        differing = ModelIdentity.parse(text).differences(model.identity)
+        log.warning("%s: %d rows of another model are left alone (%s)", book and book.path, count, differing)
 
 
 def _fingerprint(plan_hash_: str, ids: list[int]) -> str:

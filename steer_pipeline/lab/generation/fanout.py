@@ -28,6 +28,7 @@ from steer_pipeline.lab.generation.engine import (
     decoding_hash,
     peak_memory,
 )
+from steer_pipeline.lab.models.identity import ModelIdentity
 from steer_pipeline.lab.models.loading import LoadedModel, ModelLoadError, load_model
 from steer_pipeline.lab.models.steering import SteeringPlan
 
@@ -114,11 +115,13 @@ class Fanout:
             tasks += [ray.put(_packed(waiting[i : i + share])) for i in range(0, len(waiting), share or 1)]
             if not tasks:
                 return
-            identity = decoding_hash(sampling, model)
             with _set_aside(model):
                 answers = ray.data.from_arrow_refs(tasks).map_batches(
                     Replica,
-                    fn_constructor_args=(model.spec, self.home, tuple(plans), sampling, identity),
+                    fn_constructor_args=(
+                        *(model.spec, self.home, tuple(plans), sampling),
+                        *(model.identity, decoding_hash(sampling, model)),
+                    ),
                     batch_size=None,  # a task stays together
                     batch_format="pyarrow",
                     compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(tasks))),
@@ -149,7 +152,8 @@ class Replica:
         home: Path,
         plans: Sequence[SteeringPlan],
         sampling: SamplingSpec,
-        identity: str,
+        identity: ModelIdentity,
+        decoding: str,
     ):
         self._plans, self._sampling = plans, sampling
         self._broken: Exception | None = None
@@ -158,10 +162,15 @@ class Replica:
         except ModelLoadError as error:
             self._broken = error
             return
-        if decoding_hash(sampling, self._model) != identity:
+        if differing := identity.differences(self._model.identity):
             self._broken = FanoutError(
-                f"model {spec.path}: a worker loaded other weights or another dtype ({self._model.dtype}) than the "
-                "driver; put the same files on every machine and name model.dtype in the profile"
+                f"model {spec.path}: a worker loaded another one than the driver, {differing}; put the same files on "
+                "every machine"
+            )
+        elif decoding_hash(sampling, self._model) != decoding:
+            self._broken = FanoutError(
+                f"model {spec.path}: a worker loaded it with another dtype ({self._model.dtype}) than the driver; "
+                "name model.dtype in the profile"
             )
 
     def __call__(self, task: pa.Table) -> pa.Table:

@@ -1,9 +1,10 @@
 """Durable record of finished rows: what a killed run need not do again.
 
 In: finished rows with the fingerprint of everything that made them. Out: the same rows after a restart, each at
-most once. One JSON line a row with a checksum, flushed to disk before the caller hands the row on. A torn last line
-is cut off on opening; any other line that fails its checksum counts as not done. One process at a time may hold a
-journal. With a mirror, machines that do not share a disk share what is finished: rows are merged by key on opening.
+most once. One JSON line a row with a checksum and the model that said it, flushed to disk before the caller hands the
+row on. A torn last line is cut off on opening; any other line that fails its checksum counts as not done. One process
+at a time may hold a journal. With a mirror, machines that do not share a disk share what is finished: rows are merged
+by key on opening.
 """
 
 import fcntl
@@ -12,6 +13,7 @@ import logging
 import os
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,10 +57,17 @@ class Spare:
 
 
 class Journal:
-    """A context manager; `take` what is done, `record` what gets done, and say when the run is `finished`."""
+    """A context manager; `take` what is done, `record` what gets done, and say when the run is `finished`.
+
+    Attributes:
+        model: identity, as text, of the model whose rows are recorded.
+        others: how many records of other models it holds, by their identity.
+    """
 
     def __init__(self, path: Path, mirror: Mirror | None = None):
         self.path, self._mirror = path, mirror
+        self.model = ""
+        self.others: Counter[str] = Counter()
         self._where: dict[Key, int] = {}  # offsets, not rows: memory stays small for large packs
         self._used: dict[str, list[str]] = {}  # variant -> fingerprints of this run
 
@@ -104,7 +113,8 @@ class Journal:
             self._used.setdefault(row.variant, []).append(fingerprint)
             key = (row.row_id, row.variant, fingerprint)
             if key not in self._where:
-                lines[key] = as_line({"row": asdict(row), "fingerprint": fingerprint, "at": _now()})
+                record = {"row": asdict(row), "fingerprint": fingerprint, "model": self.model, "at": _now()}
+                lines[key] = as_line(record)
         self._append(lines)
         if self._mirror is not None:
             self._mirror.add(lines.values())
@@ -195,6 +205,7 @@ class Journal:
             record = parse_line(line)
             if record is not None:
                 self._where.setdefault(_key(record), offset)
+                self._count(record)
             elif not line.endswith(b"\n"):
                 log.warning(
                     "%s: last record is torn (byte %d); cut off, its row is done again", self.path, offset
@@ -219,11 +230,16 @@ class Journal:
             there.add(key)
             if key not in self._where:
                 new[key] = line
+                self._count(record)
             if len(new) >= _CHUNK:
                 self._append(new)
                 new = {}
         self._append(new)
         mirror.add(self._line_at(offset) for key, offset in self._where.items() if key not in there)
+
+    def _count(self, record: dict[str, Any]) -> None:
+        if record.get("model", self.model) != self.model:
+            self.others[record["model"]] += 1
 
     def _line_at(self, offset: int) -> bytes:
         self._reader.seek(offset)

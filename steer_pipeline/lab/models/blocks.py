@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from steer_pipeline.lab.models.adapters import AdaptersSwitched, switches_of
 from steer_pipeline.lab.models.loading import LoadedModel, ModelLoadError
 
 NAME = "steer_blocks"  # our entry in the attention interface
@@ -83,6 +84,13 @@ class Blocks:
         self.device = self.embed.weight.device
         self.dtype = self.embed.weight.dtype
         self._name = NAME
+        self._switches = switches_of(causal_lm)
+        self._made_at = self._switches[0]
+
+    @property
+    def stale(self) -> bool:
+        """Whether adapters came or went since."""
+        return self._switches[0] != self._made_at
 
     @cached_property
     def compiled(self) -> "Blocks":
@@ -101,7 +109,15 @@ class Blocks:
 
         Args:
             grad: record what a backward pass needs; without it tensors made here never enter one.
+
+        Raises:
+            AdaptersSwitched: the model that these blocks are of has other adapters on it now.
         """
+        if self.stale:
+            raise AdaptersSwitched(
+                "another model of the same base was used meanwhile, and its adapters are on; finish with one model "
+                "before you go on with the next"
+            )
         before = self.config._attn_implementation
         self.config._attn_implementation = self._name
         try:
@@ -190,9 +206,10 @@ def blocks_of(model: LoadedModel) -> Blocks:
     Raises:
         ModelLoadError: the architecture is built in another way than the Llama family.
     """
-    if model.module not in _KNOWN:
-        _KNOWN[model.module] = _checked(model)
-    return _KNOWN[model.module]
+    module = model.module
+    if module not in _KNOWN or _KNOWN[module].stale:
+        _KNOWN[module] = _checked(model)
+    return _KNOWN[module]
 
 
 def _checked(model: LoadedModel) -> Blocks:

@@ -1,23 +1,31 @@
-"""Loads a language model once: weights, tokenizer, end tokens, and a cheap identity of the weights.
+"""Loads a language model once: weights, tokenizer, end tokens, adapters, and the identity of them all.
 
-In: a ModelSpec of the catalogue and the project root. Out: a LoadedModel for the Torch or the MLX back end.
+In: a ModelSpec of the catalogue and the project root. Out: a LoadedModel for the Torch or the MLX back end, or a
+model whose new LoRA trains. One base stays in memory; models that differ in their adapters share it.
 `load_tokenizer` gives the same tokenizer without importing torch, for stages that only count tokens.
 """
 
-import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from steer_pipeline.catalogue.models import ModelSpec
+from steer_pipeline.lab.models.identity import (
+    ModelIdentity,
+    ModelLoadError,
+    adapter_folders,
+    folder_identity,
+    local_folder,
+    model_identity,
+    model_source,
+    name_of,
+    same_name,
+    tokenizer_identity,
+)
 
-_EDGE_BYTES = 4096  # read at both ends of each weight file for its identity
-
-
-class ModelLoadError(ValueError):
-    """A model cannot be loaded. The message names the path or id, what is wrong and the cure."""
+__all__ = ["LoadedModel", "ModelLoadError", "load_for_training", "load_model", "load_tokenizer"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,16 +34,17 @@ class LoadedModel:
 
     Attributes:
         name: the spec's path or hub id.
+        known_as: what others call it: its hub id or its folder's name.
         backend: "torch" or "mlx".
         dtype: "float32", "bfloat16" or "float16": of weights and residual stream.
         device: "cpu", "cuda" or "mps"; "mlx" for MLX.
-        module: the transformers model (with its PEFT adapter, if any) or the mlx-lm model.
         eos_ids: every token id that ends a sequence.
-        weights_sha: hex identity of config and weights (names, sizes, first and last bytes; adapter too).
+        identity: what it is, adapters included.
         max_positions: longest sequence that the model's positions allow.
     """
 
     name: str
+    known_as: str
     revision: str | None
     backend: str
     dtype: str
@@ -43,47 +52,188 @@ class LoadedModel:
     n_blocks: int
     hidden_size: int
     tokenizer: Any
-    module: Any
     spec: ModelSpec
     eos_ids: frozenset[int]
-    weights_sha: str
+    identity: ModelIdentity
     max_positions: int
+    adapters: tuple[Any, ...] = field(repr=False)
+    held: Any = field(repr=False)
+
+    @property
+    def module(self) -> Any:
+        """The transformers model with this model's adapters on it and no others, or the mlx-lm model.
+
+        Another model of the same base may have switched them; asking here switches back.
+
+        Raises:
+            ModelLoadError: an adapter's files have changed since.
+        """
+        return self.held if self.backend == "mlx" else self.held.model(self.adapters)
+
+    @property
+    def weights_sha(self) -> str:
+        """sha256 of weights and configs without adapters: what a steering vector belongs to."""
+        return self.identity.base
+
+    def is_called(self, name: str) -> bool:
+        """Whether a model of which only this name is known may be this one; see `same_name`."""
+        return name == self.name or same_name(name, self.known_as)
 
 
-@lru_cache(maxsize=1)
+@dataclass
+class _Resident:
+    """The base in memory and the models on it."""
+
+    spec: ModelSpec
+    home: Path
+    identity: ModelIdentity
+    held: Any
+    config: dict[str, Any]
+    dtype: str
+    device: str
+    models: dict[tuple[ModelSpec, tuple[str, ...]], LoadedModel] = field(default_factory=dict)
+
+
+_residents: list[_Resident] = []  # at most one
+
+
 def load_model(spec: ModelSpec, home: Path) -> LoadedModel:
-    """Loads what `spec` names; relative directories start at `home`. The last model stays loaded.
+    """Loads what `spec` names; relative directories start at `home`. The last base stays loaded.
+
+    A base whose files have changed is loaded anew; a model with other adapters on the same base costs only these.
 
     Raises:
-        ModelLoadError: no such directory, an incomplete one, an unknown device, or an adapter that does not
-        fit.
+        ModelLoadError: no such directory, an incomplete one, an unknown device, an adapter that does not fit or
+            changes nothing, or files that change while they are loaded.
     """
+    folders = adapter_folders(spec, home)
+    if folders and spec.backend == "mlx":
+        raise ModelLoadError(
+            f"adapter {folders[0]}: the mlx back end runs no adapters; merge it into its base (merge_and_unload of "
+            "PEFT) and give the merged directory as model.path, or set model.backend: torch"
+        )
+    base = spec.model_copy(update={"adapter": None})
+    known = model_identity(base, home)
+    resident = next(
+        (one for one in _residents if (one.spec, one.home, one.identity) == (base, home, known)), None
+    )
+    if resident is None:
+        forget_models()  # before the next one comes: two may not fit
+        resident = _load_base(base, home)
+        _residents[:] = [resident]
+    identity = folder_identity(_folder(base, home), folders)
+    if identity is None or identity.on_base() != resident.identity:
+        raise _changed(spec)
+    key = (spec, identity.adapters)
+    if key not in resident.models:
+        resident.models[key] = _on_base(resident, spec, identity, folders)
+    return resident.models[key]
+
+
+def forget_models() -> None:
+    """Frees the base that is kept, once nobody else holds a model of it."""
+    _residents.clear()
+
+
+def load_for_training(spec: ModelSpec, home: Path, config: Any) -> tuple[Any, ModelIdentity]:
+    """A PEFT model whose fresh LoRA "default" trains, fp32, on the frozen model that `spec` names (its adapters too).
+
+    It is a copy of its own: what `load_model` keeps is neither changed nor freed (`forget_models` frees it, where
+    both do not fit). Store the result with `save_pretrained(folder, selected_adapters=["default"])`.
+
+    Args:
+        config: peft.LoraConfig, with task_type "CAUSAL_LM".
+
+    Returns:
+        The PEFT model in training mode, and the identity of the model below the new adapter.
+
+    Raises:
+        ModelLoadError: as `load_model`, or an MLX spec.
+    """
+    from steer_pipeline.lab.models.adapters import Adapter, add_trainable, attach
+
+    if spec.backend == "mlx":
+        raise ModelLoadError("model.backend mlx trains no adapters here; set model.backend: torch")
+    folders = adapter_folders(spec, home)
+    resident = _load_base(spec.model_copy(update={"adapter": None}), home, switched=False)
+    identity = folder_identity(_folder(spec, home), folders)
+    if identity is None or identity.on_base() != resident.identity:
+        raise _changed(spec)
+    module = resident.held
+    for index, (folder, sha) in enumerate(zip(folders, identity.adapters, strict=True)):
+        module = attach(module, Adapter(folder, sha), f"frozen_{index}")
+    return add_trainable(module, config).to(resident.device).train(), identity
+
+
+def _load_base(spec: ModelSpec, home: Path, switched: bool = True) -> _Resident:
     source = model_source(spec, home)
-    adapter = _adapter_dir(spec, home)
-    tokenizer = load_tokenizer(spec, home)
+    held: Any
+    before = model_identity(spec, home) if Path(source).is_dir() else None
     if spec.backend == "mlx":
         from steer_pipeline.lab.models.mlx import load_mlx
 
-        module, config, dtype = load_mlx(source, spec, adapter)
+        held, config, dtype = load_mlx(source, spec)
         device = "mlx"
     else:
-        module, config, dtype, device = _load_torch(source, spec, adapter)
-    folder = _local_folder(source, spec.revision)
-    return LoadedModel(
+        held, config, dtype, device = _load_torch(source, spec)
+        if switched:
+            from steer_pipeline.lab.models.adapters import Switch
+
+            held = Switch(held, device)
+    load_tokenizer(spec, home)  # where it is downloaded, before the files are hashed
+    identity = folder_identity(_folder(spec, home))
+    if identity is None:
+        raise ModelLoadError(
+            f"model {source}: no weights (model.safetensors, pytorch_model.bin) where it was loaded"
+        )
+    if before not in (None, identity):
+        raise _changed(spec)
+    return _Resident(spec, home, identity, held, config, dtype, device)
+
+
+def _on_base(
+    resident: _Resident, spec: ModelSpec, identity: ModelIdentity, folders: list[Path]
+) -> LoadedModel:
+    adapters: tuple[Any, ...] = ()
+    if folders:
+        from steer_pipeline.lab.models.adapters import Adapter
+
+        adapters = tuple(Adapter(*one) for one in zip(folders, identity.adapters, strict=True))
+    config, tokenizer = resident.config, load_tokenizer(spec, resident.home)
+    model = LoadedModel(
         name=spec.path,
+        known_as=name_of(spec, resident.home),
         revision=spec.revision,
         backend=spec.backend,
-        dtype=dtype,
-        device=device,
+        dtype=resident.dtype,
+        device=resident.device,
         n_blocks=config["num_hidden_layers"],
         hidden_size=config["hidden_size"],
         tokenizer=tokenizer,
-        module=module,
         spec=spec,
-        eos_ids=_eos_ids(folder, config, tokenizer),
-        weights_sha=weights_identity([folder, *([adapter] if adapter else [])]),
+        eos_ids=_eos_ids(_folder(spec, resident.home), config, tokenizer),
+        identity=identity,
         max_positions=int(config.get("max_position_embeddings") or 1 << 30),
+        adapters=adapters,
+        held=resident.held,
     )
+    _ = model.module  # an adapter that does not fit is told now
+    return model
+
+
+def _changed(spec: ModelSpec) -> ModelLoadError:
+    return ModelLoadError(f"model {spec.path}: its files changed while it was loaded; load it again")
+
+
+def _folder(spec: ModelSpec, home: Path) -> Path:
+    """Where the files of a model that has been loaded lie."""
+    source = model_source(spec, home)
+    folder = local_folder(source, spec.revision)
+    if folder is None:
+        raise ModelLoadError(
+            f"model {source}: loaded, but not in the hub cache (HF_HUB_CACHE); give a directory"
+        )
+    return folder
 
 
 def load_tokenizer(spec: ModelSpec, home: Path) -> Any:
@@ -92,11 +242,14 @@ def load_tokenizer(spec: ModelSpec, home: Path) -> Any:
     Raises:
         ModelLoadError: the directory or id has no tokenizer.
     """
-    return _tokenizer(model_source(spec, home), spec.revision)
+    source = model_source(spec, home)
+    folder = local_folder(source, spec.revision)
+    return _tokenizer(source, spec.revision, tokenizer_identity(folder) if folder else "")
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(source: str, revision: str | None) -> Any:
+def _tokenizer(source: str, revision: str | None, sha: str) -> Any:
+    """`sha` is that of the files, so that changed ones are read again."""
     from transformers import PreTrainedTokenizerFast
 
     try:
@@ -111,67 +264,6 @@ def _tokenizer(source: str, revision: str | None) -> Any:
                 f"model {source}: no tokenizer ({error}); save one beside the weights "
                 "(tokenizer.json and tokenizer_config.json)"
             ) from error
-
-
-def model_source(spec: ModelSpec, home: Path) -> str:
-    """An existing directory as absolute path, or the hub id.
-
-    Raises:
-        ModelLoadError: the path is neither, or its directory has no config.json.
-    """
-    local = home / spec.path
-    if local.is_dir():
-        if not (local / "config.json").is_file():
-            raise ModelLoadError(
-                f"model {local}: no config.json; give the directory that save_pretrained wrote"
-            )
-        return str(local.resolve())
-    looks_like_hub_id = spec.path.count("/") <= 1 and not spec.path.startswith((".", "/", "~"))
-    if not looks_like_hub_id:
-        raise ModelLoadError(
-            f"model {spec.path}: no such directory under {home}; correct model.path in the profile"
-        )
-    return spec.path
-
-
-_CONFIGS = {"config.json", "generation_config.json", "adapter_config.json"}
-
-
-def weights_identity(folders: list[Path]) -> str:
-    """sha256 over the names, sizes and edges of configs and weight files; reads a few kB however large they
-    are.
-    """
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.iterdir()):
-            described = path.name in _CONFIGS or path.name.endswith(".index.json")
-            if not described and path.suffix not in {".safetensors", ".bin"}:
-                continue
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                head = file.read(_EDGE_BYTES)
-                file.seek(max(0, size - _EDGE_BYTES))
-                tail = file.read()
-            digest.update(f"{path.name}:{size}:".encode() + head + tail)
-    return digest.hexdigest()
-
-
-def _adapter_dir(spec: ModelSpec, home: Path) -> Path | None:
-    if spec.adapter is None:
-        return None
-    folder = (home / spec.adapter).resolve()
-    if not (folder / "adapter_config.json").is_file():
-        raise ModelLoadError(f"adapter {folder}: no adapter_config.json; give a PEFT adapter directory")
-    return folder
-
-
-def _local_folder(source: str, revision: str | None) -> Path:
-    """Where the files of a model lie: the directory itself or the hub cache's snapshot."""
-    if Path(source).is_dir():
-        return Path(source)
-    from transformers.utils import cached_file
-
-    return Path(cached_file(source, "config.json", revision=revision)).parent
 
 
 def _eos_ids(folder: Path, config: dict[str, Any], tokenizer: Any) -> frozenset[int]:
@@ -202,7 +294,7 @@ def _pick_device(wanted: str) -> str:
     return wanted
 
 
-def _load_torch(source: str, spec: ModelSpec, adapter: Path | None) -> tuple[Any, dict[str, Any], str, str]:
+def _load_torch(source: str, spec: ModelSpec) -> tuple[Any, dict[str, Any], str, str]:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -231,13 +323,6 @@ def _load_torch(source: str, spec: ModelSpec, adapter: Path | None) -> tuple[Any
         ) from error
     finally:
         logging.enable_progress_bar()
-    if adapter is not None:
-        from peft import PeftModel
-
-        try:
-            module = PeftModel.from_pretrained(module, str(adapter))
-        except (RuntimeError, ValueError) as error:
-            raise ModelLoadError(f"adapter {adapter} does not fit {source}: {error}") from error
     module = module.to(device).eval().requires_grad_(False)
     name = str(next(module.parameters()).dtype).removeprefix("torch.")
     return module, text.to_dict(), name, device

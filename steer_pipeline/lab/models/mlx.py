@@ -169,18 +169,14 @@ def splits_of(
     return made
 
 
-def load_mlx(source: str, spec: ModelSpec, adapter: Path | None) -> tuple[MlxModel, dict[str, Any], str]:
+def load_mlx(source: str, spec: ModelSpec) -> tuple[MlxModel, dict[str, Any], str]:
     """(model, config, dtype name).
 
     Raises:
-        ModelLoadError: an adapter (PEFT runs on the torch back end), or an architecture that mlx-lm lacks.
+        ModelLoadError: an architecture that mlx-lm lacks.
     """
     from mlx_lm.utils import load_config, load_model
 
-    if adapter is not None:
-        raise ModelLoadError(
-            f"adapter {adapter}: the mlx back end runs no PEFT adapters; merge it or use torch"
-        )
     folder = Path(source)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download

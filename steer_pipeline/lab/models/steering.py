@@ -43,6 +43,8 @@ class SteeringTerm:
         alpha: dose as a length in the residual stream; negative steers to the other pole.
         dose_fraction: alpha over the mean residual norm at the site, where known.
         version: content hash of the vector artefact.
+        made_on: identity, as text, of the model that the vector was made on; it may have had other adapters than the
+            model that is steered.
     """
 
     name: str
@@ -51,6 +53,7 @@ class SteeringTerm:
     alpha: float
     dose_fraction: float | None = None
     version: str | None = None
+    made_on: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

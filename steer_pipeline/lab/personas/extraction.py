@@ -293,6 +293,8 @@ def judge_imported(
     metadata = {
         **vector.metadata,
         **spread,
+        "weights_sha": model.weights_sha,  # from here on it belongs to this base
+        "model_identity": str(model.identity),
         "readout": spec.readout,
         "n_held_out": len(states.held_out),
         "seed": spec.seed,

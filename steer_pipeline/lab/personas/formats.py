@@ -36,6 +36,7 @@ import numpy as np
 import yaml
 
 from steer_pipeline.catalogue.models import ImportedVector, Persona, Pole
+from steer_pipeline.lab.models.identity import same_name
 from steer_pipeline.lab.personas.vectors import PersonaVector, VectorError
 
 NORM_TOLERANCE = 1e-3
@@ -410,10 +411,9 @@ def import_chatspace(folder: Path, persona: str, *, model: str, n_blocks: int) -
     raw = _one_direction(values, values.size, tensor_path)
     if not -n_blocks <= layer < n_blocks:
         raise FormatError(f"{config_path}: target_layer {layer} is outside a model of {n_blocks} blocks")
-    if config.get("model_name") not in (None, model):
-        raise FormatError(
-            f"{config_path}: made for model {config['model_name']!r}, not for {model!r}; import it there"
-        )
+    made_for = config.get("model_name")
+    if made_for is not None and made_for != model and not same_name(str(made_for), model):
+        raise FormatError(f"{config_path}: made for model {made_for!r}, not for {model!r}; import it there")
     norm, initial = float(np.linalg.norm(raw)), config.get("init_scale", 0.0) * np.sqrt(raw.shape[1])
     flags = []
     if initial and abs(norm / initial - 1) < 0.1:

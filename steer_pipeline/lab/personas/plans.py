@@ -81,6 +81,7 @@ def make_term(vector: PersonaVector, site: Site, alpha: float, *, version: str |
         alpha=float(alpha),
         dose_fraction=float(alpha) / vector.residual_norm(_dosed_at(vector, site)) if measured else None,
         version=version or vector.digest,
+        made_on=vector.metadata.get("model_identity"),
     )
 
 

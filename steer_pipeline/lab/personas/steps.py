@@ -91,7 +91,7 @@ def make_vector(
     if persona.vector == "computed":
         return extract_vector(model, contrast, persona.name, profile.vector)
     imported = import_vector(
-        persona.vector, persona.name, model=model.name, n_blocks=model.n_blocks, home=home
+        persona.vector, persona.name, model=model.known_as, n_blocks=model.n_blocks, home=home
     )
     return judge_imported(imported, model, contrast, profile.vector)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from steer_pipeline.lab.models.identity import short_sha
 from steer_pipeline.lab.models.loading import LoadedModel
 
 TENSORS, SIDECAR = "vector.safetensors", "vector.json"
@@ -34,7 +35,8 @@ class PersonaVector:
         raw: fp32 [len(present_blocks), hidden], natural magnitude: for computed vectors the mean gap between
             the poles in the residual stream. A computed vector has every block, so that row k is block k; an
             imported one may lack blocks: read it through `at`.
-        metadata: model, revision, backend, dtype, weights_sha, n_blocks, hidden_size, source, flags, and,
+        metadata: model, revision, backend, dtype, weights_sha (of the base; None where an imported file does
+            not say), model_identity, n_blocks, hidden_size, source, flags, and,
             each a list of n_blocks numbers (None where a block is absent or a number unknown),
             residual_norms, raw_norms, split_half_cosine, held_out_auc, auc_null_mean, auc_null_95th, auc_p;
             computed vectors also have method, readout, n_train, n_held_out, seed.
@@ -208,29 +210,35 @@ def model_fields(model: LoadedModel) -> dict[str, Any]:
         "backend": model.backend,
         "dtype": model.dtype,
         "weights_sha": model.weights_sha,
+        "model_identity": str(model.identity),
         "n_blocks": model.n_blocks,
         "hidden_size": model.hidden_size,
     }
 
 
 def require_same_model(vector: PersonaVector, model: LoadedModel, *, allow_other_model: bool = False) -> None:
-    """The vector was made on this model: name, revision, width, depth and weights.
+    """The vector was made on this model's base, whatever adapters were or are on it.
 
-    What an imported file does not say (weights, revision) is not compared. Another width is never allowed.
+    Where the vector knows its base's weights, they decide; an imported one knows a name at most, which
+    `identity.same_name` compares. Another width is never allowed.
 
     Raises:
-        VectorError: names every field that differs.
+        VectorError: names both models and what differs.
     """
-    here = model_fields(model)
-    compared = ("hidden_size", "n_blocks", "model", "revision", "weights_sha")
-    differing = [
-        name
-        for name in compared
-        if vector.metadata.get(name) is not None and vector.metadata[name] != here[name]
+    made_on = vector.metadata
+    sha, name = made_on.get("weights_sha"), made_on.get("model")
+    told = [
+        f"{what} {made_on[what]} against {here}"
+        for what, here in (("hidden_size", model.hidden_size), ("n_blocks", model.n_blocks))
+        if made_on[what] != here
     ]
-    if differing and (not allow_other_model or "hidden_size" in differing):
-        told = "; ".join(f"{name} {vector.metadata[name]!r} against {here[name]!r}" for name in differing)
+    if sha is not None and sha != model.weights_sha:
+        told.append(f"weights differ: {short_sha(sha)} against {short_sha(model.weights_sha)}")
+    elif sha is None and name is not None and not model.is_called(name):
+        told.append("names of different models")
+    if told and (not allow_other_model or made_on["hidden_size"] != model.hidden_size):
         raise VectorError(
-            f"vector {vector.persona!r} was made on another model than {model.name!r}: {told}; "
-            "materialise persona_vector for this model, or pass allow_other_model=True where the width agrees"
+            f"vector {vector.persona!r} was made on another model: on {name!r}, this is {model.name!r}; "
+            f"{'; '.join(told)}; materialise persona_vector for this model, or pass allow_other_model=True where the "
+            "width agrees"
         )

@@ -16,7 +16,6 @@ import polars as pl
 
 from steer_pipeline.catalogue.models import Profile
 from steer_pipeline.lab.dialogues.encoding import encode_dialogue
-from steer_pipeline.lab.dialogues.readers import same_model
 from steer_pipeline.lab.models.loading import LoadedModel
 
 
@@ -135,7 +134,7 @@ def _encode(row: dict[str, Any], tokenizer: Any, profile: Profile) -> Any:
 
 
 def _require_same_model(rows: pl.DataFrame, model: LoadedModel, profile: Profile, who: str) -> None:
-    strange = [name for name in rows["model"].unique().sort() if not same_model(name, model.name)]
+    strange = [name for name in rows["model"].unique().sort() if not model.is_called(name)]
     others = rows.filter(pl.col("model").is_in(strange))
     if others.height and not profile.behaviour.allow_other_model:
         raise TrainingError(

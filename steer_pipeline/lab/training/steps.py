@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from steer_pipeline.catalogue.models import Persona, Profile
+from steer_pipeline.lab.models.identity import ModelIdentity
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.models.steering import resolve_site
 from steer_pipeline.lab.personas.vectors import PersonaVector, model_fields, save_vector
@@ -93,7 +94,8 @@ def make_trained(
     """
     spec, trainer = profile.training, make_trainer(model, rows, profile)
     choice, facts = json.loads((sweep / CHOICE).read_text()), _facts(model, trainer)
-    for name, cure in (("weights_sha", "model"), ("block", "site"), ("rows_sha", "behaviour set")):
+    _require_same_identity(choice, model, persona.name)
+    for name, cure in (("block", "site"), ("rows_sha", "behaviour set")):
         if choice[name] != facts[name]:
             raise TrainingError(f"{persona.name}: lr_sweep is of another {cure}; materialise lr_sweep again")
     results = trainer.run([Lane(choice["learning_rate"], seed) for seed in spec.seeds])
@@ -126,6 +128,19 @@ def make_trained(
     }
     _write_json(folder / REPORT, report)
     return chosen
+
+
+def _require_same_identity(choice: dict[str, Any], model: LoadedModel, who: str) -> None:
+    """The sweep was made with this model: the same base, tokenizer and adapters."""
+    if choice.get("model_identity") == str(model.identity):
+        return
+    differing = "it does not say which weights it was made with"
+    if "model_identity" in choice:
+        differing = ModelIdentity.parse(choice["model_identity"]).differences(model.identity)
+    raise TrainingError(
+        f"{who}: lr_sweep is of another model, {choice['model']!r} where this is {model.name!r}; {differing}; "
+        "materialise lr_sweep again"
+    )
 
 
 def _vector(
@@ -170,6 +185,7 @@ def _facts(model: LoadedModel, trainer: Trainer) -> dict[str, Any]:
     return {
         "model": model.name,
         "weights_sha": model.weights_sha,
+        "model_identity": str(model.identity),
         "block": trainer.site,
         "residual_norm": trainer.residual_norm,
         "rows_sha": _rows_sha(trainer),

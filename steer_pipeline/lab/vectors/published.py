@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from steer_pipeline.lab.dialogues.readers import same_model
+from steer_pipeline.lab.models.identity import same_name
 from steer_pipeline.lab.models.loading import LoadedModel
 from steer_pipeline.lab.personas.formats import FormatError
 from steer_pipeline.lab.personas.vectors import PersonaVector, VectorError
@@ -70,7 +70,7 @@ def load_published(
         raw = raw - _tensor(held["activations"], DEFAULT_KEY, base, model)
         files, keys = [path, base], [ROLE_KEY, DEFAULT_KEY]
     metadata = {
-        "model": model.name if same_model(root.name, model.name) else root.name,
+        "model": model.name if model.is_called(root.name) else root.name,
         "revision": None,
         "backend": None,
         "dtype": None,
@@ -137,7 +137,7 @@ def _tensor(held: Mapping[str, Any], key: str, path: Path, model: LoadedModel) -
 
 
 def _require_model(slug: str, model: LoadedModel, root: Path, allowed: bool) -> None:
-    if not allowed and not same_model(slug, model.name):
+    if not allowed and not model.is_called(slug):
         raise VectorError(
             f"{root}: vectors of {slug!r}, the model is {model.name!r}; give the folder of this model, or set "
             "behaviour.allow_other_model where that is meant"
@@ -150,7 +150,7 @@ def _require_same_defaults(path: Path, metadata: Any, root: Path) -> None:
     owner = path.parent.parent.name if re.fullmatch(r"roles(_\d+)?", folder) else folder
     named = [metadata[key] for key in _NAMES_OF_MODEL if isinstance(metadata, Mapping) and metadata.get(key)]
     for other in [owner, *map(str, named)]:
-        if not (same_model(root.name, other)):
+        if not same_name(root.name, other):
             raise VectorError(
                 f"{path}: role defaults of {other!r} for a role of {root.name!r}; a contrast between two models "
                 "means nothing, so give the defaults of the same model"

@@ -116,6 +116,7 @@ def rewrite_raw(
             "recipe": made.recipes[name],
             **_numbers(rows),
             **made.numbers,
+            **({"vectors_made_on": made.made_on[name]} if made.made_on[name] else {}),
         }
         context.add_asset_metadata(numbers | made.probes.get(name, {}), partition_key=name)
     return made.packs if len(made.packs) > 1 else next(iter(made.packs.values()))

@@ -26,6 +26,9 @@ class Made:
     packs: dict[str, pl.DataFrame]
     recipes: dict[str, str]
     probes: dict[str, dict[str, float]]
+    made_on: dict[
+        str, dict[str, str]
+    ]  # of each variant's vectors: identity of the model that they were made on
     numbers: dict[str, float | int] = field(default_factory=dict)
 
 
@@ -134,7 +137,10 @@ def make_raw(
         model, rows, list(plans.values()), sampling, journal=journal, progress=report, fanout=fanout
     )
     packs = work.pack_rows(finished, items, identities, model.name, profile, size)
-    return Made(packs, recipes, _probe_numbers(probes), _run_numbers(last) | {"workers": workers})
+    made_on = {
+        name: {term.name: term.made_on for term in plan.terms if term.made_on} for name, plan in plans.items()
+    }
+    return Made(packs, recipes, _probe_numbers(probes), made_on, _run_numbers(last) | {"workers": workers})
 
 
 def read_rows(folder: Path) -> pl.DataFrame:

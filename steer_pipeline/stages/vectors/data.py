@@ -125,6 +125,7 @@ def behaviour_set_checks(
     """Whether a behaviour set holds what training and comparison take for granted."""
     from steer_pipeline.lab.dialogues import rules
     from steer_pipeline.lab.dialogues.selection import split_table
+    from steer_pipeline.lab.models.identity import name_of
 
     profile, persona = settings().profile, load_personas()[context.partition_key]
     spec, rows = profile.behaviour, _rows(context, store)
@@ -137,7 +138,7 @@ def behaviour_set_checks(
     yield _result("splits_are_not_empty", rules.empty_splits(rows), sizes)
     bare = "every user turn is the bare question"
     yield _result("instructions_are_stripped", rules.instruction_problems(rows, persona), bare)
-    foreign = rules.model_problems(rows, profile.model.path)
+    foreign = rules.model_problems(rows, name_of(profile.model, settings().home))
     allowed = spec.allow_other_model and bool(foreign)
     told = f"behaviour.allow_other_model lets pass: {'; '.join(foreign)}" if allowed else "all of this model"
     yield _result("dialogues_are_of_this_model", [] if allowed else foreign, told)

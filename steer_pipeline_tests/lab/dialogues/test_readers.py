@@ -12,8 +12,9 @@ import yaml
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.models import DialogueSource
 from steer_pipeline.lab.dialogues.__main__ import main
-from steer_pipeline.lab.dialogues.readers import read_dialogues, same_model
+from steer_pipeline.lab.dialogues.readers import read_dialogues
 from steer_pipeline.lab.dialogues.rows import DialogueError
+from steer_pipeline.lab.models.identity import same_name
 from steer_pipeline_tests.lab.dialogues.builders import (
     INSTRUCTIONS,
     processed,
@@ -276,11 +277,11 @@ def test_the_whole_set_goes_before_its_parts_and_halves_belong_together(tmp_path
 
 
 def test_models_are_the_same_by_name_or_published_slug():
-    assert same_model("qwen-3-32b", "Qwen/Qwen3-32B")
-    assert same_model("gemma-2-27b", "google/gemma-2-27b-it")
-    assert same_model("assets_data/newsroom/model", "assets_data/newsroom/model")
-    assert not same_model("qwen-3-32b", "Qwen/Qwen2.5-32B-Instruct")
-    assert not same_model("assets_data/newsroom/model", "mine/model")
+    assert same_name("qwen-3-32b", "Qwen/Qwen3-32B")
+    assert same_name("gemma-2-27b", "google/gemma-2-27b-it")
+    assert same_name("assets_data/newsroom/model", "assets_data/newsroom/model")
+    assert not same_name("qwen-3-32b", "Qwen/Qwen2.5-32B-Instruct")
+    assert not same_name("assets_data/newsroom/model", "mine/model")
 
 
 def test_a_trait_file_becomes_a_catalogue_entry(tmp_path, capsys):

@@ -11,7 +11,7 @@ from steer_pipeline.lab.generation.probe import SteeringHasNoEffect, probe_steer
 from steer_pipeline.lab.generation.schema import PromptRow
 from steer_pipeline.lab.models import blocks
 from steer_pipeline.lab.models.blocks import blocks_of
-from steer_pipeline.lab.models.loading import load_model
+from steer_pipeline.lab.models.loading import forget_models
 from steer_pipeline.lab.models.steering import SteeringPlan
 from steer_pipeline_tests.lab.generation.reference import (
     hooks,
@@ -186,14 +186,14 @@ def test_running_out_of_memory_halves_the_budget_and_changes_nothing(tmp_path, m
 
 
 def test_nan_in_the_weights_names_row_and_variant(tmp_path):
-    load_model.cache_clear()
+    forget_models()
     model = loaded(tmp_path)
     blocks_of(model)
     with torch.no_grad():
         model.module.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(BrokenLogits, match=r"row 'row\d', variant 'base'"):
         said(model, rows_of(model), plans(), SAMPLED)
-    load_model.cache_clear()
+    forget_models()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from steer_pipeline.lab.generation import fanout as fanout_module
 from steer_pipeline.lab.generation.engine import Job, decoding_hash, generate
 from steer_pipeline.lab.generation.fanout import Fanout, FanoutError, Replica
 from steer_pipeline.lab.generation.schema import PromptRow
-from steer_pipeline.lab.models.loading import load_model
+from steer_pipeline.lab.models.loading import forget_models
 from steer_pipeline_tests.lab.generation.reference import loaded, plans, prompts, with_budget
 
 SPEC = SamplingSpec(temperature=0.8, max_new_tokens=10)
@@ -66,8 +66,8 @@ def answer_of(spec, tmp_path, model, chosen):
     jobs = [
         Job(row.row_id, tuple(range(len(chosen))), (row.ids["*"],) * len(chosen)) for row in rows_of(model, 3)
     ]
-    identity = decoding_hash(SPEC, model)
-    answer = Replica(spec, tmp_path, chosen, SPEC, identity)(fanout_module._packed(jobs))
+    identity = (model.identity, decoding_hash(SPEC, model))
+    answer = Replica(spec, tmp_path, chosen, SPEC, *identity)(fanout_module._packed(jobs))
     return Fanout(1, tmp_path)._unpacked(answer)
 
 
@@ -81,14 +81,17 @@ def test_a_replica_answers_what_one_process_says(tmp_path):
 
 def test_what_goes_wrong_in_a_replica_is_told_as_in_one_process(tmp_path):
     model = loaded(tmp_path)
-    with pytest.raises(FanoutError, match="other weights or another dtype"):
-        answer_of(model.spec, tmp_path, replace(model, weights_sha="another"), plans())
+    driver = replace(model, identity=replace(model.identity, base="another"))
+    with pytest.raises(FanoutError, match=f"weights differ: another against {model.identity.base[:12]}"):
+        answer_of(model.spec, tmp_path, driver, plans())
+    with pytest.raises(FanoutError, match="another dtype"):
+        answer_of(model.spec, tmp_path, replace(model, dtype="bfloat16"), plans())
     with pytest.raises(fanout_module.ModelLoadError, match="no such directory"):
         answer_of(model.spec.model_copy(update={"path": "/nowhere/at/all"}), tmp_path, model, plans())
     broken = _with_nan(tmp_path)
     with pytest.raises(fanout_module.BrokenLogits, match=r"row 'row\d', variant 'base'"):
         answer_of(broken.spec, tmp_path, broken, plans())
-    load_model.cache_clear()
+    forget_models()
 
 
 def _with_nan(tmp_path):

@@ -149,10 +149,3 @@ def test_quantised_and_tied_heads_are_steered_too(tmp_path, tied):
 def test_a_model_that_mlx_lm_cannot_batch_is_refused(tmp_path):
     with pytest.raises(ModelLoadError, match="padded batches.*use torch"):
         loaded(tmp_path, "gemma2", backend="mlx")
-
-
-def test_a_peft_adapter_is_refused(tmp_path):
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelLoadError, match="merge it or use torch"):
-        loaded(tmp_path, backend="mlx", adapter="adapter")

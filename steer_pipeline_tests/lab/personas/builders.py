@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from steer_pipeline.catalogue.models import Persona
+from steer_pipeline.lab.models.identity import same_name
 from steer_pipeline.lab.personas import PersonaVector
 
 
@@ -53,8 +54,11 @@ def vector(
 
 def model_like(**changes: Any) -> SimpleNamespace:
     """What a LoadedModel says about itself, for the vector of `vector()`."""
+    name = changes.get("name", "tiny")
     fields = {
-        "name": "tiny",
+        "name": name,
+        "known_as": name,
+        "is_called": lambda other: other == name or same_name(other, name),
         "revision": None,
         "backend": "torch",
         "dtype": "float32",

@@ -320,7 +320,6 @@ def test_a_chatspace_export_needs_one_block_and_leaves_no_half_of_itself(tmp_pat
 @pytest.mark.parametrize(
     ("change", "allowed"),
     [
-        ({"name": "other"}, True),
         ({"n_blocks": 5}, True),
         ({"weights_sha": "w2"}, True),
         ({"hidden_size": 9}, False),

@@ -1,7 +1,6 @@
 """A vector is finite, non-zero, of the right width, stored whole, and used on its own model only."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,15 +95,40 @@ def test_the_sidecar_is_plain_json_without_nan(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"name": "other"}, {"n_blocks": 5}, {"weights_sha": "w2"}, {"revision": "main"}],
+    [{"n_blocks": 5}, {"weights_sha": "w2"}, {"weights_sha": "w2", "name": "other"}],
 )
-def test_a_vector_of_another_model_is_refused_unless_allowed(change):
-    declared = replace(vector(), metadata={**vector().metadata, "revision": "r1"})
-    model = model_like(**{"revision": "r1", **change})
-    with pytest.raises(VectorError, match="another model"):
-        require_same_model(declared, model)
-    require_same_model(declared, model, allow_other_model=True)
-    require_same_model(declared, model_like(revision="r1"))
+def test_a_vector_of_another_model_is_refused_by_name_unless_allowed(change):
+    model = model_like(**change)
+    with pytest.raises(VectorError, match=rf"on 'tiny', this is '{model.name}'; .* against "):
+        require_same_model(vector(), model)
+    require_same_model(vector(), model, allow_other_model=True)
+
+
+def test_the_weights_decide_and_not_the_name_where_a_vector_knows_them():
+    require_same_model(vector(revision="r1"), model_like(name="moved/elsewhere", revision="main"))
+
+
+@pytest.mark.parametrize(
+    ("said", "here", "same"),
+    [
+        ("Qwen/Qwen3-32B", "Qwen/Qwen3-32B", True),
+        ("Qwen/Qwen3-32B", "/cache/models--Qwen--Qwen3-32B/snapshots/0123abcd", True),
+        ("/cache/models--Qwen--Qwen3-32B/snapshots/0123abcd", "qwen/qwen3-32b", True),
+        ("Qwen/Qwen3-32B", "/models/Qwen3-32B", True),
+        ("qwen-3-32b", "/models/Qwen3-32B/", True),
+        ("Qwen/Qwen3-32B", "unsloth/Qwen3-32B", False),
+        ("Qwen/Qwen3-32B", "/cache/models--Qwen--Qwen3-4B/snapshots/0123abcd", False),
+        ("Qwen/Qwen3-32B", "/models/merged", False),
+        ("mine/model", "/models/model", False),
+    ],
+)
+def test_one_rule_says_which_names_are_of_one_model(said, here, same):
+    imported = vector(weights_sha=None, model=said)
+    if same:
+        require_same_model(imported, model_like(name=here))
+    else:
+        with pytest.raises(VectorError, match="names of different models"):
+            require_same_model(imported, model_like(name=here))
 
 
 def test_another_width_is_refused_even_where_other_models_are_allowed():

@@ -15,7 +15,9 @@ from steer_pipeline.lab.training.data import TrainingError, encode_split
 from steer_pipeline.lab.training.loop import HISTORY_SCHEMA
 from steer_pipeline.lab.training.steps import make_sweep, make_trained
 from steer_pipeline_tests.lab.generation.reference import loaded
+from steer_pipeline_tests.lab.models.test_identity import negate_in_place
 from steer_pipeline_tests.lab.training.rows import behaviour_rows, persona, profile
+from steer_pipeline_tests.tiny import tiny_model_dir
 
 # ------------------------------------------------------------------------------------------- data
 
@@ -156,6 +158,20 @@ def test_a_sweep_of_other_rows_or_another_site_is_refused(made):
     assert not (tmp / "x").exists()
 
 
+def test_a_sweep_of_a_model_with_one_other_tensor_or_of_unknown_weights_is_refused(made, tmp_path):
+    model, _, _, choice, _, tmp = made
+    negate_in_place(tiny_model_dir(tmp_path))
+    other = loaded(tmp_path)
+    rows, settings = behaviour_rows(other.name), profile(other)
+    differing = f"weights differ: {model.weights_sha[:12]}… against {other.weights_sha[:12]}…"
+    with pytest.raises(TrainingError, match=f"lr_sweep is of another model, .*; {differing}"):
+        make_trained(other, rows, persona(), settings, tmp / "sweep", tmp_path / "x")
+    old = {key: value for key, value in choice.items() if key != "model_identity"}
+    (tmp_path / "choice.json").write_text(json.dumps(old))
+    with pytest.raises(TrainingError, match="it does not say which weights"):
+        make_trained(model, behaviour_rows(model.name), persona(), profile(model), tmp_path, tmp_path / "x")
+
+
 def test_a_site_that_the_model_does_not_have_is_refused(tmp_path):
     model = loaded(tmp_path)
     with pytest.raises(TrainingError, match=r"training\.block: block 9 is outside a model of 4 blocks"):
@@ -166,7 +182,7 @@ def test_all_personas_share_one_model_load_and_leave_nothing_behind(tmp_path, mo
     loads = []
     original = loading._load_torch
     monkeypatch.setattr(loading, "_load_torch", lambda *args: loads.append(1) or original(*args))
-    loading.load_model.cache_clear()
+    loading.forget_models()
     for name in ("analytical", "sailor", "coach"):
         model = loaded(tmp_path)
         rows = behaviour_rows(model.name, persona=name)

@@ -101,7 +101,7 @@ def test_vectors_of_another_model_and_sets_without_test_rows_are_refused(tmp_pat
     model, rows = loaded(tmp_path), behaviour_rows()
     vectors = trained(model)
     vectors[42] = type(vectors[42])(
-        "analytical", vectors[42].raw, {**vectors[42].metadata, "model": "other"}, (2,)
+        "analytical", vectors[42].raw, {**vectors[42].metadata, "weights_sha": "other"}, (2,)
     )
     with pytest.raises(VectorError, match="was made on another model"):
         compare_vectors(model, rows, vectors, persona(), profile(model), tmp_path / "out")
