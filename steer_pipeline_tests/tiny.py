@@ -52,15 +52,22 @@ _TOKENS = {
         GEMMA,
     ),
 }
-_TOKENS["gemma2"] = _TOKENS["gemma"]
-_SECOND_EOS = {"qwen3": "<|endoftext|>", "llama": "<|endoftext|>", "gemma": "<eos>", "gemma2": "<eos>"}
+_TOKENS |= {"gemma2": _TOKENS["gemma"], "qwen3_moe": _TOKENS["qwen3"]}
+_SECOND_EOS = {
+    "qwen3": "<|endoftext|>",
+    "qwen3_moe": "<|endoftext|>",
+    "llama": "<|endoftext|>",
+    "gemma": "<eos>",
+    "gemma2": "<eos>",
+}
 
 
 def tiny_model_dir(tmp_path: Path, arch: str = "qwen3", tied: bool | None = None) -> Path:
     """A model directory under `tmp_path`: 4 blocks, hidden 64, vocabulary of about 450.
 
-    `arch` is qwen3, llama, gemma (Gemma 3 text, sliding window 16 in every other block, no system role)
-    or gemma2 (logit soft-capping). `tied` overrides whether the output head is the embedding.
+    `arch` is qwen3, qwen3_moe (two of four experts a token), llama, gemma (Gemma 3 text, sliding window 16 in every
+    other block, no system role) or gemma2 (logit soft-capping). `tied` overrides whether the output head is the
+    embedding.
     """
     target = Path(tmp_path) / (
         f"tiny-{arch}" if tied is None else f"tiny-{arch}-{'tied' if tied else 'untied'}"
@@ -141,6 +148,8 @@ def _model(arch: str, vocab: int, tokenizer, tied: bool | None):
         LlamaForCausalLM,
         Qwen3Config,
         Qwen3ForCausalLM,
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
     )
 
     eos = tokenizer.convert_tokens_to_ids([tokenizer.eos_token, _SECOND_EOS[arch]])
@@ -163,6 +172,9 @@ def _model(arch: str, vocab: int, tokenizer, tied: bool | None):
     windowed |= {"query_pre_attn_scalar": 16}
     if arch == "qwen3":
         model = Qwen3ForCausalLM(Qwen3Config(**shape))
+    elif arch == "qwen3_moe":
+        experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, **experts))
     elif arch == "llama":
         model = LlamaForCausalLM(LlamaConfig(**shape))
     elif arch == "gemma":

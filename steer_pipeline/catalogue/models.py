@@ -104,9 +104,10 @@ class VariantTerm(Strict):
         "default: the block that dose_curve recommends.",
     )
     direction: Literal["persona", "random"] = "persona"
-    site: Literal["output", "logits"] = Field(
+    site: Literal["output", "attention", "mlp", "logits"] = Field(
         default="output",
-        description="`output`: added to the residual stream after the block. `logits`: the block's vector through "
+        description="`output`: added to the residual stream after the block. `attention`, `mlp`: added to what these "
+        "add to it, for vectors collected there (`vector.site` in the profile). `logits`: the block's vector through "
         "final norm and output embedding, added to the logits; dosed as alpha or a fraction of the last block's norm.",
     )
 
@@ -233,6 +234,11 @@ class ContrastSpec(Strict):
 class VectorSpec(Strict):
     method: Literal["mean_difference", "pca"] = "mean_difference"
     readout: Literal["response_tokens", "last_prompt_token"] = "response_tokens"
+    site: Literal["output", "attention", "mlp"] = Field(
+        default="output",
+        description="Where directions are collected, and so where they are added: the residual stream after each "
+        "block, or what its attention or MLP adds to it.",
+    )
     held_out_fraction: float = Field(default=0.25, gt=0, lt=1)
     seed: int = 12
 

@@ -73,7 +73,8 @@ def probe_steering(
             result = _compare(plan.variant, name, plain, _logits(model, ids, starts, part))
             if not result.max_abs_logit_delta >= min_logit_delta:
                 where = ", ".join(
-                    f"{term.name} at block {term.site.block} with alpha {term.alpha:g}" for term in part.terms
+                    f"{term.name} at {term.site.kind} of block {term.site.block} with alpha {term.alpha:g}"
+                    for term in part.terms
                 )
                 raise SteeringHasNoEffect(
                     f"variant {plan.variant!r}, {name}: steering ({where}) changes no logit by more than "

@@ -2,9 +2,10 @@
 
 In: jobs (row, plans, prompt ids). Out: what each sequence said, as sequences end. Rows whose prompts need
 the same padded length are prefilled together as a `Cohort`. At each block a cohort has *streams*: the
-distinct histories of its prompts so far. A stream splits where plans steer it apart, so keys and values of
-a prompt are stored once a stream, not once a variant. While decoding, all cohorts share the batch of every
-linear layer; attention goes cohort by cohort, each stream's keys read once for all sequences on it.
+distinct histories of its prompts so far. A stream splits where plans steer it apart (before the block, where
+they do so inside of it), so keys and values of a prompt are stored once a stream, not once a variant. While
+decoding, all cohorts share the batch of every linear layer; attention goes cohort by cohort, each stream's keys read
+once for all sequences on it.
 
 Shapes in comments: n sequences, s streams, h heads, k key/value heads, g = h / k, d head size, T padded
 prompt. Equal results whatever the batch: padded lengths are a row's own, batches have at least `_MIN_ROWS`
@@ -15,9 +16,10 @@ its own key.
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +28,19 @@ from torch import Tensor
 from steer_pipeline.catalogue.models import SamplingSpec
 from steer_pipeline.lab.generation.engine import Job, OutOfMemory, Said, broken_logits, is_out_of_memory
 from steer_pipeline.lab.generation.sampler import History, pick, stream_key, uniforms
-from steer_pipeline.lab.models.blocks import COMPILER, Blocks, Call, Stop, blocks_of, cap, causal
+from steer_pipeline.lab.models.blocks import (
+    COMPILER,
+    Attend,
+    Blocks,
+    Call,
+    Inner,
+    Stop,
+    blocks_of,
+    cap,
+    causal,
+)
 from steer_pipeline.lab.models.loading import LoadedModel
-from steer_pipeline.lab.models.plans import block_deltas
+from steer_pipeline.lab.models.plans import block_deltas, inner_deltas
 from steer_pipeline.lab.models.steering import SteeringPlan
 
 log = logging.getLogger(__name__)
@@ -95,6 +107,17 @@ def _make_room(batch: "_Batch", waiting: "_Waiting", budget: int, error: BaseExc
     smaller = max(1, min(budget, int(in_use)) // 2)
     log.warning("out of memory; the token budget of a batch goes from %d to %d", budget, smaller)
     return smaller
+
+
+def _numbered(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct rows of an fp32 table, zeros first, and the number of each row's among them."""
+    numbers = {np.zeros_like(table[0]).tobytes(): 0}
+    number = np.array([numbers.setdefault((row + 0.0).tobytes(), len(numbers)) for row in table])
+    return np.stack([np.frombuffer(raw, dtype=np.float32) for raw in numbers]), number
+
+
+def _plus(delta: Tensor, added: Tensor) -> Tensor:
+    return added + delta
 
 
 def padded_length(prompts: Sequence[list[int]]) -> int:
@@ -181,12 +204,18 @@ class _Decoder:
         # splits streams.
         self.prompt_deltas: dict[int, tuple[Tensor, np.ndarray]] = {}
         for b, table in tables.items():
-            table = table * everywhere[:, None]
-            numbers = {np.zeros_like(table[0]).tobytes(): 0}
-            number = np.array([numbers.setdefault((row + 0.0).tobytes(), len(numbers)) for row in table])
-            if len(numbers) > 1:
-                distinct = np.stack([np.frombuffer(raw, dtype=np.float32) for raw in numbers])
+            distinct, number = _numbered(table * everywhere[:, None])
+            if len(distinct) > 1:
                 self.prompt_deltas[b] = (self._tensor(distinct), number)
+        # The same for what attention and MLP of a block add: both together split streams, before the block.
+        inner = inner_deltas(plans)
+        self.inner = {b: {kind: self._tensor(one) for kind, one in of.items()} for b, of in inner.items()}
+        self.prompt_inner: dict[int, tuple[dict[str, Tensor], np.ndarray]] = {}
+        for b, of in inner.items():
+            distinct, number = _numbered(np.concatenate(list(of.values()), axis=1) * everywhere[:, None])
+            if len(distinct) > 1:
+                parts = np.split(distinct, len(of), axis=1)
+                self.prompt_inner[b] = (dict(zip(of, map(self._tensor, parts), strict=True)), number)
         self.bias = self._logit_bias(everywhere)
         self.streams = [plan.stream or plan.variant for plan in plans]
         config = blocks.config
@@ -212,17 +241,24 @@ class _Decoder:
         """Tokens whose keys and values a job holds: each prompt once a stream, averaged over blocks, and new
         ones.
         """
-        streams: list[set] = [{(tuple(prompt),) for prompt in job.prompts}]
+        streams: list[set] = []
         history: list[tuple] = [(tuple(prompt),) for prompt in job.prompts]
-        for b in range(self.n_blocks - 1):
-            if b in self.prompt_deltas:
-                numbers = self.prompt_deltas[b][1]
+        for b in range(self.n_blocks):
+            splits = [self.prompt_inner[b][1]] if b in self.prompt_inner else []
+            if b and b - 1 in self.prompt_deltas:
+                splits.append(self.prompt_deltas[b - 1][1])
+            for numbers in splits:
                 history = [(*past, numbers[plan]) for past, plan in zip(history, job.plans, strict=True)]
-                streams.append(set(history))
-            else:
-                streams.append(streams[-1])
+            streams.append(set(history) if splits or not streams else streams[-1])
         shared = sum(map(len, streams)) / self.n_blocks
         return shared * length + len(job.plans) * self.sampling.max_new_tokens
+
+    def run_inner(
+        self, block: int, hidden: Tensor, rotary: Any, attend: Attend, deltas: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The output of a block where `deltas` [n, hidden] are added to what its attention or MLP adds."""
+        inner: Inner = {kind: partial(_plus, delta[:, None]) for kind, delta in deltas.items()}
+        return self.blocks.run(block, hidden, rotary, attend, inner)
 
     def bias_of(self, plans: Tensor, hidden: Tensor, on_prompt: bool) -> Tensor | None:
         """What logit-bias terms add: alpha * E (gamma * v) / rms(h), fp32 [n, vocabulary]; hidden [n,
@@ -490,7 +526,13 @@ class _Batch:
         rotary = blocks.rotary(hidden, positions[:, None])
         with decoder.step_blocks.ready():
             for block in range(decoder.n_blocks):
-                hidden = decoder.step_blocks.run(block, hidden, rotary, attend)
+                if block in decoder.inner:
+                    tables = decoder.inner[block]
+                    rows = {kind: _with_zeros(table[plans], padding) for kind, table in tables.items()}
+                    with blocks.ready():  # never compiled ones
+                        hidden = decoder.run_inner(block, hidden, rotary, attend, rows)
+                else:
+                    hidden = decoder.step_blocks.run(block, hidden, rotary, attend)
                 if block in decoder.deltas:
                     hidden[:n] += decoder.deltas[block][plans][:, None]
         last = hidden[:, 0]
@@ -557,7 +599,11 @@ def _padding(rows: int) -> int:
 
 
 def _padded(bias: Tensor | None, padding: int) -> Tensor | None:
-    return bias if bias is None or not padding else torch.cat([bias, bias.new_zeros(padding, bias.shape[1])])
+    return bias if bias is None else _with_zeros(bias, padding)
+
+
+def _with_zeros(rows: Tensor, more: int) -> Tensor:
+    return torch.cat([rows, rows.new_zeros(more, rows.shape[1])]) if more else rows
 
 
 # ---------------------------------------------------------------------------------------- prefill
@@ -645,9 +691,25 @@ def _prefill_chunk(decoder: _Decoder, lanes: list[_Lane], length: int) -> _Chunk
         key, value = taken
         return _attend_at(call, key, value, lengths)
 
+    def split(number: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Parts streams whose plans have different numbers: the parent of each, and its number."""
+        nonlocal stream_of_lane, lengths
+        pairs = np.stack([stream_of_lane, number[plans]], axis=1)
+        made, stream_of_lane = np.unique(pairs, axis=0, return_inverse=True)
+        stream_of_lane = stream_of_lane.reshape(-1)
+        parent = torch.from_numpy(made[:, 0]).to(device)
+        lengths = lengths[parent]
+        return parent, torch.from_numpy(made[:, 1]).to(device)
+
     for block in range(decoder.n_blocks):
+        inner: dict[str, Tensor] = {}
+        if block in decoder.prompt_inner:
+            tables, number = decoder.prompt_inner[block]
+            parent, numbered = split(number)
+            hidden = hidden[parent]
+            inner = {kind: table[numbered] for kind, table in tables.items()}
         if block < decoder.n_blocks - 1:
-            hidden = blocks.run(block, hidden, rotary, attend)
+            hidden = decoder.run_inner(block, hidden, rotary, attend, inner)
         else:  # of the last block, only keys and values and the last position are needed
             with contextlib.suppress(Stop):
                 blocks.run(block, hidden, rotary, take_only)
@@ -655,17 +717,14 @@ def _prefill_chunk(decoder: _Decoder, lanes: list[_Lane], length: int) -> _Chunk
             row = torch.cat([torch.arange(s), torch.zeros(_padding(s), dtype=torch.int64)]).to(device)
             position = lengths[row] - 1
             hidden = hidden[row, position][:, None]
-            hidden = blocks.run(block, hidden, blocks.rotary(hidden, position[:, None]), attend_last)[:s]
+            own = blocks.rotary(hidden, position[:, None])
+            inner = {kind: delta[row] for kind, delta in inner.items()}
+            hidden = decoder.run_inner(block, hidden, own, attend_last, inner)[:s]
         stored.append((taken[0], taken[1], lengths, stream_of_lane))
         if block in decoder.prompt_deltas:
             table, number = decoder.prompt_deltas[block]
-            pairs = np.stack([stream_of_lane, number[plans]], axis=1)
-            split, stream_of_lane = np.unique(pairs, axis=0, return_inverse=True)
-            stream_of_lane = stream_of_lane.reshape(-1)
-            parent = torch.from_numpy(split[:, 0]).to(device)
-            delta = table[torch.from_numpy(split[:, 1]).to(device)][:, None]
-            hidden = hidden[parent] + delta
-            lengths = lengths[parent]
+            parent, numbered = split(number)
+            hidden = hidden[parent] + table[numbered][:, None]
 
     last = hidden[torch.from_numpy(stream_of_lane).to(device), 0]  # [n, hidden]
     bias = decoder.bias_of(torch.from_numpy(plans).to(device), last, on_prompt=True)

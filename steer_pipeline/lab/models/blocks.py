@@ -8,10 +8,10 @@ through the interface that transformers offers for it. It knows nothing of promp
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import signature
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from steer_pipeline.lab.models.adapters import AdaptersSwitched, switches_of
 from steer_pipeline.lab.models.loading import LoadedModel, ModelLoadError
+from steer_pipeline.lab.models.steering import INNER
 
 NAME = "steer_blocks"  # our entry in the attention interface
 _COMPILED = "steer_blocks_compiled"  # the same, where torch.compile ends one graph and begins the next
@@ -43,6 +44,9 @@ class Call:
 
 
 Attend = Callable[[Call], Tensor]  # -> [n, t, heads, d]
+Inner = Mapping[
+    str, Callable[[Tensor], Tensor]
+]  # site kind -> what is made of what attention or MLP adds, [n, t, hidden]
 
 
 class Stop(Exception):
@@ -132,12 +136,54 @@ class Blocks:
             return {kind: self._rotary(hidden, positions, kind) for kind in set(self.layer_types)}
         return dict.fromkeys(set(self.layer_types), self._rotary(hidden, positions))
 
-    def run(self, block: int, hidden: Tensor, rotary: dict[str, Any], attend: Attend) -> Tensor:
-        """The output of one block, [n, t, hidden]."""
+    def run(
+        self,
+        block: int,
+        hidden: Tensor,
+        rotary: dict[str, Any],
+        attend: Attend,
+        inner: Inner | None = None,
+    ) -> Tensor:
+        """The output of one block, [n, t, hidden].
+
+        Args:
+            inner: sees what attention or MLP adds to the residual stream and says what is added in its place. Not for
+                compiled blocks.
+
+        Raises:
+            ModelLoadError: `inner`, and the block adds something else than its attention and its MLP.
+        """
+        if inner:
+            with ExitStack() as hooks:
+                for kind, change in inner.items():
+                    module = self._inner_modules[block][kind]
+                    hooks.callback(module.register_forward_hook(partial(_changed, change)).remove)
+                return self.run(block, hidden, rotary, attend)
         out = self.layers[block](
             hidden, attention_mask=None, position_embeddings=rotary[self.layer_types[block]], attend=attend
         )
         return out[0] if isinstance(out, tuple) else out
+
+    @cached_property
+    def _inner_modules(self) -> list[dict[str, Any]]:
+        """By block and site kind, the module whose output is added to the residual stream, as a few tokens show."""
+        found = [_inner_modules(layer) for layer in self.layers]
+        ids = torch.arange(1, 13, device=self.device)[None] % self.config.vocab_size
+        hidden = self.embed(ids)
+        rotary = self.rotary(hidden, torch.arange(12, device=self.device)[None])
+        self.__dict__["_inner_modules"] = found  # `run` below asks for it
+        for block in range(len(self.layers)):
+            added: list[Tensor] = []
+            seen = dict.fromkeys(INNER, lambda one, added=added: added.append(one) or one)
+            before, hidden = hidden, self.run(block, hidden, rotary, causal, seen)
+            error = (hidden - sum(added, before)).abs().max()
+            if error > _CHECK_TOLERANCE[self.dtype] * hidden.abs().max().clamp(min=1.0):
+                del self.__dict__["_inner_modules"]
+                raise ModelLoadError(
+                    f"{self.config.model_type}: block {block} adds something else than what its attention and its MLP "
+                    "give; collect and steer at block outputs (site: output)"
+                )
+        return found
 
     def logits(self, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
         """fp32 [n, vocabulary] from the last block's output [n, hidden]; `bias` is added before any soft-
@@ -156,6 +202,18 @@ class Blocks:
         ones = torch.ones_like(direction)
         scaled = self.norm(ones) * direction
         return (self.head(scaled) - self.head(torch.zeros_like(direction))).float()
+
+
+def _inner_modules(layer: Any) -> dict[str, Any]:
+    """The last modules of a block's attention and MLP: the parts themselves, or norms between them and the sum."""
+    if hasattr(layer, "post_feedforward_layernorm"):
+        return {"attention": layer.post_attention_layernorm, "mlp": layer.post_feedforward_layernorm}
+    return {"attention": layer.self_attn, "mlp": layer.mlp}
+
+
+def _changed(change: Callable[[Tensor], Tensor], _module: Any, _inputs: Any, output: Any) -> Any:
+    """A forward hook: `change` of the output, or of the first of several."""
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
 
 def causal(call: Call) -> Tensor:

@@ -2,27 +2,32 @@
 
 In: token ids from `prompts.py` and perhaps a steering plan. Out: numpy fp32, one row a sequence in the
 order given. Sequences run block by block in right-padded batches of similar length; states are read at the
-output of each block, before the final norm, where plans also add their vectors, so that collection and
-injection are the same site. Under a plan with scope "generated", positions from `start` on are steered.
-Both back ends: the blocks of an MLX model are tapped, its numbers come over as Torch tensors on the CPU.
+output of each block, before the final norm, or at what its attention or MLP adds: where plans also add their
+vectors, so that collection and injection are the same site. Under a plan with scope "generated", positions from
+`start` on are steered. Both back ends: the blocks of an MLX model are tapped, its numbers come over as Torch tensors
+on the CPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, blocks_of, causal, masked
+from steer_pipeline.lab.models.blocks import Blocks, Call, Inner, Stop, blocks_of, causal, masked
 from steer_pipeline.lab.models.loading import LoadedModel
-from steer_pipeline.lab.models.plans import block_deltas, check_plans
-from steer_pipeline.lab.models.steering import SteeringPlan
+from steer_pipeline.lab.models.plans import NOT_IN_MLX, block_deltas, check_plans, inner_deltas
+from steer_pipeline.lab.models.steering import INNER, SteeringPlan
 
 _BATCH_TOKENS = {"cpu": 1024, "mps": 16384, "cuda": 65536, "mlx": 4096}  # of one pass
 _HEAD_ROWS = 2048  # positions whose logits exist at the same time
+
+
+_Read = Callable[[int, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ def collect_means(
     plan: SteeringPlan | None = None,
     *,
     blocks: Sequence[int] | None = None,
+    kind: str = "output",
 ) -> np.ndarray:
     """fp32 [n, blocks read, hidden]: each block's output, averaged over the request's span.
 
@@ -50,11 +56,16 @@ def collect_means(
 
     Args:
         blocks: which to read, in the order of the result; default: all.
+        kind: "attention" or "mlp" read what these add, after the plan's vectors there; see `Site`.
 
     Raises:
         ValueError: a span is empty or outside its sequence (with its index), a block is outside the model,
-        or the plan does not fit it.
+        or the plan or kind does not fit it.
     """
+    if kind not in ("output", *INNER):
+        raise ValueError(f"site kind {kind!r}; output, attention and mlp can be read")
+    if kind in INNER and model.backend == "mlx":
+        raise ValueError(f"site kind {kind!r}: {NOT_IN_MLX}")
     wanted = list(range(model.n_blocks)) if blocks is None else list(blocks)
     if not wanted or len(set(wanted)) != len(wanted) or not all(0 <= b < model.n_blocks for b in wanted):
         raise ValueError(f"blocks {wanted}: give different blocks from 0 to {model.n_blocks - 1}")
@@ -85,7 +96,7 @@ def collect_means(
                 mean = (weights[:, None] @ hidden.float())[:, 0]
                 out[rows, place[block]] = mean.cpu().numpy()
 
-        runner.run(ids, spans[rows, 0], read, stop_after=max(wanted), last_spans=spans[rows])
+        runner.run(ids, spans[rows, 0], read, stop_after=max(wanted), last_spans=spans[rows], kind=kind)
 
     for rows, ids in runner.batches([request.ids for request in different]):
         work(rows, ids)
@@ -228,6 +239,10 @@ class _Runner:
         self.blocks: Blocks = blocks_of(model)
         self.device = self.blocks.device
         self.deltas = {block: self._tensor(table[0]) for block, table in block_deltas(plans).items()}
+        self.inner = {
+            block: {kind: self._tensor(table[0]) for kind, table in tables.items()}
+            for block, tables in inner_deltas(plans).items()
+        }
         bias = [table[0] for table in block_deltas(plans, "logits").values()]
         with torch.inference_mode():
             self.bias = self.blocks.direction_logits(self._tensor(np.sum(bias, axis=0))) if bias else None
@@ -254,42 +269,63 @@ class _Runner:
         self,
         ids: Tensor,
         starts: np.ndarray,
-        read: Callable[[int, Tensor, Tensor], None] | None = None,
+        read: _Read | None = None,
         *,
         stop_after: int | None = None,
         last_spans: np.ndarray | None = None,
+        kind: str = "output",
     ) -> Tensor:
         """The output [n, t, hidden] of the last block, or of `stop_after`.
 
         Args:
             read: sees each block's number, its output after the plan's vector is added, and the positions
                 [n or 1, t] of that output.
+            kind: of the site that is read in place of the output; "attention" or "mlp".
             last_spans: int [n, 2]; of the last block that runs only these positions are computed, with
                 others where a span is shorter than the longest.
         """
         blocks = self.blocks
         last = len(blocks.layers) - 1 if stop_after is None else stop_after
         at = torch.arange(ids.shape[1], device=ids.device)[None]
-        begin = torch.from_numpy(np.asarray(starts, dtype=np.int64)).to(ids.device)
+        begin = torch.from_numpy(np.asarray(starts, dtype=np.int64)).to(ids.device)[:, None]
         with blocks.ready():
             hidden = blocks.embed(ids)
             rotary = blocks.rotary(hidden, at)
             for block in range(last + 1):
+                inner = partial(self._inner, block, begin, None if kind == "output" else read, kind)
                 if block == last and last_spans is not None:
-                    hidden, at = self._only_spans(block, hidden, rotary, last_spans)
+                    hidden, at = self._only_spans(block, hidden, rotary, last_spans, inner)
                 else:
-                    hidden = blocks.run(block, hidden, rotary, causal)
+                    hidden = blocks.run(block, hidden, rotary, causal, inner(at))
                 if block in self.deltas:
-                    delta = self.deltas[block]
-                    hidden = hidden + (
-                        delta if self.everywhere else delta * (at >= begin[:, None])[..., None]
-                    )
-                if read is not None:
+                    hidden = self._steered(hidden, self.deltas[block], at, begin)
+                if read is not None and kind == "output":
                     read(block, hidden, at)
         return hidden
 
+    def _steered(self, hidden: Tensor, delta: Tensor, at: Tensor, begin: Tensor) -> Tensor:
+        return hidden + (delta if self.everywhere else delta * (at >= begin)[..., None])
+
+    def _inner(self, block: int, begin: Tensor, read: _Read | None, kind: str, at: Tensor) -> Inner:
+        """Adds the plan's vectors to what the block's attention and MLP add at positions `at`; `read` sees `kind`."""
+        deltas = self.inner.get(block, {})
+
+        def change(own: str, added: Tensor) -> Tensor:
+            if own in deltas:
+                added = self._steered(added, deltas[own], at, begin)
+            if read is not None and own == kind:
+                read(block, added, at)
+            return added
+
+        return {own: partial(change, own) for own in {*deltas, *([kind] if read is not None else [])}}
+
     def _only_spans(
-        self, block: int, hidden: Tensor, rotary: dict[str, Any], spans: np.ndarray
+        self,
+        block: int,
+        hidden: Tensor,
+        rotary: dict[str, Any],
+        spans: np.ndarray,
+        inner: Callable[[Tensor], Inner],
     ) -> tuple[Tensor, Tensor]:
         """One block's output at the spans' positions, [n, widest span, hidden], and these positions."""
         bounds = torch.from_numpy(spans).to(hidden.device)
@@ -309,7 +345,7 @@ class _Runner:
 
         with suppress(Stop):
             self.blocks.run(block, hidden, rotary, take_only)
-        return self.blocks.run(block, inputs, own, attend), at
+        return self.blocks.run(block, inputs, own, attend, inner(at)), at
 
     def predictions(
         self, states: Tensor, rows: np.ndarray, ids: list[list[int]], starts: np.ndarray
@@ -350,10 +386,11 @@ class _MlxRunner(_Runner):
         self,
         ids: Tensor,
         starts: np.ndarray,
-        read: Callable[[int, Tensor, Tensor], None] | None = None,
+        read: _Read | None = None,
         *,
         stop_after: int | None = None,
         last_spans: np.ndarray | None = None,
+        kind: str = "output",
     ) -> Tensor:
         taps = self.wrapped.taps
         last = len(taps) - 1 if stop_after is None else stop_after

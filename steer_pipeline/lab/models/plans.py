@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from steer_pipeline.lab.models.loading import LoadedModel
-from steer_pipeline.lab.models.steering import SteeringPlan
+from steer_pipeline.lab.models.steering import INNER, KINDS, SteeringPlan
+
+NOT_IN_MLX = "the mlx back end knows block outputs and logits, not what attention and MLP add; set model.backend: torch"
 
 
 def check_plans(model: LoadedModel, plans: Sequence[SteeringPlan]) -> None:
@@ -28,8 +30,10 @@ def check_plans(model: LoadedModel, plans: Sequence[SteeringPlan]) -> None:
             raise ValueError(f"variant {plan.variant!r}: scope {plan.scope!r}; choose 'all' or 'generated'")
         for term in plan.terms:
             where = f"variant {plan.variant!r}, term {term.name!r}"
-            if term.site.kind not in ("output", "logits"):
-                raise ValueError(f"{where}: site kind {term.site.kind!r}; choose 'output' or 'logits'")
+            if term.site.kind not in KINDS:
+                raise ValueError(f"{where}: site kind {term.site.kind!r}; choose from {', '.join(KINDS)}")
+            if term.site.kind in INNER and model.backend == "mlx":
+                raise ValueError(f"{where}: {NOT_IN_MLX}")
             if not 0 <= term.site.block < model.n_blocks:
                 raise ValueError(
                     f"{where}: block {term.site.block} is outside the model's {model.n_blocks} blocks"
@@ -41,6 +45,15 @@ def check_plans(model: LoadedModel, plans: Sequence[SteeringPlan]) -> None:
                 )
             if not (np.isfinite(term.unit).all() and np.isfinite(term.alpha)):
                 raise ValueError(f"{where}: vector or dose is NaN or infinite; compute the vector again")
+
+
+def inner_deltas(plans: Sequence[SteeringPlan]) -> dict[int, dict[str, np.ndarray]]:
+    """`block_deltas` of attention and MLP sites, by block and kind."""
+    found: dict[int, dict[str, np.ndarray]] = {}
+    for kind in INNER:
+        for block, table in block_deltas(plans, kind).items():
+            found.setdefault(block, {})[kind] = table
+    return found
 
 
 def block_deltas(plans: Sequence[SteeringPlan], kind: str = "output") -> dict[int, np.ndarray]:

@@ -1,19 +1,27 @@
 """What is added to the residual stream, where and how much: plain values, no torch.
 
-A site is the output of one decoder block, or the logits. Blocks count from 0; `hidden_states[k + 1]` of transformers is
-the output of block k, except that the last entry is taken after the final norm, which is why collection
-uses hooks and not that tuple.
+A site is the output of one decoder block, what its attention or its MLP adds, or the logits. Blocks count from 0;
+`hidden_states[k + 1]` of transformers is the output of block k, except that the last entry is taken after the final
+norm, which is why collection uses hooks and not that tuple.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+INNER = ("attention", "mlp")
+KINDS = ("output", *INNER, "logits")
+
 
 @dataclass(frozen=True)
 class Site:
-    """The output of decoder block `block`, 0-based from the embedding; or, of kind "logits", a bias on the logits that
-    the block's vector makes through final norm and output embedding.
+    """A place in decoder block `block`, 0-based from the embedding, where vectors are both collected and added.
+
+    Attributes:
+        kind: "output", the residual stream after the block; "attention" or "mlp", what the block's attention or MLP
+            (dense or of experts) contributes, as it is when it is added to the residual stream: after the output
+            projection and, where a model has one (Gemma 2 and 3), after the norm that follows it; "logits", a bias on
+            the logits that the block's vector makes through final norm and output embedding.
     """
 
     block: int

@@ -84,7 +84,7 @@ def random_cells(vector: PersonaVector, block: int, fractions: Sequence[float], 
 
 
 def _cell(vector: PersonaVector, block: int, fraction: float, random_seed: int | None) -> Cell:
-    term = make_term(vector, Site(block), fraction * vector.residual_norm(block))
+    term = make_term(vector, Site(block, vector.site), fraction * vector.residual_norm(block))
     direction = "persona"
     if random_seed is not None:
         term, direction = random_like(term, random_seed), "random"

@@ -42,7 +42,9 @@ class PairedStates:
     held_out: np.ndarray  # bool [pairs]
 
 
-def collect_states(model: LoadedModel, contrast: pl.DataFrame, readout: str) -> PairedStates:
+def collect_states(
+    model: LoadedModel, contrast: pl.DataFrame, readout: str, site: str = "output"
+) -> PairedStates:
     """Reads every block's output for both sides of every context, one pass a sequence.
 
     Args:
@@ -74,7 +76,7 @@ def collect_states(model: LoadedModel, contrast: pl.DataFrame, readout: str) -> 
                 f"context {row['context_id']}, side {row['side']}: the completion has no tokens to read; "
                 "drop the pair, as complete_contrast does"
             )
-    states = collect_means(model, requests)
+    states = collect_means(model, requests, kind=site)
     return PairedStates(states[: len(held_out)], states[len(held_out) :], held_out)
 
 
@@ -94,7 +96,7 @@ def extract_vector(
     Raises:
         VectorError: a direction is not finite or zero, or there are too few pairs.
     """
-    states = collect_states(model, contrast, spec.readout)
+    states = collect_states(model, contrast, spec.readout, spec.site)
     train = ~states.held_out
     differences = states.positive[train] - states.negative[train]  # [pairs, blocks, hidden]
     raw = fit_directions(differences, spec.method)
@@ -104,6 +106,7 @@ def extract_vector(
         "flags": [],
         "method": spec.method,
         "readout": spec.readout,
+        "site": spec.site,
         "n_train": int(train.sum()),
         "n_held_out": int(states.held_out.sum()),
         "seed": spec.seed,
@@ -280,7 +283,7 @@ def judge_imported(
         VectorError: its width, or what its file says of its model, is not this model's; too few pairs.
     """
     require_same_model(vector, model)
-    states = collect_states(model, contrast, spec.readout)
+    states = collect_states(model, contrast, spec.readout, vector.site)
     blocks = list(vector.present_blocks)
     everything = PairedStates(
         states.positive[:, blocks], states.negative[:, blocks], np.ones(len(states.held_out), dtype=bool)

@@ -267,7 +267,15 @@ def export_janus(
     return layer
 
 
+def _require_outputs(vector: PersonaVector) -> None:
+    if vector.site != "output":
+        raise VectorError(
+            f"vector {vector.persona!r} was collected at site {vector.site!r}; the format knows block outputs alone"
+        )
+
+
 def _only_block(vector: PersonaVector, block: int | None) -> int:
+    _require_outputs(vector)
     if block is None and len(vector.present_blocks) > 1:
         raise VectorError(
             f"vector {vector.persona!r} has {len(vector.present_blocks)} blocks and the format holds one; pass block"
@@ -542,6 +550,7 @@ def export_gguf(
     """
     from gguf import GGUFWriter
 
+    _require_outputs(vector)
     chosen = (
         [block for block in vector.present_blocks if block > 0] if blocks is None else sorted(set(blocks))
     )

@@ -69,8 +69,14 @@ def make_term(vector: PersonaVector, site: Site, alpha: float, *, version: str |
         version: content hash of the stored vector; default: the vector's digest.
 
     Raises:
-        VectorError: the vector has no direction at the site, or alpha is not finite.
+        VectorError: the vector has no direction at the site or was collected at another kind of site, or alpha is not
+            finite.
     """
+    if vector.site != ("output" if site.kind == "logits" else site.kind):
+        raise VectorError(
+            f"vector {vector.persona!r} was collected at site {vector.site!r}, it cannot be added at {site.kind!r}; "
+            f"give the term `site: {vector.site}`, or collect it there (`vector.site` in the profile)"
+        )
     if not np.isfinite(alpha):
         raise VectorError(f"vector {vector.persona!r}: alpha is {alpha}; a finite length is needed")
     measured = vector.metadata.get("residual_norms") is not None

@@ -1,7 +1,8 @@
 """Persona vectors: what one is, how it is stored, and on which model it may be used.
 
 In: directions with their metadata, or a saved folder. Out: `PersonaVector`, fp32 with its natural magnitude.
-A direction belongs to the output of a block, the site where it was collected and where it is added. Computing
+A direction belongs to a place in a block, where it was collected and where it is added: its output or, if the metadata
+say so, what its attention or MLP adds. Computing
 one is `extraction`, importing one `formats`, steering with one `plans`.
 """
 
@@ -39,7 +40,7 @@ class PersonaVector:
             not say), model_identity, n_blocks, hidden_size, source, flags, and,
             each a list of n_blocks numbers (None where a block is absent or a number unknown),
             residual_norms, raw_norms, split_half_cosine, held_out_auc, auc_null_mean, auc_null_95th, auc_p;
-            computed vectors also have method, readout, n_train, n_held_out, seed.
+            computed vectors also have method, readout, site, n_train, n_held_out, seed.
         present_blocks: ascending block indices of the rows of `raw`.
     """
 
@@ -57,6 +58,11 @@ class PersonaVector:
     def unit(self) -> np.ndarray:
         """fp32, as `raw`, each row of Euclidean norm 1."""
         return self.raw / np.linalg.norm(self.raw, axis=1, keepdims=True)
+
+    @property
+    def site(self) -> str:
+        """Kind of the sites where it was collected; see `Site`."""
+        return str(self.metadata.get("site", "output"))
 
     @property
     def n_blocks(self) -> int:

@@ -9,6 +9,7 @@ import pytest
 from steer_pipeline.catalogue.models import ContrastSpec, ModelSpec, VectorSpec
 from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means, residual_norms
 from steer_pipeline.lab.models.loading import load_model
+from steer_pipeline.lab.models.steering import Site
 from steer_pipeline.lab.personas import (
     PersonaVector,
     VectorError,
@@ -19,6 +20,7 @@ from steer_pipeline.lab.personas import (
     save_vector,
     split_contexts,
 )
+from steer_pipeline.lab.personas.dose import steered_cells
 from steer_pipeline.lab.personas.extraction import (
     PairedStates,
     auc_columns,
@@ -170,6 +172,21 @@ def test_a_vector_has_every_block_and_its_evidence_and_survives_storage(model, c
     assert facts["method"] == method
     save_vector(vector, tmp_path)
     assert load_vector(tmp_path).metadata == facts
+
+
+def test_a_vector_of_what_attention_adds_is_collected_there_and_swept_there(model, contrast):
+    vector = extract_vector(model, contrast, "paranoid", VectorSpec(site="attention"))
+    states = collect_states(model, contrast, "response_tokens", "attention")
+    train = ~states.held_out
+    expected = (states.positive[train] - states.negative[train]).mean(axis=0)
+    np.testing.assert_allclose(vector.raw, expected, rtol=1e-4, atol=1e-5)
+    assert vector.site == "attention"
+    (cell,) = steered_cells(vector, [1], [0.2])
+    assert [term.site for term in cell.plan.terms] == [Site(1, "attention")]
+    assert (
+        vector.metadata["residual_norms"]
+        == extract_vector(model, contrast, "paranoid", VectorSpec()).metadata["residual_norms"]
+    )
 
 
 def test_residual_norms_are_those_of_the_contrast_sequences(model, contrast):

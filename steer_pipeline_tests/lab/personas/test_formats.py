@@ -337,6 +337,16 @@ def test_a_vector_of_another_model_is_refused_unless_allowed_and_another_width_a
             require_same_model(mine, other, allow_other_model=True)
 
 
+def test_formats_of_block_outputs_take_no_vector_of_another_site(tmp_path):
+    inner = vector(blocks=(2,), site="mlp")
+    for export in (export_chatspace, export_janus, export_gguf):
+        with pytest.raises(
+            VectorError, match="collected at site 'mlp'; the format knows block outputs alone"
+        ):
+            export(inner, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # ---------------------------------------------------------------------------------------- GGUF
 
 

@@ -74,6 +74,7 @@ def test_other_weights_behind_the_same_path_are_a_reason_to_make_it_again(projec
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights")
     profile = small_profile(tmp_path, model=str(model)).rename(tmp_path / "with_model.yaml")
     monkeypatch.setenv("STEER_PROFILE", str(profile))
     assert bring_up(project) == ([], 1)
