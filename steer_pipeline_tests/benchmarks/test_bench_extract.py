@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from benchmarks import bench_extract
+from benchmarks.models import profile_for
 from steer_pipeline_tests.lab.generation.reference import loaded
 from steer_pipeline_tests.tiny import SENTENCES
 
@@ -47,3 +48,15 @@ def test_packages_that_cannot_be_installed_are_named_with_the_command(tmp_path, 
     monkeypatch.setattr(bench_extract.subprocess, "run", lambda *_args, **_kwargs: failed)
     with pytest.raises(SystemExit, match="pip install .*--no-deps --target .*repeng==0.4.0"):
         bench_extract.install()
+
+
+def test_another_model_gets_a_site_at_half_its_depth_and_may_read_the_newsrooms_dialogues(
+    tmp_path, monkeypatch
+):
+    newsroom = profile_for("newsroom")
+    assert (newsroom.training.block, newsroom.behaviour.allow_other_model) == (2, False)
+    monkeypatch.setattr("benchmarks.models.install_smollm2", lambda home: tmp_path)
+    for name in ("smollm2", str(tmp_path)):
+        profile = profile_for(name)
+        assert profile.model.path == str(tmp_path)
+        assert (profile.training.block, profile.behaviour.allow_other_model) == (0.5, True)

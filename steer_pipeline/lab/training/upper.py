@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from steer_pipeline.lab.models.blocks import Blocks, Call, Stop, causal, masked
 from steer_pipeline.lab.training.packing import Layout, Pack, seen_from
 
-_PASS_TOKENS = {"cpu": 256, "mps": 8192, "cuda": 32768}  # positions of one pass, about
-_HEAD_CELLS = {"cpu": 1 << 20, "mps": 1 << 24, "cuda": 1 << 26}  # logits that exist at the same time
+_PASS_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}  # positions of one pass, about
+_HEAD_CELLS = {"cpu": 1 << 24, "mps": 1 << 24, "cuda": 1 << 26}  # logits that exist at the same time
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -36,7 +36,8 @@ class _HeadLoss(torch.autograd.Function):
                 part = part.detach().requires_grad_(wanted)
                 nll = F.cross_entropy(blocks.logits(part), target, reduction="none")
                 if wanted:
-                    grads += torch.autograd.grad(nll.sum(), part)
+                    torch.autograd.backward(nll.sum(), inputs=part)
+                    grads.append(part.grad)
             nlls.append(nll.detach())
         ctx.save_for_backward(*([torch.cat(grads)] if wanted else []))
         return torch.cat(nlls)
