@@ -63,7 +63,7 @@ bench-extract: $(DEV) ## persona vectors: tokens per second against the packages
 bench-vectors: $(DEV) ## trained vectors: five rates against one, and our epoch against a Trainer's
 	$(BIN)/python -m benchmarks.bench_vectors $(ARGS)
 
-chaos: $(DEV) ## seeded faults: kills, torn journals, full disks, damaged releases, bad inputs
+chaos: $(DEV) ## seeded faults: kills, torn journals, full disks, damaged releases, swapped weights, bad inputs
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 lint: $(DEV) ## style and types
