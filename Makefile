@@ -66,7 +66,7 @@ bench-extract: $(DEV) ## persona vectors against steering-vectors and repeng; AR
 bench-vectors: $(DEV) ## trained vectors: five rates against one, an epoch against a Trainer's; same ARGS
 	$(BIN)/python -m benchmarks.bench_vectors $(ARGS)
 
-chaos: $(DEV) ## seeded faults: kills, torn journals, full disks, damaged releases, bad inputs
+chaos: $(DEV) ## seeded faults: kills, torn journals, full disks, damaged releases, swapped weights, bad inputs
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 lint: $(DEV) ## style and types

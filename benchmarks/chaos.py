@@ -5,10 +5,13 @@ disturbed. `engine`: generation with a journal. `store`: a version is written ov
 asset `rewrite_raw` in a process of its own. `release`: bytes of a stored pack are overwritten, its size stays; reading,
 promoting and rolling back must refuse it by name, log what they do, leave the others be, and making it again must heal
 (`lost`: a pointer without its log entry, or a pack that does not heal; `differing`: damage that was believed or not
-named). Disasters: SIGKILL at a random moment, SIGKILL in the middle of the
-n-th write, sync or rename, a torn or damaged journal, a disk that fills up (injected ENOSPC, or a real limit of
-the kernel on file sizes). `lost`, `duplicated` and `differing` count rows over all trials; after every disaster
-in the store a whole version must be live. `bad_inputs_named`: see bad_inputs.py.
+named). `weights`: the weights file is replaced by another of the same names, shapes and ends, which differs in the
+middle of one tensor; no row of the old model may come from the journal (such a row is `differing`).
+
+Disasters: SIGKILL at a random moment, SIGKILL in the middle of the n-th write, sync or rename, a torn or damaged
+journal, a disk that fills up (injected ENOSPC, or a real limit of the kernel on file sizes). `lost`, `duplicated`
+and `differing` count rows over all trials; after every disaster in the store a whole version must be live.
+`bad_inputs_named`: see bad_inputs.py.
 
     python -m benchmarks.chaos [--trials 90] [--seed 0]
 """
@@ -19,6 +22,7 @@ import errno
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -37,6 +41,7 @@ from unittest import mock
 import numpy as np
 import polars as pl
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.bad_inputs import bad_inputs, said
 from steer_pipeline.catalogue.models import ModelSpec, SamplingSpec
@@ -63,6 +68,7 @@ TEXTS = [
 KINDS = ["engine", "store", "engine", "engine", "store", "engine", "engine", "store", "engine"] * 2
 KINDS[8] = "run"  # one in 18: it starts a process with everything imported
 KINDS[6] = KINDS[15] = "release"
+KINDS[13] = "weights"
 DURABLE = ("write", "fsync", "replace", "rename")  # calls of `os` after which something may be half done
 ABOUT: dict[str, Any] = {"metadata": {}, "inputs": {}, "code_version": "1", "run_id": None}
 NAMED = 3  # exit status of a child that failed with an error that names the place
@@ -517,6 +523,50 @@ class ReleaseTrials:
         return released(project.store, self.variant)
 
 
+class WeightTrials:
+    """A model's weights are swapped between two runs over one journal."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def trial(self, rng: random.Random, name: str) -> Counter[str]:
+        place = self.folder / name
+        spec = ModelSpec(path=str(tiny_model_dir(place / "old")), device="cpu", batch_tokens=900)
+        old = load_model(spec, place)
+        journal, rows = place / "journal.jsonl", rows_for(old)
+        for _ in generate(old, rows, PLANS, SAMPLING, journal=journal):
+            pass
+        self.swap(rng, Path(spec.path) / "model.safetensors")
+        new = place / "new"
+        shutil.copytree(spec.path, new)
+        fresh = load_model(spec.model_copy(update={"path": str(new)}), place)
+        expected = {key(row): row for row in generate(fresh, rows, PLANS, SAMPLING)}
+        resumed: list[int] = []
+        run = generate(
+            load_model(spec, place),
+            rows,
+            PLANS,
+            SAMPLING,
+            journal=journal,
+            progress=lambda progress: resumed.append(progress.sequences_resumed),
+        )
+        counts = compare(expected, ((key(row), row) for row in run))
+        counts["differing"] = max(counts["differing"], resumed[-1])
+        return counts
+
+    def swap(self, rng: random.Random, path: Path) -> None:
+        """Turns the sign of one column in the middle of one matrix of a middle block."""
+        before, weights = path.read_bytes(), load_file(path)
+        names = sorted(name for name in weights if re.search(r"layers\.[12]\..*proj", name))
+        weight = weights[rng.choice(names)]
+        weight[:, weight.shape[1] // 2] *= -1
+        save_file(weights, path, metadata={"format": "pt"})
+        after = path.read_bytes()
+        ends = [(len(data), data[:4096], data[-4096:]) for data in (before, after)]
+        if ends[0] != ends[1] or before == after:
+            raise AssertionError("the swap shows at the file's ends: it proves nothing")
+
+
 def spoil(rng: random.Random, path: Path) -> None:
     """Overwrites up to eight bytes with others; the size stays."""
     data = bytearray(path.read_bytes())
@@ -535,13 +585,14 @@ def campaign(trials: int, seed: int, folder: Path) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     spec = ModelSpec(path=str(tiny_model_dir(folder)), device="cpu", batch_tokens=900)
     model = load_model(spec, folder)
-    places = {kind: folder / kind for kind in ("engine", "store", "run", "release")}
+    places = {kind: folder / kind for kind in ("engine", "store", "run", "release", "weights")}
     for place in places.values():
         place.mkdir()
     engine = EngineTrials(model, places["engine"])
     kinds: dict[str, Any] = {"engine": engine}
     kinds["store"] = StoreTrials(list(engine.whole.values()), places["store"])
     kinds["release"] = ReleaseTrials(places["release"])
+    kinds["weights"] = WeightTrials(places["weights"])
     if "run" in (KINDS * trials)[:trials]:
         kinds["run"] = RunTrials(model, places["run"])
     counts: Counter[str] = Counter(lost=0, duplicated=0, differing=0)

@@ -183,6 +183,10 @@ def test_a_release_without_its_log_would_be_found_out(tmp_path, monkeypatch):
     assert chaos.ReleaseTrials(tmp_path).trial(random.Random(0), "trial")["lost"] >= 2
 
 
+def test_no_row_of_the_old_weights_is_taken_for_one_of_the_new(tmp_path, one_thread):
+    assert chaos.WeightTrials(tmp_path).trial(random.Random(0), "trial").total() == 0
+
+
 @pytest.mark.slow
 def test_the_whole_campaign(tmp_path, one_thread):
     result = chaos.campaign(90, seed=2, folder=tmp_path / "chaos")
