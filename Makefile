@@ -28,10 +28,10 @@ $(DEV): pyproject.toml constraints.txt $(CORE)
 	@touch $@
 
 pilot: $(CORE) ## vectors, a checked and released pilot pack in all variants, a report; again: only what changed
-	$(BIN)/python -m steer_pipeline.tools.pilot
+	$(BIN)/steer make pilot $(ARGS)
 
 behaviour: $(CORE) ## trained vectors and what they do, for every trait and role; again: only what changed
-	$(BIN)/python -m steer_pipeline.tools.behaviour $(ARGS)
+	$(BIN)/steer make behaviour $(ARGS)
 
 test: $(DEV) ## the test suite
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)

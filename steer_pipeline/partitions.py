@@ -1,19 +1,24 @@
-"""Partitions of the graph, computed from the catalogue and the profile, nowhere else.
+"""Partitions of the graph and their mappings, computed from the catalogue, nowhere else.
 
-A new persona or variant is a new entry of the catalogue and appears when the definitions are loaded again.
+A new persona or variant is a new entry of the catalogue and appears when the definitions are loaded again. One whose
+entry is broken keeps its partition: its assets fail by name, the others go on.
 """
+
+from collections.abc import Iterable, Mapping
 
 import dagster as dg
 
-from steer_pipeline.catalogue import load_personas
+from steer_pipeline.catalogue.loading import persona_names, read_personas
 from steer_pipeline.settings import settings
 
-PERSONA = dg.StaticPartitionsDefinition(list(load_personas()))
+_SOUND, _BROKEN = read_personas()
+
+PERSONA = dg.StaticPartitionsDefinition(persona_names())
 # The behaviour lab studies what has scored dialogues; an axis has two poles and none.
 TRAIT_OR_ROLE = dg.StaticPartitionsDefinition(
-    [name for name, persona in load_personas().items() if persona.kind != "axis"]
+    [name for name in persona_names() if name in _BROKEN or _SOUND[name].kind != "axis"]
 )
-VARIANT = dg.StaticPartitionsDefinition(list(settings().variants))
+VARIANT = dg.StaticPartitionsDefinition(settings().variant_names)
 
 
 def personas_of_variants() -> dict[str, list[str]]:
@@ -24,15 +29,34 @@ def personas_of_variants() -> dict[str, list[str]]:
     }
 
 
-def _variants_of_personas() -> dict[str, list[str]]:
-    needs = personas_of_variants()
-    return {
+def _mapping(needs: Mapping[str, Iterable[str]]) -> dg.StaticPartitionMapping:
+    """Downstream [variant] reads exactly the upstream [persona]s that it needs."""
+    by_persona = {
         persona: [variant for variant, personas in needs.items() if persona in personas]
         for persona in PERSONA.get_partition_keys()
     }
+    return dg.StaticPartitionMapping(
+        {persona: variants for persona, variants in by_persona.items() if variants}
+    )
 
 
-# Downstream [variant] reads exactly the upstream [persona]s that its terms name; base reads none.
-VARIANT_NEEDS = dg.StaticPartitionMapping(
-    {persona: variants for persona, variants in _variants_of_personas().items() if variants}
+# The personas whose vectors a variant adds; base adds none.
+VARIANT_NEEDS = _mapping(personas_of_variants())
+# The persona whose instruction a prompted variant is given.
+VARIANT_PROMPTED = _mapping(
+    {name: [variant.prompted_by] for name, variant in settings().variants.items() if variant.prompted_by}
 )
+# Personas that some variant must move: the traits that every variant is scored on, in catalogue order.
+TARGETED = [
+    name
+    for name in PERSONA.get_partition_keys()
+    if any(name in variant.targets for variant in settings().variants.values())
+]
+# Personas whose vectors some variant adds.
+STEERED = [
+    name
+    for name in PERSONA.get_partition_keys()
+    if any(name in needed for needed in personas_of_variants().values())
+]
+TARGETED_PERSONAS = dg.SpecificPartitionsPartitionMapping(TARGETED)
+STEERED_PERSONAS = dg.SpecificPartitionsPartitionMapping(STEERED)

@@ -13,6 +13,7 @@ import dagster as dg
 import pytest
 import yaml
 
+from steer_pipeline import origins
 from steer_pipeline.definitions import defs
 from steer_pipeline.execution import EXECUTOR, GPU_POOL, GPU_TAGS
 from steer_pipeline.lab.rewrites import GATES
@@ -23,7 +24,8 @@ PACKAGE = ROOT / "steer_pipeline"
 HEAVY = ("torch", "transformers", "peft", "mlx", "mlx_lm", "sentence_transformers", "sklearn", "matplotlib")
 OTHERWISE_NAMED = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 GRAPH = defs.resolve_asset_graph()
-KEYS = sorted(GRAPH.get_all_asset_keys())
+KEYS = sorted(GRAPH.materializable_asset_keys)
+ORIGINS = sorted(GRAPH.observable_asset_keys)
 ON_GPU = {
     "contrast_set",
     "persona_vector",
@@ -74,7 +76,6 @@ def test_every_asset_says_what_it_is_whose_and_where_it_runs(key):
     if on_gpu:
         tags = asset.op.tags
         assert {name: _parsed(tags[name]) for name in GPU_TAGS} == GPU_TAGS
-        assert node.automation_condition is None, "what costs the accelerator is never automatic"
 
 
 @pytest.mark.parametrize("key", [k for k in KEYS if GRAPH.get(k).check_keys], ids=name)
@@ -118,7 +119,24 @@ def test_releases_are_decisions_and_nothing_starts_by_itself_in_a_fresh_clone():
     assert GRAPH.get(dg.AssetKey("rewrite_release")).automation_condition is None
     assert all(schedule.default_status.name == "STOPPED" for schedule in defs.schedules)
     running = [sensor.name for sensor in defs.sensors if sensor.default_status.name == "RUNNING"]
-    assert running == ["failure_notes"]
+    assert running == ["catalogue_watch", "failure_notes"]  # neither starts a run
+
+
+def test_automation_makes_what_is_cheap_and_what_costs_the_accelerator_by_two_switches():
+    sensors = {sensor.name: sensor for sensor in defs.sensors}
+    cheap, costly = (
+        {name(key) for key in sensors[each].asset_selection.resolve(GRAPH)} & {name(key) for key in KEYS}
+        for each in ("automation", "automation_gpu")
+    )
+    assert costly == ON_GPU
+    assert cheap == {name(key) for key in KEYS} - ON_GPU
+
+
+def test_what_assets_are_made_of_beside_each_other_is_observed():
+    assert {name(key) for key in ORIGINS} == {origin.name for origin in origins.ORIGINS}
+    for key in ORIGINS:
+        assert len(GRAPH.get(key).description or "") > 20
+        assert GRAPH.get(key).child_keys, f"nothing is made of {name(key)}"
 
 
 def test_runs_are_one_process_so_that_a_model_is_loaded_once():
@@ -187,7 +205,7 @@ def imports(path: Path, *, module_level: bool = False) -> set[str]:
 
 def test_the_lab_never_imports_dagster_nor_what_is_built_on_it():
     above = re.compile(
-        r"steer_pipeline\.(stages|io\.versioned|io\.parquet|io\.bundle|resources|automation|show)"
+        r"steer_pipeline\.(stages|io\.versioned|io\.parquet|io\.bundle|io\.catalogue|resources|automation|show|keys|observing)"
     )
     for path in sorted((PACKAGE / "lab").rglob("*.py")):
         assert "dagster" not in imports(path), path

@@ -1,21 +1,27 @@
 """The README's first command, as a user types it, on the news and the model that come with the checkout.
 
-One pilot is run in a process of its own, with a store and a Dagster home of its own; every test reads what it
-left behind, or runs the next command on it.
+One pilot is run in a process of its own, with a store, a Dagster home and copies of catalogue and model that may
+be edited; every test reads what it left behind, or runs the next command on it.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 
 from steer_pipeline.catalogue import load_variants
-from steer_pipeline.io.store import ArtifactStore
+from steer_pipeline.catalogue.loading import CATALOGUE
+from steer_pipeline.io.store import ArtifactStore, label
 from steer_pipeline.settings import settings
 
 VARIANTS = load_variants()
@@ -33,8 +39,13 @@ class Place:
     def store(self) -> ArtifactStore:
         return ArtifactStore(str(self.folder / "store"))
 
-    def run(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    @property
+    def catalogue(self) -> Path:
+        return self.folder / "catalogue"
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {
+            "STEER_CATALOGUE": str(self.catalogue),
             "STEER_STORE": str(self.folder / "store"),
             "STEER_NEWS_INBOX": str(self.folder / "inbox"),
             "DAGSTER_HOME": str(self.folder / "dagster"),
@@ -42,13 +53,32 @@ class Place:
         }
         environment = {k: v for k, v in environment.items() if k not in ("STEER_PROFILE", "STEER_HOME")}
         return subprocess.run(
-            [sys.executable, "-m", f"steer_pipeline.tools.{module}", *arguments],
+            [Path(sys.executable).parent / "steer", *arguments],
             env=environment,
             capture_output=True,
             text=True,
             timeout=1500,
             check=False,
         )
+
+    def stale(self) -> dict[str, str]:
+        """What was made and is stale now, with the reason."""
+        answer = self.run("status", "--json", "--stale-only")
+        assert answer.returncode == 0, answer.stderr
+        found = json.loads(answer.stdout)
+        return {label(each["asset"], each["partition"]): each["why"] for each in found}
+
+    @contextmanager
+    def edited(self, path: Path, change: Callable[[Any], None]) -> Iterator[None]:
+        """A YAML file as `change` leaves it, for a while."""
+        before = path.read_text()
+        content = yaml.safe_load(before)
+        change(content)
+        path.write_text(yaml.safe_dump(content, allow_unicode=True))
+        try:
+            yield
+        finally:
+            path.write_text(before)
 
     def replace_pack(self, rows: pl.DataFrame) -> None:
         """Makes `rows` the current paranoid pack, as a careless hand would."""
@@ -71,12 +101,19 @@ def place(tmp_path_factory) -> Place:
     folder = tmp_path_factory.mktemp("pilot")
     (folder / "dagster").mkdir()
     (folder / "dagster" / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    return Place(folder)
+    made = Place(folder)
+    shutil.copytree(CATALOGUE, made.catalogue, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(settings().resolve(settings().profile.model.path), folder / "model")
+    profile = made.catalogue / "profiles" / "newsroom.yaml"
+    content = yaml.safe_load(profile.read_text())
+    content["model"]["path"] = str(folder / "model")
+    profile.write_text(yaml.safe_dump(content))
+    return made
 
 
 @pytest.fixture(scope="module")
 def pilot(place) -> subprocess.CompletedProcess[str]:
-    return place.run("pilot")
+    return place.run("make", "pilot")
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +172,7 @@ def test_a_second_pilot_makes_nothing_twice(place, said):
         return {f"{asset}/{part}": [v.sha for v in store.versions(asset, part)] for asset, part in keys}
 
     before = made()
-    again = place.run("pilot")
+    again = place.run("make", "pilot")
     assert again.returncode == 0, again.stderr
     lines = again.stdout.strip().splitlines()
     assert len(lines) == 1, "steps were run again"
@@ -143,6 +180,83 @@ def test_a_second_pilot_makes_nothing_twice(place, said):
     assert second["variants"] == said["variants"]
     assert second["seconds"] < 90
     assert made() == before
+
+
+STEERED = ("paranoid", "rule_defiant")
+
+
+def of(asset: str, *partitions: str) -> set[str]:
+    return {label(asset, partition) for partition in partitions}
+
+
+def test_an_edit_makes_stale_exactly_what_was_made_of_it(place, said):
+    assert place.stale() == {}
+    personas, profile = place.catalogue / "personas", place.catalogue / "profiles" / "newsroom.yaml"
+    with place.edited(
+        personas / "paranoid.yaml", lambda p: p["positive"]["instructions"].append("Trust nobody.")
+    ):
+        found = place.stale()
+        assert set(found) == (
+            of("contrast_set", "paranoid")
+            | of("persona_vector", "paranoid")
+            | of("rewrite_raw", "prompted_paranoid")
+        )
+        assert set(found.values()) == {"persona_spec[paranoid] has changed"}
+    with place.edited(profile, lambda content: content["rewrites"]["sampling"].update(temperature=0.55)):
+        found = place.stale()
+        assert set(found) == of("dose_curve", *STEERED) | of("rewrite_raw", *VARIANTS) | {
+            "vector_eval_report"
+        }
+        assert found["dose_curve[paranoid]"] == "profile section rewrites.sampling has changed"
+    with place.edited(profile, lambda content: content.update(judge={"model": "another"})):
+        assert place.stale() == {}, "nothing of the pilot is made of it"
+    assert place.stale() == {}, "an edit that is taken back leaves no trace"
+
+
+def test_another_chat_template_and_other_weights_are_seen(place, said):
+    """Two checkpoints of one shape were one to the pipeline, and a changed template was none of its business."""
+    template, weights = (
+        place.folder / "model" / "chat_template.jinja",
+        place.folder / "model" / "model.safetensors",
+    )
+    before = template.read_text()
+    template.write_text(before.replace("<|im_start|>", "<|im_start|> ", 1))
+    prompts = of("contrast_set", *STEERED) | of("dose_curve", *STEERED) | of("rewrite_raw", *VARIANTS)
+    assert set(place.stale()) == prompts
+    template.write_text(before)
+    kept = weights.read_bytes()
+    data = bytearray(kept)
+    data[len(data) // 2] ^= 0x40
+    weights.write_bytes(data)
+    found = place.stale()
+    weights.write_bytes(kept)
+    assert set(found) == prompts | of("persona_vector", *STEERED)
+    assert set(found.values()) == {"model_weights has changed"}
+    assert place.stale() == {}
+
+
+def test_make_does_what_status_says_and_nothing_else(place, said):
+    def weaker(entries: list[dict]) -> None:
+        (trusting,) = (entry for entry in entries if entry["name"] == "trusting")
+        trusting["terms"][0]["dose"] = {"recommended": -0.9}
+
+    with place.edited(place.catalogue / "variants.yaml", weaker):
+        assert set(place.stale()) == {
+            *(f"{asset}[trusting]" for asset in ("rewrite_raw", "rewrite_pack", "keep_set")),
+            "rewrite_comparison",
+            "vector_eval_report",
+        }
+        again = place.run("make", "pilot")
+        assert again.returncode == 0, again.stderr
+        steps = [
+            line.split("s  ", 1)[1].rpartition(" (")[0] for line in again.stdout.strip().splitlines()[:-1]
+        ]
+        assert steps == [
+            "rewrite_raw [trusting]",
+            "rewrite_pack + keep_set + rewrite_release [trusting]",
+            "rewrite_comparison + vector_eval_report",
+        ]
+        assert place.stale() == {}
 
 
 def test_a_bad_pack_stays_out_and_a_rollback_is_one_command(place, said):

@@ -2,25 +2,30 @@
 
 import dagster as dg
 
+from steer_pipeline.keys import key
 from steer_pipeline.lab.rewrites import GATES
 from steer_pipeline.partitions import PERSONA, TRAIT_OR_ROLE, VARIANT
 
-PACK, RELEASE = dg.AssetKey("rewrite_pack"), dg.AssetKey("rewrite_release")
-TO_PACKS = dg.AssetSelection.assets("rewrite_raw", "rewrite_pack", "keep_set")
+PACK, RELEASE = key("rewrite_pack"), key("rewrite_release")
+
+
+def _assets(*names: str) -> dg.AssetSelection:
+    return dg.AssetSelection.assets(*(key(name) for name in names))
 
 
 def _of_size(size: str) -> dict:
     return {"ops": {"rewrite_raw": {"config": {"size": size}}}}
 
 
+TO_PACKS = _assets("rewrite_raw", "rewrite_pack", "keep_set")
 refresh_news = dg.define_asset_job(
     "refresh_news",
-    dg.AssetSelection.assets("cc_news", "news_quarantine", "truncated_news"),
+    _assets("cc_news", "news_quarantine", "truncated_news"),
     description="Read the news source again and truncate what is new.",
 )
 build_vectors = dg.define_asset_job(
     "build_vectors",
-    dg.AssetSelection.assets("contrast_set", "persona_vector", "dose_curve"),
+    _assets("contrast_set", "persona_vector", "dose_curve"),
     partitions_def=PERSONA,
     description="One persona: contrast set, vector and recommended dose.",
 )
@@ -49,25 +54,25 @@ promote = dg.define_asset_job(
 )
 report = dg.define_asset_job(
     "report",
-    dg.AssetSelection.assets("rewrite_comparison", "vector_eval_report"),
+    _assets("rewrite_comparison", "vector_eval_report"),
     description="Compare all packs and render the report.",
 )
 
 train_vectors = dg.define_asset_job(
     "train_vectors",
-    dg.AssetSelection.assets("behaviour_set", "lr_sweep", "trained_vector", "vector_comparison"),
+    _assets("behaviour_set", "lr_sweep", "trained_vector", "vector_comparison"),
     partitions_def=TRAIT_OR_ROLE,
     description="One trait or role: scored dialogues, learned vectors, and their comparison with the controls.",
 )
 study_behaviour = dg.define_asset_job(
     "study_behaviour",
-    dg.AssetSelection.assets("rollouts", "minilm_scores", "judge_scores"),
+    _assets("rollouts", "minilm_scores", "judge_scores"),
     partitions_def=TRAIT_OR_ROLE,
     description="One trait or role: what vanilla, prompted and steered models say, and how it scores.",
 )
 behaviour_report = dg.define_asset_job(
     "behaviour_report",
-    dg.AssetSelection.assets("behaviour_table"),
+    _assets("behaviour_table"),
     description="The table of all traits and roles, from stored rows.",
 )
 

@@ -8,6 +8,7 @@ import dagster as dg
 from dagster._utils.error import SerializableErrorInfo
 
 from steer_pipeline.automation.jobs import refresh_news
+from steer_pipeline.observing import changed
 from steer_pipeline.resources import open_store
 from steer_pipeline.settings import Settings, settings
 
@@ -24,7 +25,7 @@ MAX_MESSAGE_CHARS = 4000
     "assets_data/inbox). The profile's corpus.source must be that directory.",
 )
 def news_inbox(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    now = settings()
+    now = settings(anew=True)
     if (reason := _not_the_source(now)) is not None:
         return dg.SkipReason(reason)
     files = inbox_files(now.inbox)
@@ -103,11 +104,33 @@ def _reason(error: SerializableErrorInfo) -> str:
     return error.message.strip()[:MAX_MESSAGE_CHARS]
 
 
-automation = dg.AutomationConditionSensorDefinition(
-    "automation",
-    target=dg.AssetSelection.all(),
-    default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Makes cheap assets again when their inputs have changed and passed their blocking checks.",
+@dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Reports personas, variants, weights and news files that have changed, so that what was made of them "
+    "shows as stale. Starts no run. New personas and variants, and sections of the profile, show when the definitions "
+    "are loaded again.",
 )
+def catalogue_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    events = list(changed(context.instance, settings(anew=True)))
+    if not events:
+        return dg.SkipReason("nothing has changed")
+    return dg.SensorResult(asset_events=events)
 
-SENSORS = [news_inbox, failure_notes, automation]
+
+def _automation(name: str, device: str, what: str) -> dg.AutomationConditionSensorDefinition:
+    return dg.AutomationConditionSensorDefinition(
+        name,
+        target=dg.AssetSelection.tag("steer/device", device),
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        use_user_code_server=True,
+        description=f"Makes {what} when it is stale and what it stands on is fresh and has passed its blocking checks.",
+    )
+
+
+automation = _automation(
+    "automation", "cpu", "what is cheap (what costs the accelerator is awaited, not made: see automation_gpu)"
+)
+automation_gpu = _automation("automation_gpu", "gpu", "what costs the accelerator")
+
+SENSORS = [news_inbox, catalogue_watch, failure_notes, automation, automation_gpu]

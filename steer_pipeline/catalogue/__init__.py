@@ -2,6 +2,7 @@
 
 from steer_pipeline.catalogue.loading import (
     CatalogueError,
+    load_persona,
     load_personas,
     load_profile,
     load_variants,
@@ -13,6 +14,7 @@ __all__ = [
     "Persona",
     "Profile",
     "VariantSpec",
+    "load_persona",
     "load_personas",
     "load_profile",
     "load_variants",

@@ -1,6 +1,5 @@
 """Reads the catalogue. An error names the file and the field, and says what was expected."""
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from steer_pipeline.catalogue.models import Persona, Profile, VariantSpec
 
-CATALOGUE = Path(__file__).parent
+CATALOGUE = Path(__file__).parent  # the package's own
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -37,62 +36,138 @@ def _validate(model: type[Model], data: Any, path: Path) -> Model:
         raise CatalogueError(f"{path}: {problems}") from error
 
 
-def load_personas(folder: Path | None = None) -> dict[str, Persona]:
-    """Every `personas/*.yaml`, by name and sorted; the file's stem is the persona's name."""
-    personas = {}
-    for path in sorted((folder or CATALOGUE / "personas").glob("*.yaml")):
-        persona = _validate(Persona, _read(path), path)
-        if persona.name != path.stem:
-            raise CatalogueError(f"{path}: name is {persona.name!r}; rename the file or the persona")
-        personas[persona.name] = persona
-    if not personas:
-        raise CatalogueError(f"{folder or CATALOGUE / 'personas'}: no persona files (*.yaml)")
-    return personas
+def folder() -> Path:
+    """Where the catalogue lies: STEER_CATALOGUE, or the package's own."""
+    from steer_pipeline.settings import (
+        catalogue_folder,  # which reads the environment, and imports this module
+    )
+
+    return catalogue_folder()
 
 
-def load_profile(name: str, folder: Path | None = None) -> Profile:
-    """`profiles/<name>.yaml`, or a path to a profile file of your own."""
-    folder = folder or CATALOGUE / "profiles"
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+def persona_names(place: Path | None = None) -> list[str]:
+    """Stems of `personas/*.yaml`, sorted: the names of all personas, of those with a broken file too.
+
+    Raises:
+        CatalogueError: there is no such file.
+    """
+    place = place or folder() / "personas"
+    names = sorted(path.stem for path in place.glob("*.yaml"))
+    if not names:
+        raise CatalogueError(f"{place}: no persona files (*.yaml)")
+    return names
+
+
+def load_persona(name: str, place: Path | None = None) -> Persona:
+    """`personas/<name>.yaml`; the file's stem is the persona's name."""
+    path = (place or folder() / "personas") / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise CatalogueError(f"{path}: no such file; known: {', '.join(persona_names(path.parent))}")
+    persona = _validate(Persona, _read(path), path)
+    if persona.name != name:
+        raise CatalogueError(f"{path}: name is {persona.name!r}; rename the file or the persona")
+    return persona
+
+
+def load_personas(place: Path | None = None) -> dict[str, Persona]:
+    """All personas by name, sorted. One broken file is an error; `read_personas` leaves it out."""
+    return {name: load_persona(name, place) for name in persona_names(place)}
+
+
+def read_personas(place: Path | None = None) -> tuple[dict[str, Persona], dict[str, CatalogueError]]:
+    """The personas whose files are sound, and what is wrong with the others."""
+    sound: dict[str, Persona] = {}
+    broken: dict[str, CatalogueError] = {}
+    for name in persona_names(place):
+        try:
+            sound[name] = load_persona(name, place)
+        except CatalogueError as error:
+            broken[name] = error
+    return sound, broken
+
+
+def load_profile(name: str, place: Path | None = None) -> Profile:
+    """`profiles/<name>.yaml`, or a path to a profile file of your own."""
+    path = profile_path(name, place)
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in (place or folder() / "profiles").glob("*.yaml")))
         raise CatalogueError(f"{path}: no such profile; known: {known}; or give the path of a YAML file")
     return _validate(Profile, _read(path), path)
 
 
+def profile_path(name: str, place: Path | None = None) -> Path:
+    """The file of a profile, by name or by its own path."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    return (place or folder() / "profiles") / f"{name}.yaml"
+
+
 def load_variants(profile: Profile | None = None, path: Path | None = None) -> dict[str, VariantSpec]:
-    """`variants.yaml` in file order, with the profile's own terms in place of the file's."""
-    path = path or CATALOGUE / "variants.yaml"
-    variants: dict[str, VariantSpec] = {}
-    for entry in _read(path):
-        variant = _validate(VariantSpec, entry, path)
-        if variant.name in variants:
-            raise CatalogueError(f"{path}: variant {variant.name!r} is given twice")
-        variants[variant.name] = variant
-    if profile is not None:
-        for name, terms in profile.variants.items():
-            if name not in variants:
-                raise CatalogueError(f"profile {profile.name}: variants.{name}: not in {path.name}")
-            variants[name] = variants[name].model_copy(update={"terms": terms})
-    _check_references(variants, path)
-    return variants
+    """`variants.yaml` in file order, with the profile's own terms in place of the file's.
+
+    One broken variant is an error; `read_variants` leaves it out.
+    """
+    sound, broken = read_variants(profile, path)
+    for error in broken.values():
+        raise error
+    return sound
 
 
-def _check_references(variants: dict[str, VariantSpec], path: Path) -> None:
-    personas = _persona_names()
-    for variant in variants.values():
-        named = [term.persona for term in variant.terms] + list(variant.targets)
-        named += [variant.prompted_by] if variant.prompted_by else []
-        for persona in named:
-            if persona not in personas:
-                raise CatalogueError(
-                    f"{path}: variant {variant.name!r} names persona {persona!r}, "
-                    f"which has no file in personas/; known: {', '.join(personas)}"
-                )
-    if [v.name for v in variants.values() if v.role == "base"] != ["base"]:
+def read_variants(
+    profile: Profile | None = None, path: Path | None = None
+) -> tuple[dict[str, VariantSpec], dict[str, CatalogueError]]:
+    """The variants that are sound, in file order, and what is wrong with the others.
+
+    Raises:
+        CatalogueError: the file is no list of named variants, or a name comes twice, or base is not as it must be:
+        nothing can be compared then.
+    """
+    path = path or folder() / "variants.yaml"
+    entries = _entries(path)
+    own = dict(profile.variants) if profile is not None else {}
+    for name in own:
+        if name not in entries:
+            raise CatalogueError(f"profile {profile.name}: variants.{name}: not in {path.name}")  # type: ignore[union-attr]
+    sound: dict[str, VariantSpec] = {}
+    broken: dict[str, CatalogueError] = {}
+    for name, entry in entries.items():
+        try:
+            variant = _validate(VariantSpec, entry, path)
+            variant = variant.model_copy(update={"terms": own[name]}) if name in own else variant
+            _check_references(variant, path)
+            sound[name] = variant
+        except CatalogueError as error:
+            broken[name] = error
+    if "base" in broken:
+        raise broken["base"]
+    if [v.name for v in sound.values() if v.role == "base"] != ["base"]:
         raise CatalogueError(f"{path}: exactly one variant has role base, and it is called base")
+    return sound, broken
 
 
-@lru_cache(maxsize=1)
-def _persona_names() -> tuple[str, ...]:
-    return tuple(load_personas())
+def _entries(path: Path) -> dict[str, Any]:
+    """name -> entry of a file that lists variants."""
+    read = _read(path)
+    entries: dict[str, Any] = {}
+    for number, entry in enumerate(read if isinstance(read, list) else [None], start=1):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            raise CatalogueError(
+                f"{path}: entry {number} has no name; the file is a list of variants, each with one"
+            )
+        if name in entries:
+            raise CatalogueError(f"{path}: variant {name!r} is given twice")
+        entries[name] = entry
+    return entries
+
+
+def _check_references(variant: VariantSpec, path: Path) -> None:
+    named = [term.persona for term in variant.terms] + list(variant.targets)
+    named += [variant.prompted_by] if variant.prompted_by else []
+    known = persona_names()
+    for persona in named:
+        if persona not in known:
+            raise CatalogueError(
+                f"{path}: variant {variant.name!r} names persona {persona!r}, "
+                f"which has no file in personas/; known: {', '.join(known)}"
+            )

@@ -124,7 +124,10 @@ class VariantSpec(Strict):
     """One way of rewriting every row."""
 
     name: Name
-    role: Literal["base", "steered", "control"]
+    role: Literal["base", "steered", "prompted", "control"] = Field(
+        description="`control`: must show nothing, and a run in which it does is no evidence; `prompted`: shows what a "
+        "prompt achieves."
+    )
     summary: str
     terms: list[VariantTerm] = Field(default_factory=list)
     scope: Literal["all", "generated"] = Field(
@@ -148,6 +151,8 @@ class VariantSpec(Strict):
             raise ValueError("the base variant is not steered and not prompted")
         if self.role == "steered" and not self.terms:
             raise ValueError("a steered variant needs at least one term")
+        if (self.role == "prompted") != (self.prompted_by is not None and not self.terms):
+            raise ValueError("role prompted, prompted_by and no terms belong together")
         return self
 
 

@@ -21,6 +21,8 @@ import dagster as dg
 
 from steer_pipeline import show
 from steer_pipeline.io.store import SHA_LENGTH, ArtifactStore, StoreError, Version, label
+from steer_pipeline.keys import name_of
+from steer_pipeline.observing import observe
 from steer_pipeline.resources.artifact_store import ArtifactStoreResource
 from steer_pipeline.resources.language_model import models_of_step
 
@@ -51,6 +53,11 @@ class VersionedIO(dg.ConfigurableIOManager):
 
     store: ArtifactStoreResource
 
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """A run starts: what it will be made of is observed first, so that its record names the right versions."""
+        if context.instance is not None:
+            observe(context.instance)
+
     @abstractmethod
     def dump(self, value: Any, folder: Path) -> Mapping[str, Any]:
         """Writes `value` into an empty folder and returns metadata about it.
@@ -64,7 +71,7 @@ class VersionedIO(dg.ConfigurableIOManager):
         """What the asset downstream is given."""
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
-        asset = "/".join(context.asset_key.path)
+        asset = name_of(context.asset_key)
         if not context.has_asset_partitions:
             self._commit(context, asset, None, obj)
             return
@@ -76,12 +83,12 @@ class VersionedIO(dg.ConfigurableIOManager):
             _set_data_version(context, _combined(versions))
 
     def load_input(self, context: dg.InputContext) -> Any:
-        asset = "/".join(context.asset_key.path)
+        asset = name_of(context.asset_key)
         store = self.store.store()
         if not context.has_asset_partitions:
             return self.load(self._read(context, store, asset, None))
         keys = sorted(context.asset_partition_keys)
-        many = _wants_dict(context)
+        many = wants_dict(context)
         if not many and len(keys) != 1:
             raise StoreError(
                 f"input {context.name} has {len(keys)} partitions of {asset}: annotate it as dict[str, ...]"
@@ -170,7 +177,8 @@ def _by_partition(asset: str, keys: list[str], value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _wants_dict(context: dg.InputContext) -> bool:
+def wants_dict(context: dg.InputContext) -> bool:
+    """Whether an asset wants the partitions of this input as a dict by name."""
     wanted = context.dagster_type.typing_type
     origin = get_origin(wanted) or wanted
     return isinstance(origin, type) and issubclass(origin, Mapping)

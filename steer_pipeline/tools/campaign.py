@@ -1,23 +1,19 @@
-"""What `make pilot` and `make behaviour` share: bringing chains of assets up to date in one process.
+"""What `steer make pilot` and `steer make behaviour` share: bringing chains of assets up to date in one process.
 
-Drives the real asset graph in topological order with one model load. What is already made from the same
-code, inputs, profile, catalogue and weights is left alone. A subclass says what an asset is made of.
+Drives the real asset graph in topological order with one model load. What is fresh by Dagster's own account, and passed
+its checks, is left alone.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from steer_pipeline.io.store import ArtifactStore
+from steer_pipeline.io.store import ArtifactStore, StoreError
 from steer_pipeline.resources import open_store
 from steer_pipeline.settings import settings
 from steer_pipeline.tools.driver import Driver, Outcome
-
-NOTE = "pilot"  # beside each version that a campaign made: what it was made of
 
 
 class Stopped(Exception):
@@ -35,10 +31,6 @@ class Campaign:
     force: bool = field(default=False, kw_only=True)
     problems: list[str] = field(default_factory=list, kw_only=True)
     started: float = field(default_factory=time.monotonic, kw_only=True)
-
-    def says(self, asset: str, partition: str | None) -> list[Any]:
-        """What profile, catalogue and files outside the graph say about one partition; JSON values."""
-        raise NotImplementedError
 
     def gates(self, selected: Sequence[str]) -> list[tuple[str, str]]:
         """Checks (asset, name) of assets that are not made now, to run before these."""
@@ -70,25 +62,22 @@ class Campaign:
         return True
 
     def is_stale(self, asset: str, partition: str | None) -> bool:
-        """Never made; code or inputs changed (Dagster's answer); stopped by its checks when they last ran; or
-        the catalogue says otherwise than then.
-        """
-        version = self.store.current(asset, partition)
-        if self.force or version is None or self.driver.stale(asset, [partition]):
+        """Not in this store; changed in code or inputs (Dagster's answer); or stopped by its checks last time."""
+        if self.force or not self._stored(asset, partition):
             return True
-        if self.driver.ungated(asset, partition):
-            return True
-        note = self.store.annotation(asset, partition, version.sha, NOTE)
-        return note is not None and note["made_of"] != self._made_of(asset, partition)
+        return bool(self.driver.stale(asset, [partition])) or self.driver.ungated(asset, partition)
+
+    def _stored(self, asset: str, partition: str | None) -> bool:
+        try:
+            return self.store.current(asset, partition) is not None
+        except StoreError:  # damaged: made again, it is whole
+            return False
 
     def materialize(self, assets: Sequence[str], **what: Any) -> Outcome:
         """One run, with a line on stdout; `what` as `Driver.materialize` takes it."""
         partitions = self._partitions(assets[0], what)
         begun = time.monotonic()
         outcome = self.driver.materialize(assets, **what)
-        for asset in set(assets) & set(outcome.materialised):
-            for partition in partitions:
-                self._note(asset, partition)
         now = time.monotonic()
         where = f" [{', '.join(p for p in partitions if p)}]" if partitions != [None] else ""
         state = "" if outcome.success else "   FAILED"
@@ -102,37 +91,9 @@ class Campaign:
         if not outcome.success:
             raise Stopped("\n".join([*outcome.stopped_by, *outcome.errors]) or f"run {outcome.run_id} failed")
 
-    @cached_property
-    def weights(self) -> str | None:
-        """Identity of the model's files where it is a directory; a hub id has its revision in the profile."""
-        from steer_pipeline.lab.models.identity import adapter_folders, adapter_identity, model_identity
-
-        model, home = settings().profile.model, settings().home
-        if (home / model.path).is_dir():
-            return str(model_identity(model, home))
-        return " ".join(map(adapter_identity, adapter_folders(model, home))) or None
-
     def _partitions(self, asset: str, what: dict[str, Any]) -> list[str | None]:
         if not what.get("span"):
             return [what.get("partition")]
         first, last = what["span"]
         keys = self.driver.partitions(asset)
         return list(keys[keys.index(first) : keys.index(last) + 1])
-
-    def _made_of(self, asset: str, partition: str | None) -> str:
-        """Hash of what Dagster does not know an asset partition to be made of."""
-        told = [asset, *self.says(asset, partition)]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-
-    def _note(self, asset: str, partition: str | None) -> None:
-        version = self.store.current(asset, partition)
-        if version is not None:
-            note = {"made_of": self._made_of(asset, partition)}
-            self.store.annotate(asset, partition, version.sha, NOTE, note)
-
-
-def rounded(value: Any) -> Any:
-    """Numbers of nested dictionaries to four digits."""
-    if isinstance(value, dict):
-        return {key: rounded(entry) for key, entry in value.items()}
-    return round(value, 4) if isinstance(value, float) else value

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.event_api import PartitionKeyFilter
-from dagster._core.loader import LoadingContext
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, RunsFilter
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+from steer_pipeline.keys import key, name_of
+from steer_pipeline.observing import observe
+from steer_pipeline.staleness import Staleness
 
 PLANNED = AssetCheckExecutionRecordStatus.PLANNED
 DRIVER_TAG = "steer/driver"
@@ -96,34 +98,41 @@ class Driver:
     def asset_graph(self):
         return self.defs.resolve_asset_graph()
 
+    def assets(self) -> list[str]:
+        """Names of all assets that can be made, upstream first."""
+        graph = self.asset_graph
+        return [
+            name_of(each) for each in graph.toposorted_asset_keys if each in graph.materializable_asset_keys
+        ]
+
     def partitions(self, asset: str) -> list[str]:
         """Partition keys of an asset, in their order; none for an asset without partitions."""
-        definition = self.asset_graph.get(dg.AssetKey(asset)).partitions_def
+        definition = self.asset_graph.get(key(asset)).partitions_def
         return definition.get_partition_keys() if definition is not None else []
 
-    def stale(self, asset: str, partitions: Sequence[str | None]) -> list[str | None]:
-        """Those of `partitions` that were never made, or whose code or inputs have changed since.
+    def observe(self) -> None:
+        """Looks at personas, variants, weights and news files, so that what they have become counts."""
+        observe(self.instance)
 
-        This is the status that the UI shows. It looks one edge up: where an input is itself out of date,
-        ask again after that has been made.
-        """
-        resolver = CachingStaleStatusResolver(self.instance, self.asset_graph, _Loading(self.instance))
-        key = dg.AssetKey(asset)
-        return [p for p in partitions if resolver.get_status(key, p) != StaleStatus.FRESH]
+    def stale(self, asset: str, partitions: Sequence[str | None]) -> dict[str | None, list[str]]:
+        """Those of `partitions` that are missing or stale by the UI's own account, and why; see `Staleness`."""
+        staleness = Staleness(self.instance, self.asset_graph)
+        found = {partition: staleness.why(key(asset), partition) for partition in partitions}
+        return {partition: why for partition, why in found.items() if why}
 
     def ungated(self, asset: str, partition: str | None) -> bool:
         """Whether a blocking check of one asset partition has not passed when it last ran, or never ran."""
         graph = self.asset_graph
         keys = [
-            key
-            for key in graph.get_check_keys_for_assets({dg.AssetKey(asset)})
-            if graph.get_check_spec(key).blocking
+            each
+            for each in graph.get_check_keys_for_assets({key(asset)})
+            if graph.get_check_spec(each).blocking
         ]
         latest = self.instance.event_log_storage.get_latest_asset_check_execution_by_key(
             keys, partition_filter=PartitionKeyFilter(key=partition)
         )
-        done = {key: record for key, record in latest.items() if record.status != PLANNED}
-        return any(key not in done or _stops(done[key].evaluation) for key in keys)
+        done = {each: record for each, record in latest.items() if record.status != PLANNED}
+        return any(each not in done or _stops(done[each].evaluation) for each in keys)
 
     def materialize(
         self,
@@ -141,15 +150,18 @@ class Driver:
             checks: (asset, check) of assets that are not made again; given, these run instead of the checks
                 of `assets`, and block what is downstream of them.
             config: asset name -> values of its Config.
+
+        Raises:
+            KeyboardInterrupt: the process was asked to stop (SIGINT or SIGTERM) while the run was going on.
         """
         tags = {DRIVER_TAG: socket.gethostname()}
         if span:
             tags |= {ASSET_PARTITION_RANGE_START_TAG: span[0], ASSET_PARTITION_RANGE_END_TAG: span[1]}
-        nodes = [self.asset_graph.get(dg.AssetKey(name)) for name in assets]
-        keys = sorted({key for node in nodes for key in node.execution_set_asset_keys})  # made together
+        nodes = [self.asset_graph.get(key(name)) for name in assets]
+        keys = sorted({each for node in nodes for each in node.execution_set_asset_keys})  # made together
         job = self._job
         if checks:
-            gates = {dg.AssetCheckKey(dg.AssetKey(asset), check) for asset, check in checks}
+            gates = {dg.AssetCheckKey(key(asset), check) for asset, check in checks}
             job, keys = job.get_subset(asset_selection=set(keys), asset_check_selection=gates), []
         ops = {name: {"config": dict(values)} for name, values in (config or {}).items()}
         result = job.execute_in_process(
@@ -160,6 +172,8 @@ class Driver:
             tags=tags,
             raise_on_error=False,
         )
+        if any(_is_interrupt(event) for event in result.all_events):
+            raise KeyboardInterrupt  # Dagster makes a failed step of it; whoever stops the process means all of it
         return _outcome(result)
 
     def bury_dead_runs(self) -> list[str]:
@@ -177,25 +191,9 @@ class Driver:
         return buried
 
 
-class _Loading(LoadingContext):
-    """What the staleness resolver batches its look-ups in."""
-
-    def __init__(self, instance: dg.DagsterInstance):
-        self._instance = instance
-        self._loaders: dict = {}
-
-    @property
-    def instance(self) -> dg.DagsterInstance:
-        return self._instance
-
-    @property
-    def loaders(self) -> dict:
-        return self._loaders
-
-
 def _outcome(result: dg.ExecuteInProcessResult) -> Outcome:
     stopped_by = [
-        f"{check.asset_key.to_user_string()}{f'[{check.partition}]' if check.partition else ''}: "
+        f"{name_of(check.asset_key)}{f'[{check.partition}]' if check.partition else ''}: "
         f"{check.check_name}: {check.description or f'failed ({_numbers(check)})'}"
         for check in result.get_asset_check_evaluations()
         if _stops(check)
@@ -204,9 +202,7 @@ def _outcome(result: dg.ExecuteInProcessResult) -> Outcome:
     for event in result.all_events:
         if event.is_step_failure and not _is_check_failure(event):
             errors.append(f"{event.step_key}: {_reason(event)}")
-    made = tuple(
-        event.asset_key.to_user_string() for event in result.all_events if event.is_step_materialization
-    )
+    made = tuple(name_of(event.asset_key) for event in result.all_events if event.is_step_materialization)
     return Outcome(result.run_id, result.success, tuple(errors), tuple(stopped_by), made)
 
 
@@ -225,6 +221,11 @@ def _stops(check: dg.AssetCheckEvaluation) -> bool:
 def _is_check_failure(event: dg.DagsterEvent) -> bool:
     error = event.step_failure_data.error
     return error is not None and error.cls_name == "DagsterAssetCheckFailedError"
+
+
+def _is_interrupt(event: dg.DagsterEvent) -> bool:
+    error = event.step_failure_data.error if event.is_step_failure else None
+    return error is not None and error.cls_name == "DagsterExecutionInterruptedError"
 
 
 def _reason(event: dg.DagsterEvent) -> str:

@@ -1,5 +1,9 @@
 """The driver runs parts of a graph, knows what is out of date, and cleans up after drivers that were killed."""
 
+import os
+import signal
+import time
+
 import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
@@ -52,6 +56,13 @@ def broken() -> None:
         raise ValueError("the cause in plain words") from error
 
 
+@dg.asset(code_version="1")
+def stopped() -> None:
+    """Somebody stops the process while it is made."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+
+
 @dg.multi_asset(specs=[dg.AssetSpec("left", code_version="1"), dg.AssetSpec("right", code_version="1")])
 def twins():
     """Can only be made together."""
@@ -60,7 +71,9 @@ def twins():
 
 
 DEFS = dg.Definitions(
-    assets=[letter, loud, echo, broken, twins], asset_checks=[is_good], executor=dg.in_process_executor
+    assets=[letter, loud, echo, broken, stopped, twins],
+    asset_checks=[is_good],
+    executor=dg.in_process_executor,
 )
 
 
@@ -74,17 +87,17 @@ def driver():
 
 def test_staleness_is_dagsters_own_missing_then_fresh_then_stale_by_content(driver):
     both = ["b_loud", "c_loud"]
-    assert driver.stale("loud", both) == both
+    assert list(driver.stale("loud", both)) == both
     assert driver.materialize(["letter"], span=("a", "c")).success
     for partition in both:
         assert driver.materialize(["loud"], partition=partition).success
-    assert driver.stale("letter", ["a", "b", "c"]) == []
-    assert driver.stale("loud", both) == []
+    assert list(driver.stale("letter", ["a", "b", "c"])) == []
+    assert list(driver.stale("loud", both)) == []
     driver.materialize(["letter"], partition="a")
-    assert driver.stale("loud", both) == []  # neither reads a
+    assert list(driver.stale("loud", both)) == []  # neither reads a
     CONTENT["b"] = "2"
     driver.materialize(["letter"], partition="b")
-    assert driver.stale("loud", both) == ["b_loud"]
+    assert list(driver.stale("loud", both)) == ["b_loud"]
 
 
 def test_a_failed_check_stops_what_is_downstream_and_keeps_its_asset_from_counting_as_done(driver):
@@ -93,7 +106,7 @@ def test_a_failed_check_stops_what_is_downstream_and_keeps_its_asset_from_counti
     assert not outcome.success
     assert outcome.stopped_by == ("loud[b_loud]: is_good: as the test says",)
     assert outcome.materialised == ("loud",)
-    assert driver.stale("loud", ["b_loud"]) == []
+    assert list(driver.stale("loud", ["b_loud"])) == []
     assert driver.ungated("loud", "b_loud")
     assert driver.ungated("loud", "c_loud")  # its check never ran
     GOOD["b_loud"] = True
@@ -145,3 +158,9 @@ def test_a_gate_without_a_sentence_shows_its_numbers():
     with dg.DagsterInstance.ephemeral() as instance:
         outcome = Driver(defs, instance).materialize([], checks=[("broken", "is_silent")])
     assert outcome.stopped_by == ("broken: is_silent: failed (open_ends 3, rate 0.5)",)
+
+
+def test_stopping_the_process_stops_the_campaign_and_not_one_step_of_it(driver):
+    """The step counted as failed, and the next persona was begun."""
+    with pytest.raises(KeyboardInterrupt):
+        driver.materialize(["stopped"])

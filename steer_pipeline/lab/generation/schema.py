@@ -83,6 +83,7 @@ class RewriteRow(Strict):
     truncated: bool
     profile: str
     size: Literal["pilot", "full"]
+    made_with: str = Field(description="JSON of what all variants that are compared must share.")
 
 
 REWRITE_SCHEMA = pl.Schema(
@@ -117,5 +118,6 @@ REWRITE_SCHEMA = pl.Schema(
         "truncated": pl.Boolean(),
         "profile": pl.String(),
         "size": pl.String(),
+        "made_with": pl.String(),
     }
 )

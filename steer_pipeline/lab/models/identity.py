@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 from steer_pipeline.catalogue.models import ModelSpec
 
@@ -338,3 +339,34 @@ def _blob_sha(path: Path) -> str | None:
         return None
     blob = path.resolve()
     return blob.name if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name) else None
+
+
+# ------------------------------------------------------------------------------------ parts by themselves
+
+
+def content_sha(files: Iterable[Path]) -> str:
+    """sha256 over names and contents of files, from the same cache."""
+    with _Hashes() as hashes:
+        return hashlib.sha256(
+            "\n".join(hashes.of(path.parent, [path]) for path in files).encode()
+        ).hexdigest()
+
+
+def vocabulary_sha(folder: Path) -> str:
+    """Identity of how text becomes ids: a model's tokenizer without its chat template."""
+    config = _tokenizer_config(folder)
+    config.pop("chat_template", None)
+    templates = {*_named(folder, _TEMPLATES), folder / "tokenizer_config.json"}
+    files = [path for path in _tokenizer_files(folder) if path not in templates]
+    return hashlib.sha256(f"{json.dumps(config, sort_keys=True)} {content_sha(files)}".encode()).hexdigest()
+
+
+def template_sha(folder: Path) -> str:
+    """Identity of a model's chat templates, wherever they lie."""
+    inside = json.dumps(_tokenizer_config(folder).get("chat_template"))
+    return hashlib.sha256(f"{inside} {content_sha(_named(folder, _TEMPLATES))}".encode()).hexdigest()
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -7,6 +7,7 @@ tables alone.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -33,7 +34,7 @@ from steer_pipeline.lab.stats import (
 )
 
 BASE, RESAMPLE, RANDOM = "base", "base_resample", "random_direction"
-CONTROLS = (RESAMPLE, RANDOM)
+NEEDED = (BASE, RESAMPLE, RANDOM)  # nothing is compared without these
 # How alike two texts are makes sense only against another pair: these compare with the resample.
 LIKENESS = ("exact_match", "overlap")
 METRICS = {
@@ -80,7 +81,7 @@ class ComparisonTables:
         summary: one row a variant and metric (`SUMMARY_SCHEMA`): mean; paired difference to the reference
             (base; for likeness base_resample) with a 95% interval, sign-flip p, and p after Holm over all
             variants and metrics but the controls; the controls' own differences beside it. Trait differences
-            of base_resample and random_direction have intervals that are simultaneous over these controls
+            of controls have intervals that are simultaneous over these controls
             and all personas of a scale.
         distances: one row a variant: is it further from base than the resample is? One-sided paired test of
             1 - overlap.
@@ -101,6 +102,16 @@ class ComparisonTables:
         """Names in the order given, base first."""
         return self.alignment["variant"].to_list()
 
+    @cached_property
+    def roles(self) -> dict[str, str]:
+        """variant -> role: `base`, `steered`, `prompted` (what a prompt achieves), `control` (must show nothing)."""
+        return dict(self.summary.select("variant", "role").unique(maintain_order=True).iter_rows())
+
+    @property
+    def controls(self) -> list[str]:
+        """Variants that must show nothing."""
+        return [name for name, role in self.roles.items() if role == "control"]
+
     def of(self, variant: str, metric: str) -> dict:
         """The summary's row for one variant and metric."""
         found = self.summary.filter(pl.col("variant") == variant, pl.col("metric") == metric)
@@ -113,19 +124,11 @@ def trait_column(persona: str, scale: str) -> str:
     return f"trait_{persona}_{scale}"
 
 
-def role_of(variant: str) -> str:
-    """`base`, `control` (must show nothing), `prompted` (shows what a prompt achieves) or `steered`."""
-    if variant == BASE:
-        return "base"
-    if variant in CONTROLS:
-        return "control"
-    return "prompted" if variant.startswith("prompted_") else "steered"
-
-
 def compare_variants(
     packs: Mapping[str, pl.DataFrame],
     facts: Mapping[str, Sequence[str]],
     scorers: Mapping[str, Mapping[str, TraitScorer]],
+    roles: Mapping[str, str],
     seed: int,
     *,
     sources: Mapping[str, str] | None = None,
@@ -138,6 +141,7 @@ def compare_variants(
             random_direction must be there: a difference without its controls means nothing.
         facts: row_id -> facts of the news item.
         scorers: persona -> scale (`lexicon`, `minilm`, ...) -> scorer of signed scores in [-1, 1].
+        roles: variant -> its role in the catalogue; see `ComparisonTables.roles`.
         seed: of all resampling; the same packs and seed give the same tables.
         sources: row_id -> news text, which suspect rules compare with; default: the row's prompt.
         special_tokens: special strings of the tokenizer.
@@ -166,9 +170,9 @@ def compare_variants(
     )
     return ComparisonTables(
         rows=rows,
-        summary=_summarise(rows, order, scorers, seed),
+        summary=_summarise(rows, order, scorers, roles, seed),
         distances=_distances(rows, order, seed),
-        agreement=_agreement(rows, order),
+        agreement=_agreement(rows, [name for name in order if roles[name] in ("base", "steered")]),
         alignment=pl.DataFrame(aligned),
         scorers=_scorer_reports(scorers),
     )
@@ -199,7 +203,7 @@ def difference_from_base(
 
 
 def _check_packs(packs: Mapping[str, pl.DataFrame]) -> None:
-    for name in (BASE, *CONTROLS):
+    for name in NEEDED:
         if name not in packs:
             raise ValueError(
                 f"compare_variants: pack {name} is missing; make it first: no difference without it"
@@ -277,8 +281,13 @@ def _score_pack(
 
 
 def _summarise(
-    rows: pl.DataFrame, order: Sequence[str], scorers: Mapping[str, Mapping[str, TraitScorer]], seed: int
+    rows: pl.DataFrame,
+    order: Sequence[str],
+    scorers: Mapping[str, Mapping[str, TraitScorer]],
+    roles: Mapping[str, str],
+    seed: int,
 ) -> pl.DataFrame:
+    controls = [name for name in order if roles[name] == "control"]
     traits = [trait_column(persona, scale) for persona, scales in scorers.items() for scale in scales]
     metrics = [*METRICS, *traits]
     values = {metric: _wide(rows, metric, order) for metric in metrics}  # metric -> float [n, variants]
@@ -293,8 +302,8 @@ def _summarise(
     differences[~np.isfinite(differences)] = np.nan
     intervals = dict(zip(keys, mean_intervals(differences, seed=seed), strict=True))
     ps = dict(zip(keys, sign_flip_tests(differences, seed=seed).tolist(), strict=True))
-    families = _control_families(values, order, scorers, seed)
-    tested = [key for key in keys if role_of(key[0]) != "control"]
+    families = _control_families(values, order, controls, scorers, seed)
+    tested = [key for key in keys if key[0] not in controls]
     adjusted = dict(zip(tested, holm([ps[key] for key in tested]).tolist(), strict=True))
     table = []
     for metric in metrics:
@@ -303,7 +312,7 @@ def _summarise(
             own = own[np.isfinite(own)]
             row = {
                 "variant": variant,
-                "role": role_of(variant),
+                "role": roles[variant],
                 "metric": metric,
                 "n": len(own),
                 "mean": float(own.mean()) if len(own) else None,
@@ -349,6 +358,7 @@ def _reference(variant: str, metric: str) -> str | None:
 def _control_families(
     values: Mapping[str, np.ndarray],
     order: Sequence[str],
+    controls: Sequence[str],
     scorers: Mapping[str, Mapping[str, TraitScorer]],
     seed: int,
 ) -> dict[tuple[str, str], Interval]:
@@ -356,7 +366,7 @@ def _control_families(
     result: dict[tuple[str, str], Interval] = {}
     for scale in dict.fromkeys(scale for scales in scorers.values() for scale in scales):
         personas = [persona for persona, scales in scorers.items() if scale in scales]
-        members = [(control, trait_column(persona, scale)) for persona in personas for control in CONTROLS]
+        members = [(control, trait_column(persona, scale)) for persona in personas for control in controls]
         matrix = np.column_stack(
             [values[metric][:, order.index(control)] - values[metric][:, 0] for control, metric in members]
         )
@@ -396,8 +406,7 @@ def _distances(rows: pl.DataFrame, order: Sequence[str], seed: int) -> pl.DataFr
     return pl.DataFrame(table).with_columns(p_holm=holm([row["p"] for row in table]))
 
 
-def _agreement(rows: pl.DataFrame, order: Sequence[str]) -> pl.DataFrame:
-    compared = [name for name in order if role_of(name) in ("base", "steered")]
+def _agreement(rows: pl.DataFrame, compared: Sequence[str]) -> pl.DataFrame:
     return (
         rows.filter(pl.col("variant").is_in(compared))
         .group_by("row_id", maintain_order=True)

@@ -12,7 +12,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from steer_pipeline.lab.reports.comparison import BASE, CONTROLS, ComparisonTables, role_of
+from steer_pipeline.lab.reports.comparison import BASE, ComparisonTables
 
 _PALETTE = ("#c0392b", "#d9822b", "#7d3c98", "#1f7a5c", "#2f6db5", "#8d6e3f", "#b03a78", "#4b7f1f")
 _GREY, _DARK = "#8a94a3", "#39424e"
@@ -24,10 +24,12 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def colours(variants: Sequence[str]) -> dict[str, str]:
+def colours(tables: ComparisonTables) -> dict[str, str]:
     """One colour a variant; grey for base and the controls."""
-    shown = [name for name in variants if role_of(name) not in ("base", "control")]
-    return dict.fromkeys(variants, _GREY) | {n: _PALETTE[i % len(_PALETTE)] for i, n in enumerate(shown)}
+    shown = [name for name in tables.variants if tables.roles[name] not in ("base", "control")]
+    return dict.fromkeys(tables.variants, _GREY) | {
+        n: _PALETTE[i % len(_PALETTE)] for i, n in enumerate(shown)
+    }
 
 
 def _bare(axes: Axes) -> None:
@@ -59,11 +61,11 @@ def trait_title(metric: str) -> str:
 def trait_shifts(tables: ComparisonTables) -> bytes:
     """Mean difference to base with its interval, a panel a trait and scale; the band spans the controls."""
     names = [name for name in tables.variants if name != BASE]
-    metrics, shade = trait_metrics(tables), colours(tables.variants)
+    metrics, shade = trait_metrics(tables), colours(tables)
     figure = Figure(figsize=(2.2 + 2.6 * len(metrics), 1.1 + 0.36 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False, sharex=True)[0]
     for i, (axes, metric) in enumerate(zip(panels, metrics, strict=True)):
-        controls = [tables.of(name, metric) for name in CONTROLS]
+        controls = [tables.of(name, metric) for name in tables.controls]
         low, high = min(c["low"] for c in controls), max(c["high"] for c in controls)
         axes.axvspan(low, high, color=_GREY, alpha=0.18, linewidth=0)
         axes.axvline(0, color=_DARK, linewidth=0.6)
@@ -82,7 +84,7 @@ def trait_shifts(tables: ComparisonTables) -> bytes:
 def row_distributions(tables: ComparisonTables) -> bytes:
     """Every row's trait difference to base as a dot, a panel a trait and scale; the bar is the mean."""
     names = [name for name in tables.variants if name != BASE]
-    metrics, shade = trait_metrics(tables), colours(tables.variants)
+    metrics, shade = trait_metrics(tables), colours(tables)
     figure = Figure(figsize=(2.2 + 2.6 * len(metrics), 1.1 + 0.5 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False, sharex=True)[0]
     for i, (axes, metric) in enumerate(zip(panels, metrics, strict=True)):
@@ -105,7 +107,7 @@ def text_distributions(tables: ComparisonTables) -> bytes:
         ("length_ratio", "words per word of base"),
         ("facts_kept", "share of facts kept"),
     )
-    names, shade = tables.variants, colours(tables.variants)
+    names, shade = tables.variants, colours(tables)
     figure = Figure(figsize=(10.4, 1.1 + 0.5 * len(names)), layout="constrained")
     for i, (axes, (metric, label)) in enumerate(zip(figure.subplots(1, 3), panels, strict=True)):
         for y, name in enumerate(names):

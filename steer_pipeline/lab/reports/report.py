@@ -17,13 +17,11 @@ from steer_pipeline.lab.quality import OUR_RULES, RULES
 from steer_pipeline.lab.reports import plots
 from steer_pipeline.lab.reports.comparison import (
     BASE,
-    CONTROLS,
     LIKENESS,
     METRICS,
     RANDOM,
     RESAMPLE,
     ComparisonTables,
-    role_of,
 )
 from steer_pipeline.lab.reports.document import (
     Block,
@@ -211,7 +209,7 @@ def _head(tables: ComparisonTables, context: ReportContext) -> list[Block]:
     for name in tables.variants:
         line = [
             f"`{name}`",
-            role_of(name),
+            tables.roles[name],
             str(tables.of(name, "n_words")["n"]),
             _share(tables.of(name, "suspect")["mean"]),
             _share(tables.of(name, "facts_kept")["mean"]),
@@ -231,7 +229,7 @@ def _head(tables: ComparisonTables, context: ReportContext) -> list[Block]:
             columns,
             rows,
             "Shift: paired difference to base of the signed trait score in [-1, 1], with a 95% interval. Intervals of "
-            f"{' and '.join(CONTROLS)} hold simultaneously over both controls and all personas of a scale.",
+            f"{' and '.join(tables.controls)} hold simultaneously over these controls and all personas of a scale.",
         ),
     ]
     return blocks
@@ -255,7 +253,7 @@ def _verdicts(tables: ComparisonTables, context: ReportContext, primary: Sequenc
                 )
     moved = [
         f"`{control}` moves {plots.trait_title(metric)}"
-        for control in CONTROLS
+        for control in tables.controls
         for metric in plots.trait_metrics(tables)
         if not tables.of(control, metric)["low"] <= 0 <= tables.of(control, metric)["high"]
     ]
@@ -264,11 +262,13 @@ def _verdicts(tables: ComparisonTables, context: ReportContext, primary: Sequenc
         + "; ".join(moved)
         + "**. Trait shifts of this run are no evidence before that is explained."
         if moved
-        else f"Controls: {' and '.join(f'`{c}`' for c in CONTROLS)} include zero on every trait and scale."
+        else f"Controls: {' and '.join(f'`{c}`' for c in tables.controls)} include zero on every trait and scale."
     )
     distances = {row["variant"]: row for row in tables.distances.iter_rows(named=True)}
     alike = [
-        f"`{name}`" for name, row in distances.items() if role_of(name) == "steered" and row["p_holm"] > 0.05
+        f"`{name}`"
+        for name, row in distances.items()
+        if tables.roles[name] == "steered" and row["p_holm"] > 0.05
     ]
     found.append(
         f"No further from base than a resample is: {', '.join(alike)}."
@@ -385,7 +385,7 @@ def _keywords(tables: ComparisonTables) -> list[Block]:
                 ]
             )
     for name in tables.variants:
-        if role_of(name) in ("steered", "prompted"):
+        if tables.roles[name] in ("steered", "prompted"):
             examples += _top_examples(tables, name)
     columns = [
         "lexicon", "variant", "base", "steered", "delta", "resample's", "random's", "rows with a hit",
@@ -511,7 +511,7 @@ def _validation(tables: ComparisonTables) -> list[Block]:
     ours = [int(tables.rows.filter(pl.col("variant") == name)["suspect"].sum()) for name in tables.variants]
     suspects.append(["any of ours", "ours", *map(str, ours)])
     all_differ, n = int(tables.agreement["all_differ"].sum()), tables.agreement.height
-    compared = [name for name in tables.variants if role_of(name) in ("base", "steered")]
+    compared = [name for name in tables.variants if tables.roles[name] in ("base", "steered")]
     distances = [
         [
             f"`{row['variant']}`",

@@ -1,4 +1,4 @@
-"""What must hold of a rewrite pack before it may be released: six gates, each a pure function.
+"""What must hold of a rewrite pack before it may be released: seven gates, each a pure function.
 
 In: the pack as a frame, the rows that it must cover, base and its resample. Out: a `Verdict` with a sentence that
 names rows and fields, numbers and limits, and for a failed gate how to go on. A pack that is broken in one respect
@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, RewriteRow
 from steer_pipeline.lab.quality import OUR_RULES
 from steer_pipeline.lab.reports.comparison import difference_from_base
-from steer_pipeline.lab.rewrites import ALIGNED, DIFFERS, ROW_COUNT, SCHEMA, SUSPECTS, UNIQUE
+from steer_pipeline.lab.rewrites import ALIGNED, DIFFERS, ROW_COUNT, SAME, SCHEMA, SUSPECTS, UNIQUE
+from steer_pipeline.lab.rewrites.work import differences
 
 TO_GO_ON = "To go on: "
 AGAIN = "materialise rewrite_raw and rewrite_pack of this variant again"
@@ -27,6 +28,7 @@ CURES = {
     UNIQUE: f"{AGAIN}; if it stays, look at the check ids_are_unique of cc_news",
     ALIGNED: "materialise rewrite_raw of base and of this variant again, in one size and from the same news "
     "(`make pilot` does), then rewrite_pack",
+    SAME: AGAIN,
     SUSPECTS: "read the check's examples; lower the variant's dose, or raise gates.max_suspect_rate of the profile",
     DIFFERS: "raise the variant's dose, or the number of rows (rewrites.pilot_rows of the profile)",
 }
@@ -70,6 +72,7 @@ def judge(
         schema(pack),
         no_duplicates(pack),
         Verdict(ALIGNED, False, lacking.format("base")) if base is None else aligned(pack, base),
+        Verdict(SAME, False, lacking.format("base")) if base is None else made_as_base(pack, base),
         suspect_rate(pack, suspects, max_suspect_rate),
         Verdict(DIFFERS, False, lacking.format("base or base_resample"), role == "steered")
         if base is None or resample is None
@@ -144,6 +147,22 @@ def aligned(pack: pl.DataFrame, base: pl.DataFrame) -> Verdict:
     return Verdict(ALIGNED, not problems, message, numbers=numbers)
 
 
+def made_as_base(pack: pl.DataFrame, base: pl.DataFrame) -> Verdict:
+    """News, model, prompt and decoding are those of base; what differs is named with both values."""
+    if "made_with" not in pack.columns or pack.is_empty():
+        return _unjudged(SAME, "made_with")
+    if "made_with" not in base.columns or base.is_empty():
+        return Verdict(
+            SAME, False, "cannot be judged: base does not say how it was made; materialise its rewrite_raw"
+        )
+    found = differences(pack, base)
+    if not found:
+        return Verdict(
+            SAME, True, "the same news, model, prompt and decoding", numbers={"settings_that_differ": 0}
+        )
+    return Verdict(SAME, False, "; ".join(found), numbers={"settings_that_differ": len(found)})
+
+
 def suspect_rate(pack: pl.DataFrame, suspects: Sequence[Sequence[str]], limit: float) -> Verdict:
     """`suspects[i]` holds the names of the rules that row i trips.
 
@@ -212,8 +231,8 @@ def differs(
         f"distance to base {found['distance']:.3f}, of the resample {found['resample_distance']:.3f}; shift "
         f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], p = {found['p']:.4f}"
     )
-    if role == "control":
-        return Verdict(DIFFERS, True, f"a control: told, not judged. {message}", False, numbers)
+    if role != "steered":
+        return Verdict(DIFFERS, True, f"a {role} variant: told, not judged. {message}", False, numbers)
     return Verdict(DIFFERS, found["p"] < level, f"{message}, limit {level:g}", True, numbers)
 
 

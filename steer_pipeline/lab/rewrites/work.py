@@ -87,6 +87,40 @@ def settings_hash(engine_hash: str, profile: Profile, system: str | None) -> str
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
+def made_with(profile: Profile, model: LoadedModel, corpus: str | None) -> str:
+    """JSON of what all variants that are compared with each other must share; the same order for the same content.
+
+    Args:
+        corpus: version of `truncated_news`.
+    """
+    said = {
+        "profile": profile.name,
+        "model": str(model.identity),
+        "dtype": model.dtype,
+        "backend": model.backend,
+        "corpus": corpus,
+        "prompt": profile.rewrites.prompt,
+        "system": profile.rewrites.system,
+        "chat_template": profile.model.chat_template,
+        **{f"sampling.{name}": value for name, value in profile.rewrites.sampling.model_dump().items()},
+    }
+    return json.dumps(said, sort_keys=True)
+
+
+def differences(pack: pl.DataFrame, other: pl.DataFrame) -> list[str]:
+    """In what two packs were made otherwise: `sampling.temperature is 0.7, in base 0.9`.
+
+    Args:
+        pack, other: with `made_with`, the same in all rows, and `variant`.
+    """
+    mine, theirs = (json.loads(rows["made_with"][0]) for rows in (pack, other))
+    return [
+        f"{name} is {mine.get(name)!r}, in {other['variant'][0]} {theirs.get(name)!r}"
+        for name in sorted({*mine, *theirs})
+        if mine.get(name) != theirs.get(name)
+    ]
+
+
 def identity(profile: Profile, decoding_hash: str, steering: SteeringPlan) -> Identity:
     """Identity of the rows that `steering` makes under `profile`."""
     personas = tuple(
@@ -110,8 +144,9 @@ def pack_rows(
     model_name: str,
     profile: Profile,
     size: str,
+    shared: str,
 ) -> dict[str, pl.DataFrame]:
-    """Finished rows as one frame a variant, with `REWRITE_SCHEMA`, sorted by source index."""
+    """Finished rows as one frame a variant, with `REWRITE_SCHEMA`, sorted by source index; `shared` of `made_with`."""
     items = {row["row_id"]: row for row in news.iter_rows(named=True)}
     rows: dict[str, list[dict]] = {name: [] for name in identities}
     for row in finished:
@@ -135,6 +170,7 @@ def pack_rows(
                 "truncated": row.truncated,
                 "profile": made.profile,
                 "size": size,
+                "made_with": shared,
             }
         )
     return {

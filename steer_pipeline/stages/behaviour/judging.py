@@ -12,9 +12,10 @@ import dagster as dg
 import polars as pl
 
 from steer_pipeline import show
-from steer_pipeline.catalogue import load_personas
-from steer_pipeline.catalogue.models import Persona
+from steer_pipeline.catalogue import Persona, load_persona
 from steer_pipeline.execution import RETRY_NETWORK
+from steer_pipeline.keys import key
+from steer_pipeline.lineage import made_of
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, JudgeResource
 
@@ -47,13 +48,14 @@ JUDGE_SCHEMA = pl.Schema(
     owners=["team:steering"],
     partitions_def=TRAIT_OR_ROLE,
     tags={"steer/stage": "behaviour", "steer/device": "cpu"},
-    code_version="1",
+    code_version=made_of("1", "judge"),
     io_manager_key="parquet_io",
     kinds={"openai", "parquet"},
     retry_policy=RETRY_NETWORK,
 )
 def judge_scores(
     context: dg.AssetExecutionContext,
+    persona_scale: Persona,
     rollouts: pl.LazyFrame,
     judge: JudgeResource,
     store: ArtifactStoreResource,
@@ -66,16 +68,15 @@ def judge_scores(
     """
     from steer_pipeline.lab.evaluation.judge import JudgeError, JudgeUnavailable
 
-    persona = load_personas()[context.partition_key]
     rows = rollouts.select("row_id", "arm", "question", "response").collect()
     pairs = list(rows.select("question", "response").iter_rows())
     try:
-        verdicts = judge.ask(persona, pairs, store.store())
+        verdicts = judge.ask(persona_scale, pairs, store.store())
     except JudgeError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     except JudgeUnavailable as error:  # perhaps it is back when the retry policy tries again
         raise dg.Failure(str(error)) from error
-    scores = judged_rows(persona, rows["row_id"].to_list(), verdicts, judge.spec().model)
+    scores = judged_rows(persona_scale, rows["row_id"].to_list(), verdicts, judge.spec().model)
     context.add_output_metadata(_numbers(scores, rows["arm"], judge.endpoint()))
     return scores
 
@@ -155,9 +156,9 @@ def judge_scores_checks(context: dg.AssetCheckExecutionContext, store: ArtifactS
             allow_retries=False,
         )
     scores = pl.read_parquet(version.path / "data.parquet")
-    problems = scale_problems(scores, load_personas()[context.partition_key])
+    problems = scale_problems(scores, load_persona(context.partition_key))
     yield dg.AssetCheckResult(
-        asset_key="judge_scores",
+        asset_key=key("judge_scores"),
         check_name="scores_fit_the_scale",
         passed=not problems,
         description="; ".join(problems) or f"{scores['score'].count()} scores, all on the scale",
@@ -168,7 +169,7 @@ def judge_scores_checks(context: dg.AssetCheckExecutionContext, store: ArtifactS
     share = (invalid + missing) / asked.height if asked.height else 0.0
     told = f"{invalid} unreadable and {missing} missing replies of {asked.height}"
     yield dg.AssetCheckResult(
-        asset_key="judge_scores",
+        asset_key=key("judge_scores"),
         check_name="judge_answers_are_readable",
         passed=share < MAX_UNREADABLE,
         severity=dg.AssetCheckSeverity.WARN,

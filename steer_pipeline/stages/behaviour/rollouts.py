@@ -13,11 +13,12 @@ import dagster as dg
 import polars as pl
 
 from steer_pipeline import show
-from steer_pipeline.catalogue import load_personas
-from steer_pipeline.catalogue.models import Persona
+from steer_pipeline.catalogue import Persona, load_persona
 from steer_pipeline.execution import GPU_POOL, GPU_TAGS
 from steer_pipeline.io.journals import open_journal
 from steer_pipeline.io.store import ArtifactStore
+from steer_pipeline.keys import key
+from steer_pipeline.lineage import MODEL, made_of
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.settings import Settings, settings
@@ -26,7 +27,6 @@ COMMON: dict[str, Any] = {
     "group_name": "behaviour",
     "owners": ["team:steering"],
     "partitions_def": TRAIT_OR_ROLE,
-    "code_version": "1",
     "io_manager_key": "parquet_io",
 }
 CPU, GPU = (
@@ -39,9 +39,18 @@ MAX_LENGTH_SHIFT = 0.1  # of the score between longer and shorter answers in whi
 SHOWN = 3
 
 
-@dg.asset(**COMMON, pool=GPU_POOL, op_tags=GPU_TAGS, tags=GPU, kinds={"pytorch", "parquet"})
+@dg.asset(
+    **COMMON,
+    deps=["model_weights", "tokenizer", "chat_template", "persona_scale"],
+    code_version=made_of("1", *MODEL, "model.chat_template", "rollouts", "behaviour.allow_other_model"),
+    pool=GPU_POOL,
+    op_tags=GPU_TAGS,
+    tags=GPU,
+    kinds={"pytorch", "parquet"},
+)
 def rollouts(
     context: dg.AssetExecutionContext,
+    persona_spec: Persona,
     behaviour_set: pl.LazyFrame,
     trained_vector: Path,
     vector_comparison: Path,
@@ -55,7 +64,7 @@ def rollouts(
     directions of the trained vector's length. All arms of a question share its prefill and draw from streams of
     their own. Perplexity is the unsteered model's, given the bare question.
     """
-    now, shelf, persona = settings(), store.store(), load_personas()[context.partition_key]
+    now, shelf, persona = settings(), store.store(), persona_spec
     with _plain_failures():
         model = language_model.load()
         _refuse_known_questions(persona, behaviour_set, now)
@@ -65,9 +74,17 @@ def rollouts(
     return rows
 
 
-@dg.asset(**COMMON, tags=CPU, kinds={"sklearn", "parquet"})
+@dg.asset(
+    **COMMON,
+    code_version=made_of("1", "rollouts.minilm_texts", "behaviour.seed"),
+    tags=CPU,
+    kinds={"sklearn", "parquet"},
+)
 def minilm_scores(
-    context: dg.AssetExecutionContext, behaviour_set: pl.LazyFrame, rollouts: pl.LazyFrame
+    context: dg.AssetExecutionContext,
+    persona_spec: Persona,
+    behaviour_set: pl.LazyFrame,
+    rollouts: pl.LazyFrame,
 ) -> pl.DataFrame:
     """MiniLM's calibrated probability, for every rollout, that it shows the persona; one row a rollout.
 
@@ -77,10 +94,10 @@ def minilm_scores(
     """
     from steer_pipeline.lab.behaviour.scoring import TraitScorer, score_rollouts, training_texts
 
-    profile, persona = settings().profile, load_personas()[context.partition_key]
+    profile = settings().profile
     with _plain_failures():
         texts = training_texts(
-            behaviour_set.collect(), persona.kind, profile.rollouts.minilm_texts, profile.behaviour.seed
+            behaviour_set.collect(), persona_spec.kind, profile.rollouts.minilm_texts, profile.behaviour.seed
         )
         scorer = TraitScorer(seed=profile.behaviour.seed).fit(texts)
         scores = score_rollouts(rollouts.collect(), scorer)
@@ -263,7 +280,7 @@ def rollouts_checks(
     from steer_pipeline.lab.models.loading import load_tokenizer
     from steer_pipeline.lab.personas import load_vector
 
-    now, persona = settings(), load_personas()[context.partition_key]
+    now, persona = settings(), load_persona(context.partition_key)
     profile, rows = now.profile, _rows(context, store, "rollouts")
     tokenizer = load_tokenizer(profile.model, now.home)
     found = leaks(rows, tokenizer, persona.positive.instructions, profile.model.chat_template)
@@ -307,7 +324,7 @@ def _result(
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
 ) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
-        asset_key=asset,
+        asset_key=key(asset),
         check_name=check,
         passed=passed,
         severity=severity,

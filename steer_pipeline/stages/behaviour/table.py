@@ -17,6 +17,8 @@ import polars as pl
 from steer_pipeline import show
 from steer_pipeline.io.store import ArtifactStore, Version, label
 from steer_pipeline.io.versioned import note_input
+from steer_pipeline.keys import key
+from steer_pipeline.lineage import made_of
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource
 from steer_pipeline.settings import settings
@@ -32,7 +34,7 @@ MIN_AGREEMENT = 0.8  # AUC of MiniLM for answers in which the lexicon finds the 
     deps=["rollouts", "minilm_scores", "judge_scores", "vector_comparison"],
     tags={"steer/stage": "behaviour", "steer/device": "cpu"},
     kinds={"polars", "markdown"},
-    code_version="1",
+    code_version=made_of("1", "rollouts.sampling.seed"),
     io_manager_key="bundle_io",
 )
 def behaviour_table(context: dg.AssetExecutionContext, store: ArtifactStoreResource) -> Iterator[dg.Output]:
@@ -208,7 +210,7 @@ def _result(
     check: str, wrong: list[str], told: str, else_told: str, metadata: dict[str, Any] | None = None
 ) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
-        asset_key="behaviour_table",
+        asset_key=key("behaviour_table"),
         check_name=check,
         passed=not wrong,
         severity=WARN,

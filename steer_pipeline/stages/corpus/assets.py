@@ -15,6 +15,7 @@ import polars as pl
 
 from steer_pipeline import show
 from steer_pipeline.execution import RETRY_NETWORK
+from steer_pipeline.lineage import made_of
 from steer_pipeline.resources import ArtifactStoreResource
 from steer_pipeline.settings import settings
 
@@ -23,8 +24,8 @@ TABLE: dict[str, Any] = {
     "owners": ["team:steering"],
     "tags": {"steer/stage": "corpus", "steer/device": "cpu"},
     "kinds": {"polars", "parquet"},
-    "code_version": "1",
 }
+READ = made_of("1", "corpus.source", "corpus.near_duplicate_threshold")
 
 
 @dg.multi_asset(
@@ -35,14 +36,17 @@ TABLE: dict[str, Any] = {
             description="Snapshot of the news source: one row an article. `row_id` is the hash of url and text, "
             "`source_index` the ordinal of the line among those that parsed; `duplicate_of` and "
             "`near_duplicate_of` name the first article with the same, or nearly the same, text.",
+            code_version=READ,
             **TABLE,
         ),
         "news_quarantine": dg.AssetOut(
             description="Lines of the source that gave no article: file, line number, reason and excerpt. Its "
             "rows and those of `cc_news` together are the lines that are not blank.",
+            code_version=READ,
             **TABLE,
         ),
     },
+    deps=["news_source"],
     retry_policy=RETRY_NETWORK,
 )
 def read_news(store: ArtifactStoreResource) -> Iterator[dg.Output]:
@@ -68,7 +72,12 @@ def read_news(store: ArtifactStoreResource) -> Iterator[dg.Output]:
         yield dg.Output(read.quarantine, "news_quarantine", metadata=described)
 
 
-@dg.asset(group_name="corpus", **TABLE)
+@dg.asset(
+    group_name="corpus",
+    deps=["tokenizer"],
+    code_version=made_of("1", "corpus.max_tokens", "corpus.language"),
+    **TABLE,
+)
 def truncated_news(cc_news: pl.LazyFrame, store: ArtifactStoreResource) -> Iterator[dg.Output]:
     """The articles that the model is given: at most the profile's token cap, cut after a whole sentence.
 

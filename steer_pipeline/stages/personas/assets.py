@@ -13,11 +13,17 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from steer_pipeline.catalogue import load_personas
+from steer_pipeline.catalogue import Persona
 from steer_pipeline.execution import GPU_POOL, GPU_TAGS
+from steer_pipeline.lineage import MODEL, made_of
 from steer_pipeline.partitions import PERSONA
 from steer_pipeline.resources import LanguageModelResource
 from steer_pipeline.settings import settings
+
+ON_NEWS = settings().profile.contrast.contexts == "news"
+# News contexts are rows that neither the variants nor the dose sweep use.
+RESERVED = ("dose.n_rows", "dose.seed", "rewrites.full_rows", "rewrites.prompt") if ON_NEWS else ()
+REWRITING = ("rewrites.full_rows", "rewrites.system", "rewrites.prompt", "rewrites.sampling")
 
 GPU: dict[str, Any] = {
     "group_name": "personas",
@@ -26,13 +32,23 @@ GPU: dict[str, Any] = {
     "pool": GPU_POOL,
     "op_tags": GPU_TAGS,
     "tags": {"steer/stage": "personas", "steer/device": "gpu"},
-    "code_version": "1",
 }
 
 
-@dg.asset(**GPU, io_manager_key="parquet_io", kinds={"pytorch", "parquet"})
+@dg.asset(
+    **GPU,
+    deps=["model_weights", "tokenizer", "chat_template"],
+    code_version=made_of(
+        "1", *MODEL, "model.chat_template", "contrast", "vector.held_out_fraction", "vector.seed", *RESERVED
+    ),
+    io_manager_key="parquet_io",
+    kinds={"pytorch", "parquet"},
+)
 def contrast_set(
-    context: dg.AssetExecutionContext, truncated_news: pl.LazyFrame, language_model: LanguageModelResource
+    context: dg.AssetExecutionContext,
+    persona_spec: Persona,
+    truncated_news: pl.LazyFrame,
+    language_model: LanguageModelResource,
 ) -> pl.DataFrame:
     """Matched prompts for both poles of a persona, and the model's answers to them.
 
@@ -42,9 +58,11 @@ def contrast_set(
     """
     from steer_pipeline.lab.personas.steps import make_contrast
 
-    now, persona = settings(), load_personas()[context.partition_key]
+    now = settings()
     with _plain_failures():
-        rows, dropped = make_contrast(language_model.load(), persona, now.profile, truncated_news.collect())
+        rows, dropped = make_contrast(
+            language_model.load(), persona_spec, now.profile, truncated_news.collect()
+        )
     context.add_output_metadata(
         {
             "contexts": rows.height // 2,
@@ -58,9 +76,15 @@ def contrast_set(
     return rows
 
 
-@dg.asset(**GPU, io_manager_key="bundle_io", kinds={"pytorch", "numpy"})
+@dg.asset(
+    **GPU,
+    deps=["model_weights"],
+    code_version=made_of("1", *MODEL, "vector.method", "vector.readout", "vector.seed"),
+    io_manager_key="bundle_io",
+    kinds={"pytorch", "numpy"},
+)
 def persona_vector(
-    context: dg.AssetExecutionContext, contrast_set: pl.LazyFrame, language_model: LanguageModelResource
+    persona_spec: Persona, contrast_set: pl.LazyFrame, language_model: LanguageModelResource
 ) -> Iterator[dg.Output]:
     """A direction for the output of every block: positive pole minus negative pole, in natural magnitude.
 
@@ -71,16 +95,26 @@ def persona_vector(
     from steer_pipeline.lab.personas import save_vector
     from steer_pipeline.lab.personas.steps import make_vector
 
-    now, persona = settings(), load_personas()[context.partition_key]
+    now = settings()
     with _plain_failures(), tempfile.TemporaryDirectory(prefix="persona_vector-") as folder:
-        vector = make_vector(language_model.load(), persona, now.profile, contrast_set.collect(), now.home)
+        vector = make_vector(
+            language_model.load(), persona_spec, now.profile, contrast_set.collect(), now.home
+        )
         save_vector(vector, Path(folder))
         yield dg.Output(Path(folder), metadata=_vector_numbers(vector))
 
 
-@dg.asset(**GPU, io_manager_key="bundle_io", kinds={"pytorch", "parquet"})
+@dg.asset(
+    **GPU,
+    deps=["model_weights", "tokenizer", "chat_template", "news_facts"],
+    code_version=made_of(
+        "1", *MODEL, "model.chat_template", "dose", "contrast.contexts", "contrast.n_contexts", *REWRITING
+    ),
+    io_manager_key="bundle_io",
+    kinds={"pytorch", "parquet"},
+)
 def dose_curve(
-    context: dg.AssetExecutionContext,
+    persona_scale: Persona,
     persona_vector: Path,
     contrast_set: pl.LazyFrame,
     truncated_news: pl.LazyFrame,
@@ -97,12 +131,12 @@ def dose_curve(
     from steer_pipeline.lab.personas import load_vector
     from steer_pipeline.lab.personas.steps import make_dose_curve
 
-    now, persona = settings(), load_personas()[context.partition_key]
+    now = settings()
     with _plain_failures(), tempfile.TemporaryDirectory(prefix="dose_curve-") as folder:
         recommendation = make_dose_curve(
             language_model.load(),
             load_vector(persona_vector),
-            persona,
+            persona_scale,
             now.profile,
             truncated_news.collect(),
             contrast_set.collect(),

@@ -10,7 +10,8 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from steer_pipeline.catalogue import load_personas
+from steer_pipeline.catalogue import load_persona
+from steer_pipeline.keys import key
 from steer_pipeline.partitions import PERSONA
 from steer_pipeline.resources import ArtifactStoreResource
 
@@ -59,11 +60,11 @@ def contrast_set_checks(
     from steer_pipeline.lab.personas.contrast import measure_contrast
     from steer_pipeline.lab.personas.steps import trait_scorer
 
-    persona = load_personas()[context.partition_key]
+    persona = load_persona(context.partition_key)
     rows = pl.read_parquet(_folder(context, store, "contrast_set") / "data.parquet")
     broken, splits = mismatched_contexts(rows), rows["split"].n_unique()
     yield dg.AssetCheckResult(
-        asset_key="contrast_set",
+        asset_key=key("contrast_set"),
         check_name="sides_share_their_contexts",
         passed=broken.is_empty() and splits == 2,
         description=(
@@ -92,7 +93,7 @@ def contrast_set_checks(
 
 def _warn(asset: str, check: str, passed: bool, told: str, metadata: dict[str, Any]) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
-        asset_key=asset,
+        asset_key=key(asset),
         check_name=check,
         passed=passed,
         severity=WARN,
@@ -135,7 +136,7 @@ def persona_vector_checks(
         vector = load_vector(folder)
     except VectorError as error:
         yield dg.AssetCheckResult(
-            asset_key="persona_vector",
+            asset_key=key("persona_vector"),
             check_name="directions_are_sound",
             passed=False,
             description=str(error),
@@ -145,7 +146,7 @@ def persona_vector_checks(
         return
     facts, blocks = vector.metadata, vector.present_blocks
     yield dg.AssetCheckResult(
-        asset_key="persona_vector",
+        asset_key=key("persona_vector"),
         check_name="directions_are_sound",
         passed=True,
         description=f"{len(blocks)} directions of {vector.raw.shape[1]} values",
@@ -204,7 +205,7 @@ def dose_curve_checks(
     folder = _folder(context, store, "dose_curve")
     weakest = min(probe["max_abs_logit_delta"] for probe in json.loads((folder / PROBE).read_text()))
     yield dg.AssetCheckResult(
-        asset_key="dose_curve",
+        asset_key=key("dose_curve"),
         check_name="steering_takes_effect",
         passed=weakest >= MIN_LOGIT_DELTA,
         description=f"the weakest block changes a logit by {weakest:.3g}, floor {MIN_LOGIT_DELTA:g}",
@@ -212,7 +213,7 @@ def dose_curve_checks(
     )
     recommendation = load_recommendation(folder)
     yield dg.AssetCheckResult(
-        asset_key="dose_curve",
+        asset_key=key("dose_curve"),
         check_name="a_coherent_dose_exists",
         passed=recommendation.found,
         description=recommendation.reason,

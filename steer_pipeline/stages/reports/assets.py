@@ -8,20 +8,14 @@ from pathlib import Path
 import dagster as dg
 
 from steer_pipeline.io.versioned import note_input
-from steer_pipeline.partitions import PERSONA
+from steer_pipeline.lineage import made_of
+from steer_pipeline.partitions import STEERED_PERSONAS
 from steer_pipeline.resources import ArtifactStoreResource
 from steer_pipeline.settings import settings
 from steer_pipeline.stages.reports import rendering
 from steer_pipeline.stages.rewrites.making import Reader
 
 MAX_PLOT_BYTES = 150_000  # of plots shown inside the UI; the bundle holds them all
-STEERED = dg.SpecificPartitionsPartitionMapping(
-    [
-        persona
-        for persona in PERSONA.get_partition_keys()
-        if any(term.persona == persona for variant in settings().variants.values() for term in variant.terms)
-    ]
-)
 
 
 @dg.asset(
@@ -29,11 +23,12 @@ STEERED = dg.SpecificPartitionsPartitionMapping(
     owners=["team:steering"],
     tags={"steer/stage": "reports", "steer/device": "cpu"},
     kinds={"markdown"},
-    code_version="1",
+    code_version=made_of("1", "name", "summary", "rewrites.sampling"),
     deps=[
         "rewrite_pack",
-        dg.AssetDep("persona_vector", partition_mapping=STEERED),
-        dg.AssetDep("dose_curve", partition_mapping=STEERED),
+        "variant_spec",
+        dg.AssetDep("persona_vector", partition_mapping=STEERED_PERSONAS),
+        dg.AssetDep("dose_curve", partition_mapping=STEERED_PERSONAS),
     ],
     io_manager_key="bundle_io",
 )

@@ -23,7 +23,8 @@ def write_report(read: Reader, now: Settings, comparison: Path, folder: Path) ->
     """
     from steer_pipeline.lab.reports.report import ReportContext, render_vector_eval_report
 
-    tables, pack_versions = read_tables(comparison)
+    compared = read_tables(comparison)
+    tables, pack_versions = compared.tables, compared.versions
     found = {name: read.store.version("rewrite_pack", name, sha) for name, sha in pack_versions.items()}
     for version in found.values():
         read.note(version)

@@ -19,7 +19,9 @@ from steer_pipeline.execution import GPU_POOL, GPU_TAGS
 from steer_pipeline.io.journals import open_journal
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.io.versioned import note_input
-from steer_pipeline.partitions import VARIANT, VARIANT_NEEDS
+from steer_pipeline.keys import key
+from steer_pipeline.lineage import MODEL, made_of
+from steer_pipeline.partitions import TARGETED_PERSONAS, VARIANT, VARIANT_NEEDS, VARIANT_PROMPTED
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.settings import settings
 from steer_pipeline.stages.rewrites import comparing, making, release, verdicts
@@ -29,7 +31,8 @@ CPU, GPU = (
     {"steer/stage": "rewrites", "steer/device": "cpu"},
     {"steer/stage": "rewrites", "steer/device": "gpu"},
 )
-TARGETED_PERSONAS = dg.SpecificPartitionsPartitionMapping(sorted(comparing.targeted_personas(settings())))
+# How many rows a pack has, as its gates judge it.
+SIZES = ("rewrites.pilot_rows", "rewrites.full_rows")
 BASE_ONLY = dg.SpecificPartitionsPartitionMapping(["base"])
 
 
@@ -67,6 +70,11 @@ class ReleaseConfig(dg.Config):
     **COMMON,
     partitions_def=VARIANT,
     deps=[
+        "variant_spec",
+        "model_weights",
+        "tokenizer",
+        "chat_template",
+        dg.AssetDep("persona_spec", partition_mapping=VARIANT_PROMPTED),
         dg.AssetDep("persona_vector", partition_mapping=VARIANT_NEEDS),
         dg.AssetDep("dose_curve", partition_mapping=VARIANT_NEEDS),
     ],
@@ -75,7 +83,7 @@ class ReleaseConfig(dg.Config):
     op_tags=GPU_TAGS,
     tags=GPU,
     kinds={"pytorch", "parquet"},
-    code_version="1",
+    code_version=made_of("1", "name", *MODEL, "model.chat_template", "rewrites", "corpus.max_tokens"),
     io_manager_key="parquet_io",
 )
 def rewrite_raw(
@@ -96,6 +104,7 @@ def rewrite_raw(
 
     now, shelf, model = settings(), store.store(), language_model.load()
     asked = {name: spec for name, spec in now.variants.items() if name in context.partition_keys}
+    broken = {name: str(now.broken_variants[name]) for name in context.partition_keys if name not in asked}
     with _plain_failures(SteeringHasNoEffect, FanoutError):
         made = making.make_raw(
             truncated_news,
@@ -108,12 +117,14 @@ def rewrite_raw(
             lambda recipes: verdicts.pilot_problems(shelf, recipes),
             lambda progress: context.log.info(str(progress)),
             config.workers,
+            broken,
         )
     for name, rows in made.packs.items():
         numbers = {
             "seed": now.profile.rewrites.sampling.seed,
             "size": config.size,
-            "recipe": made.recipes[name],
+            "recipe": made.recipes.get(name, ""),
+            "refused": made.refused.get(name, ""),
             **_numbers(rows),
             **made.numbers,
             **({"vectors_made_on": made.made_on[name]} if made.made_on[name] else {}),
@@ -125,9 +136,10 @@ def rewrite_raw(
 @dg.asset(
     **COMMON,
     partitions_def=VARIANT,
+    deps=["variant_spec", "news_facts"],
     tags=CPU,
     kinds={"polars", "parquet"},
-    code_version="1",
+    code_version=made_of("1", "gates", *SIZES, "rewrites.sampling.seed"),
     io_manager_key="parquet_io",
 )
 def rewrite_pack(context: dg.AssetExecutionContext, rewrite_raw: pl.LazyFrame) -> pl.DataFrame:
@@ -140,6 +152,8 @@ def rewrite_pack(context: dg.AssetExecutionContext, rewrite_raw: pl.LazyFrame) -
     from steer_pipeline.lab.rewrites.work import identity_of
 
     rows = rewrite_raw.collect()
+    if rows.is_empty():
+        raise dg.Failure(_why_empty(context), allow_retries=False)
     known = [name for name in REWRITE_SCHEMA if name in rows.columns]
     pack = rows.select(known).sort("source_index") if "source_index" in known else rows.select(known)
     recipe = identity_of(pack).recipe
@@ -151,10 +165,15 @@ def rewrite_pack(context: dg.AssetExecutionContext, rewrite_raw: pl.LazyFrame) -
 @dg.asset(
     **COMMON,
     partitions_def=VARIANT,
-    deps=["truncated_news", dg.AssetDep("rewrite_raw", partition_mapping=BASE_ONLY)],
+    deps=[
+        "truncated_news",
+        "variant_spec",
+        "news_facts",
+        dg.AssetDep("rewrite_raw", partition_mapping=BASE_ONLY),
+    ],
     tags=CPU,
     kinds={"polars", "parquet"},
-    code_version="1",
+    code_version=made_of("1", "gates.min_kept_fraction"),
     io_manager_key="parquet_io",
 )
 def keep_set(
@@ -180,10 +199,17 @@ def keep_set(
 
 @dg.asset(
     **COMMON,
-    deps=["rewrite_pack", "truncated_news", dg.AssetDep("contrast_set", partition_mapping=TARGETED_PERSONAS)],
+    deps=[
+        "rewrite_pack",
+        "truncated_news",
+        "variant_spec",
+        "news_facts",
+        dg.AssetDep("persona_scale", partition_mapping=TARGETED_PERSONAS),
+        dg.AssetDep("contrast_set", partition_mapping=TARGETED_PERSONAS),
+    ],
     tags=CPU,
     kinds={"polars", "parquet"},
-    code_version="1",
+    code_version=made_of("2", "rewrites.sampling.seed", "vector.seed"),
     io_manager_key="bundle_io",
 )
 def rewrite_comparison(
@@ -196,9 +222,13 @@ def rewrite_comparison(
     `scorers`; `versions.json` names the packs. The MiniLM scale is fitted on each persona's contrast set.
     """
     with _plain_failures(), tempfile.TemporaryDirectory(prefix="rewrite_comparison-") as folder:
-        tables, versions = comparing.compare_stored(_reader(context, store.store()), settings())
-        comparing.write_tables(tables, versions, Path(folder))
-        metadata = comparing.numbers(tables) | {"pack_versions": dg.MetadataValue.json(versions)}
+        compared = comparing.compare_stored(_reader(context, store.store()), settings())
+        tables = compared.tables
+        comparing.write_tables(compared, Path(folder))
+        metadata = comparing.numbers(tables) | {
+            "pack_versions": dg.MetadataValue.json(compared.versions),
+            "left_out": dg.MetadataValue.json(compared.left_out),
+        }
         metadata |= {
             f"shifts_{name}": show.intervals(*drawn) for name, drawn in comparing.shifts(tables).items()
         }
@@ -243,6 +273,15 @@ def rewrite_release(
     yield dg.MaterializeResult(data_version=dg.DataVersion(choice.version.sha), metadata=metadata)
     # Here the materialisation is in the log.
     release.move(shelf, variant, pointer, context.run_id)
+
+
+def _why_empty(context: dg.AssetExecutionContext) -> str:
+    """What `rewrite_raw` said when it made no row of this variant."""
+    wanted = dg.AssetRecordsFilter(key("rewrite_raw"), asset_partitions=[context.partition_key])
+    found = context.instance.fetch_materializations(wanted, limit=1).records
+    refused = found[0].asset_materialization.metadata.get("refused") if found else None
+    reason = str(refused.value) if refused and refused.value else "there were no news to rewrite"
+    return f"{context.partition_key}: rewrite_raw has no rows: {reason}"
 
 
 def _reader(context: dg.AssetExecutionContext, shelf: ArtifactStore) -> making.Reader:

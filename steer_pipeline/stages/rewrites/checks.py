@@ -8,11 +8,12 @@ import dagster as dg
 import polars as pl
 
 from steer_pipeline.catalogue.models import VariantSpec
+from steer_pipeline.keys import key
 from steer_pipeline.lab.rewrites import GATES
 from steer_pipeline.partitions import VARIANT
 from steer_pipeline.resources import ArtifactStoreResource
 from steer_pipeline.settings import settings
-from steer_pipeline.stages.rewrites import making, verdicts
+from steer_pipeline.stages.rewrites import comparing, making, verdicts
 
 
 @dg.multi_asset_check(
@@ -57,13 +58,10 @@ def rewrite_pack_gates(
     )
     verdicts.record(shelf, variant, version, found, making.made_with(pack, size))
     for verdict in found:
-        if (
-            dg.AssetCheckKey(dg.AssetKey("rewrite_pack"), verdict.gate)
-            not in context.selected_asset_check_keys
-        ):
+        if dg.AssetCheckKey(key("rewrite_pack"), verdict.gate) not in context.selected_asset_check_keys:
             continue
         yield dg.AssetCheckResult(
-            asset_key="rewrite_pack",
+            asset_key=key("rewrite_pack"),
             check_name=verdict.gate,
             passed=verdict.passed,
             severity=dg.AssetCheckSeverity.ERROR if verdict.blocking else dg.AssetCheckSeverity.WARN,
@@ -102,7 +100,7 @@ def keep_set_checks(
         "; `reasons` of its rows says why: mend that (most often the dose), or lower gates.min_kept_fraction"
     )
     yield dg.AssetCheckResult(
-        asset_key="keep_set",
+        asset_key=key("keep_set"),
         check_name="enough_rows_are_kept",
         passed=passed,
         description=f"{kept.height} of {rows.height} rows are kept ({share:.1%}), limit {limit:.1%}"
@@ -112,7 +110,7 @@ def keep_set_checks(
     overlap = kept["overlap_with_base"].drop_nulls()
     mean = float(overlap.mean() or 0.0)
     yield dg.AssetCheckResult(
-        asset_key="keep_set",
+        asset_key=key("keep_set"),
         check_name="kept_rows_differ_from_base",
         passed=overlap.is_empty() or mean < 1.0,
         severity=dg.AssetCheckSeverity.WARN,
@@ -152,12 +150,27 @@ def targets_are_met(store: ArtifactStoreResource) -> dg.AssetCheckResult:
     )
 
 
+@dg.asset_check(
+    asset="rewrite_comparison",
+    description="Every pack stands in the comparison; one that was made otherwise than base is left out, and named.",
+)
+def every_pack_is_compared(store: ArtifactStoreResource) -> dg.AssetCheckResult:
+    """A difference between packs of two settings would be shown as the work of the steering."""
+    left_out = comparing.read_tables(store.store().current("rewrite_comparison", None).path).left_out
+    return dg.AssetCheckResult(
+        passed=not left_out,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="; ".join(f"{name} is left out: {why}" for name, why in left_out.items()) or "all are",
+        metadata={"left_out": len(left_out)},
+    )
+
+
 def _summary(store: ArtifactStoreResource) -> pl.DataFrame:
     return pl.read_parquet(store.store().current("rewrite_comparison", None).path / "summary.parquet")
 
 
 def difference_role(variant: VariantSpec) -> str:
-    """How `differs_from_base` holds for a variant: `steered` gates, `control` informs, `exempt` is a reference."""
+    """How `differs_from_base` holds for a variant: `steered` gates, others inform, `exempt` is a reference."""
     if not variant.terms and not variant.prompted_by:
         return "exempt"
     return variant.role
@@ -170,4 +183,10 @@ def _table(examples: list[dict]) -> dict[str, dg.MetadataValue]:
     return {"examples": dg.MetadataValue.table(records)}
 
 
-CHECKS = [rewrite_pack_gates, keep_set_checks, controls_show_nothing, targets_are_met]
+CHECKS = [
+    rewrite_pack_gates,
+    keep_set_checks,
+    controls_show_nothing,
+    targets_are_met,
+    every_pack_is_compared,
+]

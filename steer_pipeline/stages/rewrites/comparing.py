@@ -4,52 +4,81 @@ In: a reader of the store and the settings. Out: tables, a folder with them, fla
 """
 
 import json
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from steer_pipeline.catalogue import load_personas
+from steer_pipeline.catalogue.loading import read_personas
+from steer_pipeline.partitions import TARGETED
 from steer_pipeline.settings import Settings
 from steer_pipeline.stages.rewrites import making
 
 MINILM_CONTEXTS = 96  # a side and persona; embedding more of the contrast set moves no held-out AUC
 
 
-def targeted_personas(now: Settings) -> list[str]:
-    """Personas that some variant must move, in catalogue order: the traits that every variant is scored on."""
-    wanted = {persona for spec in now.variants.values() for persona in spec.targets}
-    return [name for name in load_personas() if name in wanted]
+@dataclass(frozen=True)
+class Compared:
+    """`ComparisonTables`, the versions of the packs in them, and which packs are not among them, and why."""
+
+    tables: Any
+    versions: dict[str, str]
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
-def compare_stored(read: making.Reader, now: Settings) -> tuple[Any, dict[str, str]]:
-    """`ComparisonTables` of every current pack, in the catalogue's order, and the versions that were read.
+def compare_stored(read: making.Reader, now: Settings) -> Compared:
+    """Every current pack, in the catalogue's order; without those that were made otherwise than base.
 
     Raises:
-        ValueError: base, base_resample or random_direction has no pack.
+        ValueError: base, base_resample or random_direction has no pack, or was made otherwise.
     """
-    from steer_pipeline.lab.reports.comparison import compare_variants
+    from steer_pipeline.lab.reports.comparison import NEEDED, compare_variants
 
     current = {name: read.current("rewrite_pack", name) for name in now.variants}
     packs = {name: making.read_rows(version.path) for name, version in current.items() if version}
-    if not packs:
-        raise making.Refused("there is no rewrite_pack to compare: materialise rewrite_pack first")
+    if "base" not in packs:
+        raise making.Refused("there is no rewrite_pack of base to compare with: materialise it first")
+    left_out = {name: why for name, pack in packs.items() if (why := obstacle(pack, packs["base"]))}
+    if needed := [f"{name}: {left_out[name]}" for name in NEEDED if name in left_out]:
+        raise making.Refused(
+            f"{'; '.join(needed)}. Nothing is compared without its controls: make them again"
+        )
+    packs = {name: pack for name, pack in packs.items() if name not in left_out}
     rows = pl.concat([pack.select("row_id") for pack in packs.values()])
     source = making.read_news_source(read, rows, now)
     tables = compare_variants(
-        packs, source.facts, scorers(read, now), now.profile.rewrites.sampling.seed, sources=source.texts
+        packs,
+        source.facts,
+        scorers(read, now),
+        {name: now.variants[name].role for name in packs},
+        now.profile.rewrites.sampling.seed,
+        sources=source.texts,
     )
-    return tables, {name: version.sha for name, version in current.items() if version}
+    versions = {name: version.sha for name, version in current.items() if version and name in packs}
+    return Compared(tables, versions, left_out)
+
+
+def obstacle(pack: pl.DataFrame, base: pl.DataFrame) -> str:
+    """Why a pack cannot stand beside base; empty if it can."""
+    from steer_pipeline.lab.rewrites.work import differences
+
+    if pack.is_empty():
+        return "its pack has no rows"
+    if any("made_with" not in rows.columns for rows in (pack, base)):
+        return "it does not say how it was made: materialise rewrite_raw again"
+    mine, theirs = pack["size"][0], base["size"][0]
+    sizes = [] if mine == theirs else [f"size is {mine}, in base {theirs}"]
+    return "; ".join([*differences(pack, base), *sizes])
 
 
 def scorers(read: making.Reader, now: Settings) -> dict[str, dict[str, Any]]:
     """persona -> scale -> scorer: the lexicon, and MiniLM where the persona has a contrast set."""
     from steer_pipeline.lab.evaluation import LexiconScorer, MiniLMScorer
 
-    personas, seed = load_personas(), now.profile.vector.seed
+    (personas, _), seed = read_personas(), now.profile.vector.seed
     found: dict[str, dict[str, Any]] = {}
-    for name in targeted_personas(now):
+    for name in (name for name in TARGETED if name in personas):
         found[name] = {"lexicon": LexiconScorer(personas[name])} if personas[name].positive.lexicon else {}
         contrast = read.current("contrast_set", name)
         if contrast is not None:
@@ -70,21 +99,26 @@ def spoken(contrast: pl.DataFrame) -> pl.DataFrame:
     return said.filter(pl.col("context_id").is_in(contexts.implode()))
 
 
-def write_tables(tables: Any, versions: dict[str, str], folder: Path) -> None:
-    """One Parquet file a table, and `versions.json`."""
-    for table in fields(tables):
-        getattr(tables, table.name).write_parquet(folder / f"{table.name}.parquet")
-    (folder / "versions.json").write_text(json.dumps(versions, indent=1, sort_keys=True) + "\n")
+def write_tables(compared: Compared, folder: Path) -> None:
+    """One Parquet file a table, `versions.json` and `left_out.json`."""
+    for table in fields(compared.tables):
+        getattr(compared.tables, table.name).write_parquet(folder / f"{table.name}.parquet")
+    for name in ("versions", "left_out"):
+        said = json.dumps(getattr(compared, name), indent=1, sort_keys=True)
+        (folder / f"{name}.json").write_text(said + "\n")
 
 
-def read_tables(folder: Path) -> tuple[Any, dict[str, str]]:
+def read_tables(folder: Path) -> Compared:
     """What `write_tables` wrote."""
     from steer_pipeline.lab.reports.comparison import ComparisonTables
 
     found = {
         table.name: pl.read_parquet(folder / f"{table.name}.parquet") for table in fields(ComparisonTables)
     }
-    return ComparisonTables(**found), json.loads((folder / "versions.json").read_text())
+    versions, left_out = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("versions", "left_out")
+    )
+    return Compared(ComparisonTables(**found), versions, left_out)
 
 
 def numbers(tables: Any) -> dict[str, float | int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from steer_pipeline.catalogue import load_personas
+from steer_pipeline.catalogue.loading import read_personas
 from steer_pipeline.catalogue.models import VariantSpec
 from steer_pipeline.io.store import ArtifactStore, Version
 from steer_pipeline.lab.generation.journal import Journal
@@ -30,6 +30,7 @@ class Made:
         str, dict[str, str]
     ]  # of each variant's vectors: identity of the model that they were made on
     numbers: dict[str, float | int] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)  # variant -> why it could not be made
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,11 @@ class Refused(ValueError):
     """What was asked may not be done yet; the message lists why and what to do."""
 
 
-def plan_variants(variants: Mapping[str, VariantSpec], read: Reader, model: Any, seed: int) -> dict[str, Any]:
-    """The steering plan of each variant, from the stored vectors and recommended doses.
-
-    Raises:
-        VectorError: a vector or dose is missing or does not fit the model.
-    """
-    from steer_pipeline.lab.personas import load_recommendation, load_vector, terms_for
+def plan_variants(
+    variants: Mapping[str, VariantSpec], read: Reader, model: Any, seed: int
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The steering plan of each variant, from the stored vectors and recommended doses, and why others have none."""
+    from steer_pipeline.lab.personas import VectorError, load_recommendation, load_vector, terms_for
 
     vectors, doses, versions = {}, {}, {}
     for persona in {term.persona for spec in variants.values() for term in spec.terms}:
@@ -69,10 +68,16 @@ def plan_variants(variants: Mapping[str, VariantSpec], read: Reader, model: Any,
             vectors[persona], versions[persona] = load_vector(vector.path), vector.sha
         if (dose := read.current("dose_curve", persona)) is not None:
             doses[persona] = load_recommendation(dose.path)
-    return {
-        name: terms_for(spec, vectors, doses, model.n_blocks, model=model, versions=versions, seed=seed)
-        for name, spec in variants.items()
-    }
+    plans: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    for name, spec in variants.items():
+        try:
+            plans[name] = terms_for(
+                spec, vectors, doses, model.n_blocks, model=model, versions=versions, seed=seed
+            )
+        except VectorError as error:
+            refused[name] = str(error)
+    return plans, refused
 
 
 def make_raw(
@@ -86,27 +91,41 @@ def make_raw(
     allowed: Callable[[Mapping[str, str]], list[str]],
     tell: Callable[[Any], None],
     workers: int = 1,
+    broken: Mapping[str, str] | None = None,
 ) -> Made:
     """Rewrites the first rows of `news` in all of `variants` in one call of the engine.
+
+    A variant without a vector, a dose or an instruction is refused by name, with an empty pack; the others are made.
 
     Args:
         allowed: recipes of a full run -> what stands in its way.
         tell: is given the engine's progress.
         workers: replicas of the model; more than one run on Ray.
+        broken: variants whose entry in the catalogue cannot be read, and why; they are refused.
 
     Raises:
-        Refused: the full size, and `allowed` objects.
+        Refused: no variant can be made; or the full size, and `allowed` objects.
         SteeringHasNoEffect: a plan leaves the model's logits as they are.
         FanoutError: more than one worker, and Ray or the GPUs for them are missing.
     """
     from steer_pipeline.lab.generation.engine import decoding_hash, generate
     from steer_pipeline.lab.generation.fanout import Fanout
     from steer_pipeline.lab.generation.probe import probe_steering
+    from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA
     from steer_pipeline.lab.rewrites import work
 
-    profile, personas = now.profile, load_personas()
+    profile, (personas, unread) = now.profile, read_personas()
     sampling = profile.rewrites.sampling
-    plans = plan_variants(variants, read, model, sampling.seed)
+    refused = dict(broken or {}) | {
+        name: str(unread[spec.prompted_by]) for name, spec in variants.items() if spec.prompted_by in unread
+    }
+    plans, unplanned = plan_variants(
+        {name: spec for name, spec in variants.items() if name not in refused}, read, model, sampling.seed
+    )
+    refused |= unplanned
+    variants = {name: spec for name, spec in variants.items() if name in plans}
+    if not variants:
+        raise Refused("; ".join(refused.values()))
     engine = decoding_hash(sampling, model)
     identities = {
         name: work.identity(
@@ -136,11 +155,15 @@ def make_raw(
     finished = generate(
         model, rows, list(plans.values()), sampling, journal=journal, progress=report, fanout=fanout
     )
-    packs = work.pack_rows(finished, items, identities, model.name, profile, size)
+    corpus = read.store.current("truncated_news", None)
+    shared = work.made_with(profile, model, corpus.sha if corpus else None)
+    packs = work.pack_rows(finished, items, identities, model.name, profile, size, shared)
+    packs |= {name: pl.DataFrame(schema=REWRITE_SCHEMA) for name in refused}
+    numbers = _run_numbers(last) | {"workers": workers}
     made_on = {
         name: {term.name: term.made_on for term in plan.terms if term.made_on} for name, plan in plans.items()
     }
-    return Made(packs, recipes, _probe_numbers(probes), made_on, _run_numbers(last) | {"workers": workers})
+    return Made(packs, recipes, _probe_numbers(probes), made_on, numbers, refused)
 
 
 def read_rows(folder: Path) -> pl.DataFrame:

@@ -16,6 +16,7 @@ import dagster as dg
 import polars as pl
 
 from steer_pipeline.io.store import ArtifactStore, StoreError, Version
+from steer_pipeline.keys import key
 from steer_pipeline.stages.rewrites import verdicts
 from steer_pipeline.stages.rewrites.making import Refused, read_rows
 
@@ -187,9 +188,7 @@ def history(
     instance: dg.DagsterInstance, store: ArtifactStore, variant: str | None = None, limit: int = 1000
 ) -> list[Entry]:
     """Releases in this store, newest first; other stores of the instance have histories of their own."""
-    wanted = dg.AssetRecordsFilter(
-        asset_key=dg.AssetKey(RELEASE), asset_partitions=[variant] if variant else None
-    )
+    wanted = dg.AssetRecordsFilter(asset_key=key(RELEASE), asset_partitions=[variant] if variant else None)
     entries: list[Entry] = []
     after: dict[str, str] = {}  # variant -> what the pointer was at when the next newer entry was made
     cursor, more = None, True

@@ -11,12 +11,18 @@ import dagster as dg
 import polars as pl
 
 from steer_pipeline import show
-from steer_pipeline.catalogue import load_personas
+from steer_pipeline.catalogue import Persona
 from steer_pipeline.execution import GPU_POOL, GPU_TAGS
+from steer_pipeline.keys import key
+from steer_pipeline.lineage import MODEL, made_of
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.settings import settings
 
+COMPARED = tuple(
+    f"behaviour.{name}"
+    for name in ("allow_other_model", "max_response_tokens", "min_count", "score_gap", "seed")
+)
 HALF = 0.5  # of the gap, that a trained vector should close
 MIN_SEEDS = 3
 WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
@@ -31,10 +37,11 @@ WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
     tags={"steer/stage": "vectors", "steer/device": "gpu"},
     io_manager_key="bundle_io",
     kinds={"pytorch", "parquet"},
-    code_version="1",
+    deps=["model_weights", "tokenizer", "chat_template"],
+    code_version=made_of("1", *MODEL, "model.chat_template", *COMPARED, "rollouts.random_seeds"),
 )
 def vector_comparison(
-    context: dg.AssetExecutionContext,
+    persona_spec: Persona,
     behaviour_set: pl.LazyFrame,
     trained_vector: Path,
     language_model: LanguageModelResource,
@@ -51,11 +58,11 @@ def vector_comparison(
     from steer_pipeline.lab.personas import load_vector
     from steer_pipeline.lab.vectors.steps import compare_vectors
 
-    now, persona = settings(), load_personas()[context.partition_key]
+    now = settings()
     with _plain_failures(), tempfile.TemporaryDirectory(prefix="vector_comparison-") as folder:
         seeds = {int(one.name): load_vector(one) for one in sorted((trained_vector / "seeds").iterdir())}
         compare_vectors(
-            language_model.load(), behaviour_set.collect(), seeds, persona, now.profile, Path(folder)
+            language_model.load(), behaviour_set.collect(), seeds, persona_spec, now.profile, Path(folder)
         )
         yield dg.Output(Path(folder), metadata=_numbers(Path(folder)))
 
@@ -142,7 +149,7 @@ def vector_comparison_checks(
         )
     for verdict in rules.judge(version.path, half=HALF, min_seeds=MIN_SEEDS):
         yield dg.AssetCheckResult(
-            asset_key="vector_comparison",
+            asset_key=key("vector_comparison"),
             check_name=verdict.check,
             passed=verdict.passed,
             severity=ERROR if verdict.check == "same_tokens_in_every_arm" else WARN,

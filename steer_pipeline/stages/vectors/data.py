@@ -8,9 +8,11 @@ import dagster as dg
 import polars as pl
 
 from steer_pipeline import show
-from steer_pipeline.catalogue import load_personas
+from steer_pipeline.catalogue import Persona, load_persona
 from steer_pipeline.execution import GPU_POOL, GPU_TAGS, RETRY_NETWORK
 from steer_pipeline.io.journals import open_journal
+from steer_pipeline.keys import key
+from steer_pipeline.lineage import MODEL, made_of
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, JudgeResource, LanguageModelResource
 from steer_pipeline.settings import settings
@@ -18,6 +20,7 @@ from steer_pipeline.settings import settings
 # Only a profile that has its dialogues made needs the model, and with it the accelerator, and perhaps a judge.
 MADE = settings().profile.behaviour.source.kind == "generate"
 FOR_MAKING: dict[str, Any] = {"pool": GPU_POOL, "op_tags": GPU_TAGS, "retry_policy": RETRY_NETWORK}
+READ = ("dialogue_source", "persona_scale", "tokenizer", "chat_template")
 
 
 @dg.asset(
@@ -27,11 +30,15 @@ FOR_MAKING: dict[str, Any] = {"pool": GPU_POOL, "op_tags": GPU_TAGS, "retry_poli
     io_manager_key="parquet_io",
     tags={"steer/stage": "vectors", "steer/device": "gpu" if MADE else "cpu"},
     kinds={"polars", "parquet"},
-    code_version="1",
+    deps=[*READ, "model_weights"] if MADE else list(READ),
+    code_version=made_of(
+        "1", "behaviour", "model.path", "model.chat_template", *([*MODEL, "judge"] if MADE else [])
+    ),
     **(FOR_MAKING if MADE else {}),
 )
 def behaviour_set(
     context: dg.AssetExecutionContext,
+    persona_spec: Persona,
     language_model: LanguageModelResource,
     judge: JudgeResource,
     store: ArtifactStoreResource,
@@ -46,17 +53,17 @@ def behaviour_set(
     from steer_pipeline.lab.dialogues.building import make_behaviour_set
     from steer_pipeline.lab.models.loading import load_tokenizer
 
-    now, persona = settings(), load_personas()[context.partition_key]
+    now = settings()
     try:
         rows, left_out = make_behaviour_set(
-            persona,
+            persona_spec,
             now.profile,
             load_tokenizer(now.profile.model, now.home),
             home=now.home,
             shipped=now.shipped,
             model=language_model.load,
             judge=partial(judge.ask, store=store.store()) if judge.endpoint() else None,
-            journal=open_journal(store.store(), "behaviour_set", persona.name),
+            journal=open_journal(store.store(), "behaviour_set", persona_spec.name),
         )
     except ValueError as error:  # as wrong at the next try
         raise dg.Failure(str(error), allow_retries=False) from error
@@ -127,7 +134,7 @@ def behaviour_set_checks(
     from steer_pipeline.lab.dialogues.selection import split_table
     from steer_pipeline.lab.models.identity import name_of
 
-    profile, persona = settings().profile, load_personas()[context.partition_key]
+    profile, persona = settings().profile, load_persona(context.partition_key)
     spec, rows = profile.behaviour, _rows(context, store)
     counted = f"{int(rows['counts'].sum())} of {rows.height} rows count"
     yield _result("no_row_without_a_score_counts", rules.score_problems(rows, persona, spec), counted)
@@ -168,7 +175,7 @@ def _result(
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
 ) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
-        asset_key="behaviour_set",
+        asset_key=key("behaviour_set"),
         check_name=name,
         passed=not problems,
         severity=severity,

@@ -15,8 +15,10 @@ import dagster as dg
 import polars as pl
 
 from steer_pipeline import show
-from steer_pipeline.catalogue import load_personas
+from steer_pipeline.catalogue import Persona
 from steer_pipeline.execution import GPU_POOL, GPU_TAGS
+from steer_pipeline.keys import key
+from steer_pipeline.lineage import MODEL, made_of
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.settings import settings
@@ -30,7 +32,16 @@ GPU: dict[str, Any] = {
     "tags": {"steer/stage": "vectors", "steer/device": "gpu"},
     "io_manager_key": "bundle_io",
     "kinds": {"pytorch", "parquet"},
-    "code_version": "2",  # 2: rows of a question come two by two
+    "deps": ["model_weights", "tokenizer", "chat_template"],
+    # 2: rows of a question come two by two
+    "code_version": made_of(
+        "2",
+        *MODEL,
+        "model.chat_template",
+        "training",
+        "behaviour.max_response_tokens",
+        "behaviour.allow_other_model",
+    ),
 }
 MIN_SEEDS = 3
 MIN_SEED_COSINE = 0.5
@@ -40,7 +51,7 @@ WARN = dg.AssetCheckSeverity.WARN
 
 @dg.asset(**GPU)
 def lr_sweep(
-    context: dg.AssetExecutionContext, behaviour_set: pl.LazyFrame, language_model: LanguageModelResource
+    persona_spec: Persona, behaviour_set: pl.LazyFrame, language_model: LanguageModelResource
 ) -> Iterator[dg.Output]:
     """Every learning rate of the profile, trained side by side in one batched pass.
 
@@ -50,7 +61,7 @@ def lr_sweep(
     """
     from steer_pipeline.lab.training.steps import make_sweep
 
-    now, persona = settings(), load_personas()[context.partition_key]
+    now, persona = settings(), persona_spec
     with _plain_failures(persona.name), tempfile.TemporaryDirectory(prefix="lr_sweep-") as folder:
         choice = make_sweep(
             language_model.load(), behaviour_set.collect(), persona, now.profile, Path(folder)
@@ -60,7 +71,7 @@ def lr_sweep(
 
 @dg.asset(**GPU)
 def trained_vector(
-    context: dg.AssetExecutionContext,
+    persona_spec: Persona,
     behaviour_set: pl.LazyFrame,
     lr_sweep: Path,
     language_model: LanguageModelResource,
@@ -73,7 +84,7 @@ def trained_vector(
     """
     from steer_pipeline.lab.training.steps import make_trained
 
-    now, persona = settings(), load_personas()[context.partition_key]
+    now, persona = settings(), persona_spec
     with _plain_failures(persona.name), tempfile.TemporaryDirectory(prefix="trained_vector-") as folder:
         make_trained(
             language_model.load(), behaviour_set.collect(), persona, now.profile, lr_sweep, Path(folder)
@@ -171,7 +182,7 @@ def _result(
 ) -> dg.AssetCheckResult:
     severity = WARN if warn else dg.AssetCheckSeverity.ERROR
     return dg.AssetCheckResult(
-        asset_key=asset,
+        asset_key=key(asset),
         check_name=check,
         passed=passed,
         severity=severity,

@@ -71,6 +71,7 @@ def test_a_rewrite_row_fits_the_stored_schema(tmp_path):
         truncated=False,
         profile="newsroom",
         size="pilot",
+        made_with="{}",
     )
     frame = pl.DataFrame([row.model_dump()], schema=REWRITE_SCHEMA)
     assert frame.rows(named=True)[0] == row.model_dump()

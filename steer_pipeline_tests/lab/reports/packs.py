@@ -60,6 +60,12 @@ EFFECTS: dict[str, dict[str, float]] = {
     "random_direction": {},
     "prompted_paranoid": {"paranoid": 0.9},
 }
+CONTROLS = ("base_resample", "random_direction")
+ROLES = dict.fromkeys(EFFECTS, "steered") | {
+    "base": "base",
+    "prompted_paranoid": "prompted",
+    **dict.fromkeys(CONTROLS, "control"),
+}
 DOSES = {
     "paranoid": [("paranoid", 2, 2.4, 0.3)],
     "rule_defiant": [("rule_defiant", 2, 2.6, 0.3)],

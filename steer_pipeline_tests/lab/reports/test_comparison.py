@@ -4,14 +4,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steer_pipeline.lab.reports import CONTROLS, compare_variants, difference_from_base
-from steer_pipeline_tests.lab.reports.packs import EFFECTS, SCORERS, make_packs
+from steer_pipeline.lab.reports import compare_variants, difference_from_base
+from steer_pipeline_tests.lab.reports.packs import CONTROLS, EFFECTS, ROLES, SCORERS, make_packs
 
 
 @pytest.fixture(scope="module")
 def compared():
     packs, facts = make_packs()
-    return compare_variants(packs, facts, SCORERS, seed=5)
+    return compare_variants(packs, facts, SCORERS, ROLES, seed=5)
 
 
 def test_known_effects_are_found_with_their_sign(compared):
@@ -58,8 +58,8 @@ def test_controls_of_a_family_have_wider_intervals_than_alone(compared):
         return text + extra
 
     packs, facts = make_packs(change=flips)
-    two = compare_variants(packs, facts, SCORERS, seed=5)
-    one = compare_variants(packs, facts, {"paranoid": SCORERS["paranoid"]}, seed=5)
+    two = compare_variants(packs, facts, SCORERS, ROLES, seed=5)
+    one = compare_variants(packs, facts, {"paranoid": SCORERS["paranoid"]}, ROLES, seed=5)
     wide, narrow = (t.of("random_direction", "trait_paranoid_lexicon") for t in (two, one))
     assert wide["high"] - wide["low"] >= (narrow["high"] - narrow["low"]) * 0.999
 
@@ -67,7 +67,7 @@ def test_controls_of_a_family_have_wider_intervals_than_alone(compared):
 def test_a_variant_that_is_only_another_sample_is_no_further_than_the_resample():
     """Exact match and overlap against base alone were taken as evidence of steering (janus 0.7)."""
     packs, facts = make_packs(n=120)
-    tables = compare_variants(packs, facts, SCORERS, seed=5)
+    tables = compare_variants(packs, facts, SCORERS, ROLES, seed=5)
     far = {row["variant"]: row for row in tables.distances.iter_rows(named=True)}
     assert far["random_direction"]["p"] > 0.05
     assert far["paranoid"]["p_holm"] < 0.01
@@ -96,7 +96,7 @@ def test_rows_are_paired_by_id_and_not_by_position(compared):
     shuffled = {
         name: pack.sample(fraction=1.0, shuffle=True, seed=i) for i, (name, pack) in enumerate(packs.items())
     }
-    again = compare_variants(shuffled | {"base": packs["base"]}, facts, SCORERS, seed=5)
+    again = compare_variants(shuffled | {"base": packs["base"]}, facts, SCORERS, ROLES, seed=5)
     keys = ["variant", "metric"]
     left, right = (t.summary.sort(keys).select("mean", "difference", "p") for t in (compared, again))
     assert np.allclose(left.to_numpy(), right.to_numpy(), equal_nan=True)
@@ -104,7 +104,7 @@ def test_rows_are_paired_by_id_and_not_by_position(compared):
 
 def test_the_same_packs_and_seed_give_the_same_tables(compared):
     packs, facts = make_packs()
-    again = compare_variants(packs, facts, SCORERS, seed=5)
+    again = compare_variants(packs, facts, SCORERS, ROLES, seed=5)
     assert again.summary.equals(compared.summary)
     assert again.rows.equals(compared.rows)
 
@@ -112,7 +112,7 @@ def test_the_same_packs_and_seed_give_the_same_tables(compared):
 def test_a_missing_row_is_reported_and_the_others_compared():
     packs, facts = make_packs()
     packs["paranoid"] = packs["paranoid"].tail(59)
-    tables = compare_variants(packs, facts, SCORERS, seed=5)
+    tables = compare_variants(packs, facts, SCORERS, ROLES, seed=5)
     assert tables.alignment.filter(variant="paranoid").row(0) == ("paranoid", 59, 1, 0, 0)
     assert tables.of("paranoid", "n_words")["n"] == 59
 
@@ -121,7 +121,7 @@ def test_agreement_counts_rows_where_all_variants_differ():
     packs, facts = make_packs(
         change=lambda variant, row_id, text: "The same." if row_id.endswith("0") else text + variant
     )
-    agreement = compare_variants(packs, facts, SCORERS, seed=5).agreement
+    agreement = compare_variants(packs, facts, SCORERS, ROLES, seed=5).agreement
     same = agreement["row_id"].str.ends_with("0")
     assert agreement.filter(same)["n_distinct"].unique().to_list() == [1]
     assert agreement.filter(~same)["all_differ"].all()
@@ -130,7 +130,7 @@ def test_agreement_counts_rows_where_all_variants_differ():
 
 def test_keyword_hits_and_suspects_are_stored_per_row():
     packs, facts = make_packs(change=lambda v, row_id, text: text + " {x}" if v == "paranoid" else text)
-    rows = compare_variants(packs, facts, SCORERS, seed=5).rows
+    rows = compare_variants(packs, facts, SCORERS, ROLES, seed=5).rows
     steered = rows.filter(variant="paranoid")
     assert steered["hits_paranoid_positive"].max() == 2
     assert steered["suspects"].list.contains("janus_latex").all()
@@ -140,19 +140,34 @@ def test_keyword_hits_and_suspects_are_stored_per_row():
 def test_rows_without_facts_are_left_out_of_facts_kept():
     packs, facts = make_packs()
     some = {row_id: found if i % 2 else [] for i, (row_id, found) in enumerate(facts.items())}
-    tables = compare_variants(packs, some, SCORERS, seed=5)
+    tables = compare_variants(packs, some, SCORERS, ROLES, seed=5)
     assert tables.of("paranoid", "facts_kept")["n"] == 30
 
 
 def test_bad_packs_are_named():
     packs, facts = make_packs(n=8)
     with pytest.raises(ValueError, match="pack base_resample is missing"):
-        compare_variants({k: v for k, v in packs.items() if k != "base_resample"}, facts, SCORERS, seed=1)
+        compare_variants(
+            {k: v for k, v in packs.items() if k != "base_resample"}, facts, SCORERS, ROLES, seed=1
+        )
     doubled = packs | {"trusting": pl.concat([packs["trusting"], packs["trusting"].head(1)])}
     with pytest.raises(ValueError, match="pack trusting: row_id 0000000000000000 occurs twice"):
-        compare_variants(doubled, facts, SCORERS, seed=1)
+        compare_variants(doubled, facts, SCORERS, ROLES, seed=1)
     with pytest.raises(ValueError, match="pack paranoid has no column 'truncated'"):
-        compare_variants(packs | {"paranoid": packs["paranoid"].drop("truncated")}, facts, SCORERS, seed=1)
+        compare_variants(
+            packs | {"paranoid": packs["paranoid"].drop("truncated")}, facts, SCORERS, ROLES, seed=1
+        )
     other = packs["trusting"].with_columns(row_id=pl.col("row_id") + "x")
     with pytest.raises(ValueError, match="shares no row_id with base"):
-        compare_variants(packs | {"trusting": other}, facts, SCORERS, seed=1)
+        compare_variants(packs | {"trusting": other}, facts, SCORERS, ROLES, seed=1)
+
+
+def test_a_control_with_a_new_name_is_judged_as_one():
+    """Roles were guessed from names: such a control was shown as a steered variant."""
+    packs, facts = make_packs()
+    packs["placebo"] = packs["random_direction"].with_columns(variant=pl.lit("placebo"))
+    tables = compare_variants(packs, facts, SCORERS, ROLES | {"placebo": "control"}, seed=5)
+    row = tables.of("placebo", "trait_paranoid_lexicon")
+    assert (row["role"], row["simultaneous"], row["p_holm"]) == ("control", True, None)
+    assert tables.controls == [*CONTROLS, "placebo"]
+    assert tables.agreement["n_variants"].unique().to_list() == [5]

@@ -17,7 +17,7 @@ from steer_pipeline.lab.reports.document import (
     to_markdown,
 )
 from steer_pipeline.lab.reports.report import DoseInfo, ReportContext, VectorInfo, render_vector_eval_report
-from steer_pipeline_tests.lab.reports.packs import EFFECTS, SCORERS, make_packs
+from steer_pipeline_tests.lab.reports.packs import EFFECTS, ROLES, SCORERS, make_packs
 
 TARGETS = {
     "paranoid": {"paranoid": "up"},
@@ -63,7 +63,7 @@ def written(tmp_path_factory) -> dict:
         return text + " <|im_end|> | <b>bold</b>" if variant == "trusting" and row_id.endswith("3") else text
 
     packs, facts = make_packs(n=40, change=spoil)
-    tables = compare_variants(packs, facts, SCORERS, seed=5)
+    tables = compare_variants(packs, facts, SCORERS, ROLES, seed=5)
     context = ReportContext(
         versions={f"rewrite_pack/{name}": f"{i:064x}" for i, name in enumerate(packs)},
         facts={"profile": "tiny", "size": "pilot"},
@@ -160,7 +160,7 @@ def test_a_control_that_moves_is_said_first(written, tmp_path):
     packs, facts = make_packs(
         n=30, change=lambda v, r, text: text + " Hidden hands." if v == "random_direction" else text
     )
-    tables = compare_variants(packs, facts, SCORERS, seed=5)
+    tables = compare_variants(packs, facts, SCORERS, ROLES, seed=5)
     files = render_vector_eval_report(
         tables, packs, vectors=[], doses=[], context=written["context"], out_dir=tmp_path
     )

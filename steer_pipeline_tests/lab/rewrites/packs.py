@@ -1,5 +1,7 @@
 """Small packs made by hand, for tests that need one with a known fault."""
 
+import json
+
 import polars as pl
 
 from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA
@@ -34,6 +36,12 @@ def news(n: int = 24) -> pl.DataFrame:
     )
 
 
+def made_with(**changes: object) -> str:
+    """What all packs of one profile share; `changes` make a pack that base cannot be compared with."""
+    shared = {"profile": "newsroom", "model": "tiny", "corpus": "c1", "sampling.temperature": 0.6}
+    return json.dumps(shared | changes, sort_keys=True)
+
+
 def pack(variant: str = "base", n: int = 24, size: str = "pilot", tail: str = "") -> pl.DataFrame:
     """A faultless pack over `news(n)`; `tail` is what the variant's voice adds to each rewrite."""
     items = news(n)
@@ -62,6 +70,7 @@ def pack(variant: str = "base", n: int = 24, size: str = "pilot", tail: str = ""
             "truncated": [False] * n,
             "profile": ["newsroom"] * n,
             "size": [size] * n,
+            "made_with": [made_with()] * n,
         },
         schema=REWRITE_SCHEMA,
     )

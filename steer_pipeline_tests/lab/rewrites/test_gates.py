@@ -8,7 +8,7 @@ import pytest
 from steer_pipeline.lab import rewrites as gate
 from steer_pipeline.lab.rewrites import gates
 from steer_pipeline.lab.rewrites.source import read_source
-from steer_pipeline_tests.lab.rewrites.packs import news, pack, resample
+from steer_pipeline_tests.lab.rewrites.packs import made_with, news, pack, resample
 
 VOICE = " Somebody surely hides the real story."
 
@@ -155,3 +155,18 @@ def test_every_failed_gate_says_how_to_go_on(source):
     for verdict in [nothing[name] for name in failed(nothing)] + [doubled[gate.UNIQUE]]:
         assert verdict.message.endswith(gates.CURES[verdict.gate])
     assert "To go on" not in judge(pack("paranoid", tail=VOICE), source)[gate.SUSPECTS].message
+
+
+def test_a_pack_made_with_other_settings_than_base_is_refused_with_both_values():
+    """Base was made at temperature 0.9, a variant at 0.7: it passed its gates and was released."""
+    hotter = pack("paranoid", tail=" Why?").with_columns(
+        made_with=pl.lit(made_with(**{"sampling.temperature": 0.7}))
+    )
+    verdict = gates.made_as_base(hotter, pack("base"))
+    assert verdict.stops_release
+    assert verdict.message == "sampling.temperature is 0.7, in base 0.6"
+    assert gates.made_as_base(pack("paranoid"), pack("base")).passed
+    other_news = pack("paranoid").with_columns(made_with=pl.lit(made_with(corpus="c2", model="other")))
+    assert gates.made_as_base(other_news, pack("base")).message == (
+        "corpus is 'c2', in base 'c1'; model is 'other', in base 'tiny'"
+    )

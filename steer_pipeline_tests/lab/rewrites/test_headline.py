@@ -5,6 +5,7 @@ import pytest
 
 from steer_pipeline.lab.reports.comparison import compare_variants
 from steer_pipeline.lab.rewrites.headline import missed_targets, moved_controls, pilot_numbers
+from steer_pipeline_tests.lab.reports.packs import ROLES
 from steer_pipeline_tests.lab.rewrites.packs import pack, resample
 
 VOICE = " Somebody surely hides the real story."
@@ -19,7 +20,7 @@ class Hidden:
 
 def summary_of(**packs):
     facts = {row: ["Northport"] for row in packs["base"]["row_id"][:3]}
-    return compare_variants(packs, facts, {"paranoid": {"lexicon": Hidden()}}, 3).summary
+    return compare_variants(packs, facts, {"paranoid": {"lexicon": Hidden()}}, ROLES, 3).summary
 
 
 def test_the_object_has_every_variant_with_its_numbers():

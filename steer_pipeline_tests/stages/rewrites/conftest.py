@@ -60,9 +60,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def stage_definitions() -> dg.Definitions:
     """The stages of rewrites and reports by themselves; what they read from other stages is only named."""
     from steer_pipeline.io.bundle import BundleIO
+    from steer_pipeline.io.catalogue import CatalogueIO
     from steer_pipeline.io.parquet import ParquetIO
     from steer_pipeline.partitions import PERSONA
     from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
+    from steer_pipeline.stages.catalogue import assets as catalogue
     from steer_pipeline.stages.reports import assets as reports
     from steer_pipeline.stages.reports import checks as report_checks
     from steer_pipeline.stages.rewrites import assets, checks
@@ -76,13 +78,14 @@ def stage_definitions() -> dg.Definitions:
         ),
     ]
     return dg.Definitions(
-        assets=[*assets.ASSETS, *reports.ASSETS, *made_elsewhere],
+        assets=[*catalogue.ASSETS, *assets.ASSETS, *reports.ASSETS, *made_elsewhere],
         asset_checks=[*checks.CHECKS, *report_checks.CHECKS],
         resources={
             "store": store,
             "language_model": LanguageModelResource(),
             "parquet_io": ParquetIO(store=store),
             "bundle_io": BundleIO(store=store),
+            "catalogue_io": CatalogueIO(),
         },
         executor=dg.in_process_executor,
     )

@@ -115,7 +115,7 @@ def test_promotion_and_rollback_are_one_command_each_and_are_logged(project):
         ("promote", second.sha),
         ("promote", first.sha),
     ]
-    log = commands.history(project.driver.instance, project.store, "paranoid")
+    log = release.history(project.driver.instance, project.store, "paranoid")
     assert [entry.previous for entry in log] == [first.sha, second.sha, first.sha, "none"]
     assert all(entry.carried_out for entry in log)
     assert project.store.current("rewrite_pack", "paranoid").sha == second.sha  # packs are not touched
@@ -339,7 +339,7 @@ def test_a_pointer_that_cannot_be_moved_is_told_and_does_not_count(project, monk
         patched.setattr(type(project.store), "point", full)
         assert not commands.promote(project.driver, "paranoid").success
     assert release.released(project.store, "paranoid") == second
-    entries = commands.history(project.driver.instance, project.store, "paranoid")
+    entries = release.history(project.driver.instance, project.store, "paranoid")
     assert [entry.carried_out for entry in entries] == [False, True, True]
     assert "NOT CARRIED OUT" in commands.shown(entries[:1])
     assert commands.rollback(project.driver, "paranoid").success
@@ -397,7 +397,7 @@ def test_a_process_killed_at_the_pointer_leaves_no_moved_pointer_without_a_log(p
         child = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, moment], env=dict(os.environ))
         assert child.returncode == -signal.SIGKILL
         assert release.released(kept.store, "paranoid") == (second if moment == "after" else first)
-        log = commands.history(instance, kept.store, "paranoid")
+        log = release.history(instance, kept.store, "paranoid")
         assert [(entry.version, entry.carried_out) for entry in log] == [
             (second, moment == "after"),
             (first, True),

@@ -5,10 +5,12 @@ import json
 import pytest
 
 from steer_pipeline.catalogue import load_variants
+from steer_pipeline.cli.make import line
 from steer_pipeline.tools.campaign import Stopped
-from steer_pipeline.tools.pilot import VARIANT_CHAIN, Pilot, chosen, line
+from steer_pipeline.tools.driver import Outcome
+from steer_pipeline.tools.pilot import VARIANT_CHAIN, Pilot, chosen
 from steer_pipeline_tests.lab.rewrites.packs import pack
-from steer_pipeline_tests.stages.rewrites.conftest import VOICE, small_profile
+from steer_pipeline_tests.stages.rewrites.conftest import VOICE
 
 
 def bring_up(project, **options) -> tuple[list[str], int]:
@@ -23,16 +25,6 @@ def test_what_is_fresh_is_left_alone_unless_forced(project):
     assert bring_up(project) == ([], 1)
     assert bring_up(project) == ([], 0)
     assert bring_up(project, force=True) == ([], 1)
-
-
-def test_a_change_of_the_profile_is_a_reason_to_make_it_again(project, tmp_path, monkeypatch):
-    assert bring_up(project) == ([], 1)
-    changed = small_profile(tmp_path, gates="{max_suspect_rate: 0.02}").rename(tmp_path / "changed.yaml")
-    monkeypatch.setenv("STEER_PROFILE", str(changed))
-    problems, runs = bring_up(project)
-    assert problems == []
-    assert runs >= 1
-    assert bring_up(project) == ([], 0)
 
 
 def test_a_failed_gate_is_reported_each_time_and_nothing_is_released(project):
@@ -58,7 +50,7 @@ def test_only_takes_the_references_along_and_refuses_unknown_names():
 def test_the_last_line_is_json_with_four_digits():
     shift = {"shift": 0.123456, "low": -0.00001, "high": 1}
     numbers = {"base": {"rows": 50, "facts_kept": None, "trait": {"paranoid": shift}}}
-    assert json.loads(line(12.345, numbers)) == {
+    assert json.loads(line("variants", numbers, 12.345)) == {
         "seconds": 12.3,
         "variants": {
             "base": {
@@ -70,16 +62,39 @@ def test_the_last_line_is_json_with_four_digits():
     }
 
 
-def test_other_weights_behind_the_same_path_are_a_reason_to_make_it_again(project, tmp_path, monkeypatch):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    (model / "model.safetensors").write_bytes(b"weights")
-    profile = small_profile(tmp_path, model=str(model)).rename(tmp_path / "with_model.yaml")
-    monkeypatch.setenv("STEER_PROFILE", str(profile))
-    assert bring_up(project) == ([], 1)
-    assert bring_up(project) == ([], 0)
-    (model / "config.json").write_text('{"other": 1}')
-    problems, runs = bring_up(project)
-    assert problems == []
-    assert runs >= 1
+class Chains(Pilot):
+    """A pilot whose runs are only written down; `broken` assets fail."""
+
+    def __init__(self, driver, variants, broken=()):
+        super().__init__(driver, variants)
+        self.broken, self.runs = broken, []
+
+    def is_stale(self, asset, partition):
+        return True
+
+    def materialize(self, assets, **what):
+        partition = what.get("partition")
+        self.runs.append((assets[0], partition or what.get("span")))
+        failed = [f"{name}: no coherent dose" for name in assets if (name, partition) in self.broken]
+        return Outcome("run", not failed, tuple(failed), (), ())
+
+    def summary(self):
+        return None
+
+
+def test_a_persona_without_a_dose_stops_its_variants_and_no_other(project):
+    """One variant without a dose stopped all the others."""
+    pilot = Chains(project.driver, load_variants(), broken=[("dose_curve", "rule_defiant")])
+    pilot.run()
+    made = {partition for asset, partition in pilot.runs if asset == "rewrite_pack"}
+    assert made == set(load_variants()) - {"rule_defiant", "paranoid_rule_defiant"}
+    assert [partition for asset, partition in pilot.runs if asset == "rewrite_raw"] == [
+        ("base", "paranoid"),
+        ("trusting", "prompted_paranoid"),
+    ]
+    assert pilot.problems == [
+        "dose_curve: no coherent dose",
+        "rule_defiant is not made: it needs rule_defiant, which failed",
+        "paranoid_rule_defiant is not made: it needs rule_defiant, which failed",
+    ]
+    assert pilot.runs[-1][0] == "rewrite_comparison"

@@ -1,0 +1,211 @@
+"""What the graph stands on and Dagster does not make: personas, variants, weights, news files. Their content versions.
+
+In: the settings. Out: for each origin and partition a version, which changes when, and only when, its content does.
+Nothing here loads a model or raises: what is broken or absent has a version too, and a sentence that says why.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from steer_pipeline.catalogue.loading import load_persona, persona_names
+from steer_pipeline.catalogue.models import ModelSpec
+from steer_pipeline.settings import Settings
+
+# How a text is recognised as a persona's; all else of a persona says how it is asked for.
+SCALE_FIELDS = ("lexicon", "judge_rubric")
+SHOWN = 16
+
+
+@dataclass(frozen=True)
+class Found:
+    """The content of one origin as it is now; `problem` says what is wrong with it, if anything."""
+
+    version: str
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One thing that assets are made of.
+
+    Attributes:
+        partitions: "persona", "variant" or None.
+        look: settings and partition -> what is there now.
+    """
+
+    name: str
+    summary: str
+    partitions: str | None
+    look: Callable[[Settings, str], Found]
+
+
+def versions(now: Settings) -> Iterator[tuple[str, str | None, Found]]:
+    """(origin, partition, what is there now) of everything that the graph stands on."""
+    keys = {"persona": persona_names(), "variant": now.variant_names}
+    for origin in ORIGINS:
+        for partition in keys[origin.partitions] if origin.partitions else [None]:
+            yield origin.name, partition, look(origin, now, partition)
+
+
+def look(origin: Origin, now: Settings, partition: str | None) -> Found:
+    """What is there now; a problem of the files is part of the answer."""
+    try:
+        return origin.look(now, partition or "")
+    except (ValueError, OSError) as error:
+        return Found(_digest(["broken", str(error)]), str(error))
+
+
+def _persona(now: Settings, name: str) -> Found:
+    persona = _plain(load_persona(name))
+    vector = load_persona(name).vector
+    # Another file at the same path is another vector.
+    content = None if isinstance(vector, str) else _content(_below(now.home / vector.path))
+    for pole in ("positive", "negative"):
+        persona[pole] = {key: value for key, value in persona[pole].items() if key not in SCALE_FIELDS}
+    asked = {key: value for key, value in persona.items() if key not in (*SCALE_FIELDS, "summary")}
+    return Found(_digest([asked, content]))
+
+
+def _scale(now: Settings, name: str) -> Found:
+    persona = load_persona(name)
+    lexicons = [persona.positive.lexicon, persona.negative.lexicon]
+    return Found(_digest([persona.kind, lexicons, persona.judge_rubric]))
+
+
+def _variant(now: Settings, name: str) -> Found:
+    if (problem := now.broken_variants.get(name)) is not None:
+        raise problem
+    spec = _plain(now.variants[name])
+    del spec["summary"]
+    return Found(_digest(spec))
+
+
+def _weights(now: Settings, _: str) -> Found:
+    from steer_pipeline.lab.models.identity import model_identity
+
+    identity = model_identity(now.profile.model, now.home)
+    if identity is None:
+        return Found(_named(now.profile.model))
+    return Found(_digest([identity.base, identity.adapters]))
+
+
+def _tokenizer(now: Settings, _: str) -> Found:
+    from steer_pipeline.lab.models.identity import vocabulary_sha
+
+    return _of_model(now, vocabulary_sha)
+
+
+def _template(now: Settings, _: str) -> Found:
+    from steer_pipeline.lab.models.identity import template_sha
+
+    return _of_model(now, template_sha) if now.profile.model.chat_template else Found("raw prompts")
+
+
+def _of_model(now: Settings, identity: Callable[[Path], str]) -> Found:
+    folder = _model_folder(now)
+    return Found(_named(now.profile.model) if folder is None else identity(folder)[:SHOWN])
+
+
+def _model_folder(now: Settings) -> Path | None:
+    from steer_pipeline.lab.models.identity import local_folder, model_source
+
+    spec = now.profile.model
+    return local_folder(model_source(spec, now.home), spec.revision)
+
+
+def _named(spec: ModelSpec) -> str:
+    """Of a hub id that is not here yet: the revision says what will be loaded."""
+    return _digest([spec.path, spec.revision])
+
+
+def _news(now: Settings, _: str) -> Found:
+    from steer_pipeline.lab.corpus.sources import news_files
+
+    source = now.profile.corpus.source
+    if (
+        source.kind == "hub"
+    ):  # a snapshot is taken when it is read; what the hub has since is asked for by refresh_news
+        return Found(_digest([source.path, source.split]))
+    return Found(_content(news_files(source, now.home)))
+
+
+def _facts(now: Settings, _: str) -> Found:
+    return Found(_content(_below(now.shipped / "facts.parquet")))
+
+
+def _dialogues(now: Settings, _: str) -> Found:
+    source = now.profile.behaviour.source
+    if source.kind == "generate":
+        return Found("made by the profile's model")
+    path = now.shipped / "dialogues.parquet" if source.path is None else now.home / source.path
+    return Found(_content(_below(path)))
+
+
+ORIGINS = (
+    Origin(
+        "persona_spec",
+        "How a persona is asked for: both poles' instructions, questions, where its vector comes from. One partition "
+        "a file of `catalogue/personas/`; an edit makes stale what was made of that persona.",
+        "persona",
+        _persona,
+    ),
+    Origin(
+        "persona_scale",
+        "How a text is recognised as a persona's: marker words of both poles and the judge's rubric. Of the same files "
+        "as `persona_spec`, apart from it, so that better scoring extracts no vector again.",
+        "persona",
+        _scale,
+    ),
+    Origin(
+        "variant_spec",
+        "One way of rewriting: terms with doses, scope, role and targets. One partition an entry of "
+        "`catalogue/variants.yaml`, with the profile's own terms in place of the file's.",
+        "variant",
+        _variant,
+    ),
+    Origin(
+        "model_weights",
+        "Weights and configuration of the profile's model, all bytes of them.",
+        None,
+        _weights,
+    ),
+    Origin("tokenizer", "The tokenizer of the profile's model, without its chat template.", None, _tokenizer),
+    Origin("chat_template", "The chat template that prompts are made with.", None, _template),
+    Origin("news_source", "The files of the profile's `corpus.source`.", None, _news),
+    Origin(
+        "news_facts",
+        "What is known of the shipped news; other news are held to their lead.",
+        None,
+        _facts,
+    ),
+    Origin("dialogue_source", "The scored dialogues of the profile's `behaviour.source`.", None, _dialogues),
+)
+
+
+def _plain(model: BaseModel) -> dict[str, Any]:
+    return model.model_dump(mode="json")
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:SHOWN]
+
+
+def _below(path: Path) -> list[Path]:
+    """The file, or all files of the directory; none where there is nothing."""
+    return (
+        sorted(each for each in path.rglob("*") if each.is_file())
+        if path.is_dir()
+        else [path] * path.is_file()
+    )
+
+
+def _content(paths: list[Path]) -> str:
+    from steer_pipeline.lab.models.identity import content_sha
+
+    return content_sha(paths)[:SHOWN]

@@ -1,0 +1,136 @@
+"""Whatever a step reads of the profile is declared beside its asset: else an edit would leave what is old fresh.
+
+Every asset is made once, tiny, while each attribute of the profile that a step reads is written down.
+"""
+
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from steer_pipeline.catalogue import models
+from steer_pipeline.definitions import defs
+from steer_pipeline.keys import key
+from steer_pipeline.lineage import sections_of
+from steer_pipeline.settings import settings
+from steer_pipeline.tools.driver import Driver
+
+# Where a result comes from (provenance), which model is loaded (an origin of its own), where things lie.
+NOT_BY_STEPS = (
+    "show.py",
+    "language_model.py",
+    "origins.py",
+    "settings.py",
+    "artifact_store.py",
+    "keys.py",
+    "loading.py",
+)
+PROFILE = """
+name: newsroom
+summary: All of it, tiny.
+model: {path: assets_data/newsroom/model, dtype: float32, device: cpu}
+contrast: {contexts: news, n_contexts: 24, max_new_tokens: 6}
+dose: {blocks: [2], fractions: [0.0, 0.4], n_rows: 4}
+rewrites: {prompt: "Rewrite: {text}", pilot_rows: 4, full_rows: 6, sampling: {max_new_tokens: 6}}
+behaviour: {source: {kind: newsroom}, train_tokens: 600, validation_tokens: 300, test_tokens: 300, min_count: 2}
+training: {learning_rates: [0.02, 0.05], epochs: 1, seeds: [41, 42]}
+rollouts: {n_questions: 2, random_seeds: [1], minilm_texts: 40, sampling: {max_new_tokens: 6}}
+variants:
+  paranoid: [{persona: paranoid, block: 2, dose: {alpha: 4.0}}]
+  random_direction: [{persona: paranoid, block: 2, dose: {alpha: 4.0}, direction: random}]
+"""
+VARIANTS = ("base", "paranoid", "base_resample", "random_direction")
+LAB = (
+    "behaviour_set", "lr_sweep", "trained_vector", "vector_comparison", "rollouts", "minilm_scores", "judge_scores"
+)  # fmt: skip
+
+
+@pytest.fixture
+def reads(tmp_path, monkeypatch) -> dict[str, set[str]]:
+    """step -> dotted paths that it read of the profile."""
+    (tmp_path / "tiny.yaml").write_text(PROFILE)
+    monkeypatch.setenv("STEER_PROFILE", str(tmp_path / "tiny.yaml"))
+    places: dict[int, str] = {}
+    found: dict[str, set[str]] = defaultdict(set)
+
+    def walk(part: models.Strict, place: str) -> None:
+        places[id(part)] = place
+        for name in type(part).model_fields:
+            value = part.__dict__[name]
+            if isinstance(value, models.Strict):
+                walk(value, f"{place}{name}.")
+
+    def read(part: models.Strict, name: str) -> object:
+        value = object.__getattribute__(part, name)
+        place = places.get(id(part))
+        if place is None or name.startswith("_") or isinstance(value, models.Strict):
+            return value
+        reader = Path(sys._getframe(1).f_code.co_filename)
+        if reader.name not in NOT_BY_STEPS and "pydantic" not in reader.parts and (step := _step()):
+            found[step].add(f"{place}{name}".removesuffix(".model_dump"))
+        return value
+
+    walk(settings().profile, "")
+    monkeypatch.setattr(models.Strict, "__getattribute__", read)
+    return found
+
+
+def _step() -> str | None:
+    try:
+        return dg.OpExecutionContext.get().op.name
+    except dg.DagsterInvariantViolationError:
+        return None
+
+
+def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
+    with dg.DagsterInstance.ephemeral() as instance:
+        driver = Driver(defs, instance)
+
+        def make(asset: str, *partitions: str | None, **how) -> None:
+            for partition in partitions or [None]:
+                outcome = driver.materialize([asset], partition=partition, **how)
+                assert asset in outcome.materialised, outcome.errors
+
+        make("cc_news")
+        make("truncated_news")
+        for asset in ("contrast_set", "persona_vector", "dose_curve"):
+            make(asset, "paranoid")
+        for variant in VARIANTS:
+            make("rewrite_raw", variant)
+        for asset in ("rewrite_pack", "keep_set"):
+            make(asset, *VARIANTS)
+        for asset in ("rewrite_comparison", "vector_eval_report"):
+            make(asset)
+        for asset in LAB:
+            make(asset, "analytical")
+        make("behaviour_table")
+
+        graph = driver.asset_graph
+        declared = {
+            name: tuple(sections_of(node.code_version or ""))
+            for definition in graph.assets_defs
+            for node in (graph.get(each) for each in definition.keys)
+            for name in [definition.op.name]
+        }
+        for check in defs.asset_checks:
+            (asset,) = {each.asset_key for each in check.check_keys}
+            declared[check.op.name] = tuple(sections_of(graph.get(asset).code_version or ""))
+    assert {"read_news", "rewrite_raw", "dose_curve", "rewrite_pack_gates", "lr_sweep", *LAB} <= set(reads)
+    for step, paths in sorted(reads.items()):
+        missing = sorted(path for path in paths if not _covered(path, declared[step]))
+        assert not missing, f"{step} reads {', '.join(missing)}; declare it with made_of beside the asset"
+
+
+def test_an_undeclared_section_would_be_found():
+    assert _covered("rewrites.sampling.temperature", ("rewrites.sampling",))
+    assert not _covered("rewrites.sampling.temperature", ("rewrites.sampling.seed", "rewrites.prompt"))
+    assert key("rewrite_raw") in defs.resolve_asset_graph().get_all_asset_keys()
+
+
+def _covered(path: str, sections: tuple[str, ...]) -> bool:
+    # The section as a whole, a part of it, or where the model's files lie: they are origins.
+    return any(
+        path == each or path.startswith(f"{each}.") for each in (*sections, "model.path", "model.revision")
+    )
