@@ -72,9 +72,11 @@ _CHANGED = (
     dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed())
     | dg.AutomationCondition.code_version_changed()
 )
+_CHECKED = dg.AutomationCondition.all_checks_match(dg.AutomationCondition.check_passed(), blocking_only=True)
 _IN_ITS_TURN = (
     ~Waits()
-    & dg.AutomationCondition.all_deps_blocking_checks_passed()
+    # Not all_deps_blocking_checks_passed(): it is never true of a partition that has no counterpart in some input.
+    & ~dg.AutomationCondition.any_deps_match(~_CHECKED).with_label("an_input_failed_a_blocking_check")
     & ~dg.AutomationCondition.any_deps_in_progress()
     & ~dg.AutomationCondition.in_progress()
     # What failed is not tried again until something that it is made of has changed.

@@ -21,7 +21,21 @@ def graph(*, broken: bool = False) -> dg.Definitions:
     def cc_news(context: dg.AssetExecutionContext):
         return dg.MaterializeResult(data_version=dg.DataVersion(context.run_id))
 
-    @dg.asset(partitions_def=PACKS, deps=[cc_news], tags=GPU, code_version="1")
+    # As rewrites of base add no vector: one partition of raw has nothing to do with this.
+    vectors = dg.StaticPartitionsDefinition(["good"])
+
+    @dg.asset(partitions_def=vectors, tags=GPU, code_version="1")
+    def vector():
+        return dg.MaterializeResult(data_version=dg.DataVersion("1"))
+
+    steered = dg.StaticPartitionMapping({"good": ["good"]})
+
+    @dg.asset(
+        partitions_def=PACKS,
+        deps=[cc_news, dg.AssetDep(vector, partition_mapping=steered)],
+        tags=GPU,
+        code_version="1",
+    )
     def raw(context: dg.AssetExecutionContext):
         if broken and context.run.tags.get("again"):
             raise dg.Failure("no dose")
@@ -51,7 +65,7 @@ def graph(*, broken: bool = False) -> dg.Definitions:
     def comparison(context: dg.AssetExecutionContext):
         return dg.MaterializeResult(data_version=dg.DataVersion(context.run_id))
 
-    made = with_conditions([cc_news, raw, pack, keep_set, rewrite_release, comparison])
+    made = with_conditions([cc_news, vector, raw, pack, keep_set, rewrite_release, comparison])
     return dg.Definitions([news_source, *made], asset_checks=[is_good])
 
 
@@ -95,6 +109,7 @@ def automation():
 
 def test_what_costs_the_accelerator_is_begun_by_a_person_and_what_is_cheap_follows_in_its_turn(automation):
     automation.make("cc_news")
+    automation.make("vector", "good")
     assert automation.tick() == set(), "rewrites that were never made are not begun"
     automation.make("raw", "good", "bad")
     assert automation.tick() == {("pack", "good"), ("pack", "bad")}
@@ -107,7 +122,12 @@ def test_what_costs_the_accelerator_is_begun_by_a_person_and_what_is_cheap_follo
 
 def test_after_new_news_everything_waits_for_the_stale_rewrites(automation):
     """After a news file had arrived, keep sets and comparison ran before the rewrites did: nine failed runs."""
-    for asset, partitions in (("cc_news", ()), ("raw", ("good", "bad")), ("pack", ("good", "bad"))):
+    for asset, partitions in (
+        ("cc_news", ()),
+        ("vector", ("good",)),
+        ("raw", ("good", "bad")),
+        ("pack", ("good", "bad")),
+    ):
         automation.make(asset, *partitions)
     automation.make("keep_set", "good")
     automation.make("comparison")
@@ -128,6 +148,7 @@ def test_what_failed_is_not_tried_again_until_something_has_changed():
     with dg.DagsterInstance.ephemeral() as instance:
         automation = Automation(instance, graph(broken=True))
         automation.make("cc_news")
+        automation.make("vector", "good")
         automation.make("raw", "good", "bad")
         automation.make("cc_news")
         assert automation.tick() == {("raw", "good"), ("raw", "bad")}
