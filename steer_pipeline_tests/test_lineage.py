@@ -255,6 +255,7 @@ from steer_pipeline.settings import settings
 from steer_pipeline.tools.driver import open_driver
 with open_driver(defs, settings().home) as driver:
     print(driver.materialize(["cc_news", "truncated_news"]).success)
+    driver.observe()  # what the run has observed when it started is what it was made of
     print(bool(driver.stale("truncated_news", [None])), key("truncated_news").to_user_string())
     print(sorted(c.asset_key.to_user_string() for c in driver.asset_graph.asset_check_keys)[0])
 """

@@ -120,16 +120,8 @@ def rewrite_raw(
             broken,
         )
     for name, rows in made.packs.items():
-        numbers = {
-            "seed": now.profile.rewrites.sampling.seed,
-            "size": config.size,
-            "recipe": made.recipes.get(name, ""),
-            "refused": made.refused.get(name, ""),
-            **_numbers(rows),
-            **made.numbers,
-            **({"vectors_made_on": made.made_on[name]} if made.made_on[name] else {}),
-        }
-        context.add_asset_metadata(numbers | made.probes.get(name, {}), partition_key=name)
+        numbers = {"seed": now.profile.rewrites.sampling.seed, "size": config.size, **_numbers(rows)}
+        context.add_asset_metadata(numbers | made.told_of(name), partition_key=name)
     return made.packs if len(made.packs) > 1 else next(iter(made.packs.values()))
 
 

@@ -21,16 +21,27 @@ PROBED_ROWS = 2
 
 @dataclass
 class Made:
-    """Raw packs and what is worth telling about the run that made them."""
+    """Raw packs and what is worth telling about the run that made them.
+
+    Attributes:
+        made_on: of each variant's vectors, the identity of the model that they were made on.
+        refused: variant -> why it could not be made; its pack is empty.
+    """
 
     packs: dict[str, pl.DataFrame]
     recipes: dict[str, str]
     probes: dict[str, dict[str, float]]
-    made_on: dict[
-        str, dict[str, str]
-    ]  # of each variant's vectors: identity of the model that they were made on
+    made_on: dict[str, dict[str, str]]
     numbers: dict[str, float | int] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)  # variant -> why it could not be made
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def told_of(self, variant: str) -> dict[str, Any]:
+        """Metadata of one variant."""
+        if variant in self.refused:
+            return {"refused": self.refused[variant]}
+        made_on = self.made_on[variant]
+        told = {"recipe": self.recipes[variant], **self.numbers, **self.probes.get(variant, {})}
+        return told | ({"vectors_made_on": made_on} if made_on else {})
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from steer_pipeline.catalogue import load_personas
-from steer_pipeline_tests.lab.rewrites.packs import pack, resample
+from steer_pipeline_tests.lab.rewrites.packs import made_with, pack, resample
 from steer_pipeline_tests.stages.rewrites.conftest import small_profile, stage_project
 
 MARKER = load_personas()["paranoid"].positive.lexicon[0]
@@ -29,7 +29,7 @@ def project(tmp_path, monkeypatch):
 def evaluations(project) -> dict[str, bool]:
     keys = [
         dg.AssetCheckKey(dg.AssetKey("rewrite_comparison"), name)
-        for name in ("controls_show_nothing", "targets_are_met")
+        for name in ("controls_show_nothing", "targets_are_met", "every_pack_is_compared")
     ]
     latest = project.driver.instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
     return {key.name: record.evaluation.passed for key, record in latest.items()}
@@ -50,7 +50,11 @@ def test_the_comparison_and_the_report_name_the_packs_they_were_made_from(projec
     report = project.store.current("vector_eval_report", None)
     text = (report.path / "report.md").read_text()
     assert all(sha in text for sha in versions.values())
-    assert evaluations(project) == {"controls_show_nothing": True, "targets_are_met": True}
+    assert evaluations(project) == {
+        "controls_show_nothing": True,
+        "targets_are_met": True,
+        "every_pack_is_compared": True,
+    }
 
 
 def test_the_ui_is_shown_the_reports_head_and_its_plots(project):
@@ -72,7 +76,11 @@ def test_a_control_that_moves_and_a_variant_that_does_not_are_called_out(project
     project.put("rewrite_pack", "random_direction", pack("random_direction", tail=VOICE))
     project.put("rewrite_pack", "paranoid", pack("paranoid"))
     assert project.driver.materialize(["rewrite_comparison"]).success  # warnings, so that it can be looked at
-    assert evaluations(project) == {"controls_show_nothing": False, "targets_are_met": False}
+    assert evaluations(project) == {
+        "controls_show_nothing": False,
+        "targets_are_met": False,
+        "every_pack_is_compared": True,
+    }
 
 
 def test_without_its_controls_there_is_no_comparison(project, tmp_path, monkeypatch):
@@ -88,3 +96,24 @@ def test_rows_of_the_comparison_are_one_a_variant_and_news_item(project):
     rows = pl.read_parquet(project.store.current("rewrite_comparison", None).path / "rows.parquet")
     assert rows.height == 4 * 24
     assert rows.select("variant", "row_id").is_unique().all()
+
+
+def test_a_pack_made_otherwise_than_base_is_left_out_and_named(project):
+    hotter = pack("trusting", tail=VOICE).with_columns(
+        made_with=pl.lit(made_with(**{"sampling.temperature": 0.7})), size=pl.lit("full")
+    )
+    project.put("rewrite_pack", "trusting", hotter)
+    assert project.driver.materialize(["rewrite_comparison"]).success
+    folder = project.store.current("rewrite_comparison", None).path
+    assert json.loads((folder / "left_out.json").read_text()) == {
+        "trusting": "sampling.temperature is 0.7, in base 0.6; size is full, in base pilot"
+    }
+    assert "trusting" not in json.loads((folder / "versions.json").read_text())
+    assert evaluations(project)["every_pack_is_compared"] is False
+
+
+def test_a_control_made_otherwise_than_base_is_no_control(project):
+    other = pack("random_direction").with_columns(made_with=pl.lit(made_with(model="another")))
+    project.put("rewrite_pack", "random_direction", other)
+    outcome = project.driver.materialize(["rewrite_comparison"])
+    assert "random_direction: model is 'another', in base 'tiny'" in outcome.errors[0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -256,6 +257,20 @@ def test_a_missing_vector_is_named_with_the_cure(place):
     with stage_project(place / "store") as project:
         outcome = project.driver.materialize(["rewrite_raw"], partition="paranoid")
         assert "no vector; materialise persona_vector for paranoid" in outcome.errors[0]
+
+
+def test_a_variant_without_a_vector_stops_no_other_and_is_named_where_its_pack_would_be(project):
+    """One variant without a dose stopped all the others."""
+    shutil.rmtree(project.store.current("persona_vector", "rule_defiant").path.parent.parent)
+    assert project.driver.materialize(["rewrite_raw"], span=SPAN).success
+    made = {name: project.store.current("rewrite_raw", name).path / "data.parquet" for name in VARIANTS}
+    heights = {name: pl.read_parquet(path).height for name, path in made.items()}
+    lacking = {"rule_defiant", "paranoid_rule_defiant"}
+    assert heights == {name: 0 if name in lacking else 24 for name in VARIANTS}
+    outcome = project.driver.materialize(["rewrite_pack"], partition="rule_defiant")
+    assert "rule_defiant: rewrite_raw has no rows: " in outcome.errors[0]
+    assert "no vector; materialise persona_vector for rule_defiant" in outcome.errors[0]
+    assert project.driver.materialize(["rewrite_pack"], partition="base").materialised == ("rewrite_pack",)
 
 
 def test_full_packs_are_refused_until_the_pilots_gates_have_passed(project):
