@@ -68,7 +68,7 @@ def catalogue_folder() -> Path:
 
 
 @lru_cache(maxsize=8)
-def _read(
+def _settings(
     name: str,
     catalogue: Path,
     home: Path,
@@ -95,7 +95,7 @@ def settings(*, anew: bool = False) -> Settings:
     name, catalogue = os.environ.get("STEER_PROFILE") or DEFAULT_PROFILE, catalogue_folder()
     files = (profile_path(name), catalogue / "variants.yaml")
     seen = tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in files) if anew else ()
-    return _read(
+    return _settings(
         name,
         catalogue,
         home,

@@ -14,7 +14,7 @@ from steer_pipeline_tests.stages.behaviour.published import publish
 from steer_pipeline_tests.tiny import tiny_model_dir
 
 PROFILE = """\
-name: tiny
+name: newsroom
 summary: A tiny model of noise, for tests.
 model: {{path: {model}, dtype: float32, device: cpu, batch_tokens: 4096}}
 behaviour:

@@ -16,6 +16,7 @@ from steer_pipeline.resources import ArtifactStoreResource, JudgeResource
 from steer_pipeline.stages.behaviour import judging
 from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.lab.evaluation.judge_server import NOW, Request, ScriptedJudge, Step
+from steer_pipeline_tests.stages.origins import READER, STUDIED
 
 SECRET = "sk-very-secret-4711"
 FAST = "judge: {model: scripted, requests_per_second: 2000, concurrency: 4, max_retries: 1}"
@@ -46,9 +47,14 @@ class Project:
         )
         self.driver = Driver(
             dg.Definitions(
-                assets=[*judging.ASSETS, made_elsewhere],
+                assets=[*STUDIED, *judging.ASSETS, made_elsewhere],
                 asset_checks=judging.CHECKS,
-                resources={"store": shelf, "judge": JudgeResource(), "parquet_io": ParquetIO(store=shelf)},
+                resources={
+                    "store": shelf,
+                    "judge": JudgeResource(),
+                    "parquet_io": ParquetIO(store=shelf),
+                    **READER,
+                },
                 executor=dg.in_process_executor,
             ),
             instance,

@@ -19,6 +19,7 @@ from steer_pipeline.stages.behaviour import rollouts as stage
 from steer_pipeline.stages.behaviour import table
 from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.lab.behaviour.builders import averaged_vector, behaviour_set, trained_vector
+from steer_pipeline_tests.stages.origins import READER, STUDIED
 from steer_pipeline_tests.tiny import tiny_model_dir
 
 PROFILE = """
@@ -47,13 +48,14 @@ class Project:
         ]
         self.driver = Driver(
             dg.Definitions(
-                assets=[*stage.ASSETS, *table.ASSETS, *elsewhere],
+                assets=[*STUDIED, *stage.ASSETS, *table.ASSETS, *elsewhere],
                 asset_checks=[*stage.CHECKS, *table.CHECKS],
                 resources={
                     "store": shelf,
                     "language_model": LanguageModelResource(),
                     "parquet_io": ParquetIO(store=shelf),
                     "bundle_io": BundleIO(store=shelf),
+                    **READER,
                 },
                 executor=dg.in_process_executor,
             ),

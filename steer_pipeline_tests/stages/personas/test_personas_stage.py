@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.models import ImportedVector
+from steer_pipeline.io import catalogue as reading
 from steer_pipeline.io.bundle import BundleIO
 from steer_pipeline.io.parquet import ParquetIO
 from steer_pipeline.io.store import ArtifactStore
@@ -19,6 +20,7 @@ from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResourc
 from steer_pipeline.stages.personas import assets, checks
 from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.lab.personas.builders import vector
+from steer_pipeline_tests.stages.origins import ORIGINS, READER
 from steer_pipeline_tests.tiny import tiny_model_dir
 
 PROFILE = """
@@ -41,13 +43,14 @@ class Project:
         shelf = ArtifactStoreResource()
         self.driver = Driver(
             dg.Definitions(
-                assets=[*assets.ASSETS, dg.AssetSpec("truncated_news", metadata=STORED)],
+                assets=[*ORIGINS, *assets.ASSETS, dg.AssetSpec("truncated_news", metadata=STORED)],
                 asset_checks=checks.CHECKS,
                 resources={
                     "store": shelf,
                     "language_model": LanguageModelResource(),
                     "parquet_io": ParquetIO(store=shelf),
                     "bundle_io": BundleIO(store=shelf),
+                    **READER,
                 },
                 executor=dg.in_process_executor,
             ),
@@ -213,7 +216,7 @@ def test_an_imported_vector_goes_the_same_way_as_a_computed_one(project, monkeyp
     torch.save(torch.nn.functional.normalize(torch.randn(64), dim=0), tmp_path / "p.pt")
     source = ImportedVector(format="janus", path=str(tmp_path / "p.json"))
     imported = load_personas()["paranoid"].model_copy(update={"vector": source})
-    monkeypatch.setattr(assets, "load_personas", lambda: {"paranoid": imported})
+    monkeypatch.setattr(reading, "load_persona", lambda name: imported)
     outcome = project.driver.materialize(CHAIN, partition="paranoid")
     assert outcome.success, outcome
     stored = load_vector(project.folder("persona_vector"))
@@ -230,7 +233,8 @@ def test_a_persona_without_lexicon_is_scored_by_embeddings(project, monkeypatch)
     poles = {
         side: getattr(persona, side).model_copy(update={"lexicon": []}) for side in ("positive", "negative")
     }
-    monkeypatch.setattr(assets, "load_personas", lambda: {"paranoid": persona.model_copy(update=poles)})
+    for place in (reading, checks):
+        monkeypatch.setattr(place, "load_persona", lambda name: persona.model_copy(update=poles))
     outcome = project.driver.materialize(CHAIN, partition="paranoid")
     assert outcome.success, outcome
     rows = pl.read_parquet(project.folder("dose_curve") / "rows.parquet")

@@ -17,6 +17,7 @@ from steer_pipeline.resources import ArtifactStoreResource, JudgeResource, Langu
 from steer_pipeline.settings import settings
 from steer_pipeline.stages.vectors.data import ASSETS, CHECKS
 from steer_pipeline_tests.lab.dialogues.builders import answering, records, scores_of, write_responses
+from steer_pipeline_tests.stages.origins import ORIGINS, READER
 from steer_pipeline_tests.tiny import tiny_model_dir
 
 BLOCKING = {
@@ -37,13 +38,14 @@ def store(tmp_path, monkeypatch):
 def run(persona):
     shelf = ArtifactStoreResource()
     return dg.materialize(
-        [*ASSETS, *CHECKS],
+        [*ORIGINS, *ASSETS, *CHECKS],
         partition_key=persona,
         resources={
             "store": shelf,
             "language_model": LanguageModelResource(),
             "judge": JudgeResource(),
             "parquet_io": ParquetIO(store=shelf),
+            **READER,
         },
         raise_on_error=False,
     )
@@ -152,7 +154,7 @@ def published(tmp_path, monkeypatch, store):
 
     def profile(**behaviour):
         facts = {
-            "name": "tiny",
+            "name": "newsroom",
             "summary": "test",
             "model": {"path": str(tiny_model_dir(tmp_path, "gemma")), "device": "cpu"},
             "behaviour": {

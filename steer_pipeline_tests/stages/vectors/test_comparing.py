@@ -16,6 +16,7 @@ from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResourc
 from steer_pipeline.stages.vectors import comparing
 from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.lab.vectors.builders import behaviour_rows, trained
+from steer_pipeline_tests.stages.origins import READER, STUDIED
 from steer_pipeline_tests.tiny import tiny_model_dir
 
 PERSONA = "analytical"
@@ -35,6 +36,7 @@ class Project:
         self.driver = Driver(
             dg.Definitions(
                 assets=[
+                    *STUDIED,
                     *comparing.ASSETS,
                     dg.AssetSpec(
                         "behaviour_set",
@@ -53,6 +55,7 @@ class Project:
                     "language_model": LanguageModelResource(),
                     "parquet_io": ParquetIO(store=shelf),
                     "bundle_io": BundleIO(store=shelf),
+                    **READER,
                 },
                 executor=dg.in_process_executor,
             ),

@@ -18,6 +18,7 @@ from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResourc
 from steer_pipeline.stages.vectors import training
 from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.lab.training.rows import behaviour_rows
+from steer_pipeline_tests.stages.origins import READER, STUDIED
 from steer_pipeline_tests.tiny import tiny_model_dir
 
 PROFILE = """
@@ -39,13 +40,14 @@ class Project:
         behaviour = dg.AssetSpec("behaviour_set", metadata=STORED, partitions_def=TRAIT_OR_ROLE)
         self.driver = Driver(
             dg.Definitions(
-                assets=[*training.ASSETS, behaviour],
+                assets=[*STUDIED, *training.ASSETS, behaviour],
                 asset_checks=training.CHECKS,
                 resources={
                     "store": shelf,
                     "language_model": LanguageModelResource(),
                     "parquet_io": ParquetIO(store=shelf),
                     "bundle_io": BundleIO(store=shelf),
+                    **READER,
                 },
                 executor=dg.in_process_executor,
             ),
