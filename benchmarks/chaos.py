@@ -468,6 +468,7 @@ class ReleaseTrials:
 
     def damaged(self, rng: random.Random, project: Any, packs: list[pl.DataFrame]) -> Counter[str]:
         """Three releases; one of them is damaged, and everything is tried on it and on the others."""
+        from steer_pipeline.stages.rewrites.release import history
         from steer_pipeline.tools import release
 
         wrong: Counter[str] = Counter()
@@ -482,7 +483,7 @@ class ReleaseTrials:
             outcome, told = action(), self.released(project)
             words = " ".join([*outcome.errors, *outcome.stopped_by])
             must((says in words) if says else outcome.success, "differing", f"wanted {says!r}, got {words!r}")
-            (last, *_) = release.history(project.driver.instance, project.store, self.variant)
+            (last, *_) = history(project.driver.instance, project.store, self.variant)
             must(last.carried_out and last.version == told, "lost", f"{last} in the log, released is {told}")
 
         def put(rows: pl.DataFrame) -> Version:

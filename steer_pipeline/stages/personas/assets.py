@@ -79,7 +79,7 @@ def contrast_set(
 @dg.asset(
     **GPU,
     deps=["model_weights"],
-    code_version=made_of("1", *MODEL, "vector.method", "vector.readout", "vector.seed"),
+    code_version=made_of("1", *MODEL, "vector.method", "vector.readout", "vector.site", "vector.seed"),
     io_manager_key="bundle_io",
     kinds={"pytorch", "numpy"},
 )
