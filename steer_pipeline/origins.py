@@ -62,8 +62,8 @@ def look(origin: Origin, now: Settings, partition: str | None) -> Found:
 
 
 def _persona(now: Settings, name: str) -> Found:
-    persona = _plain(load_persona(name))
-    vector = load_persona(name).vector
+    read = load_persona(name)
+    persona, vector = _plain(read), read.vector
     # Another file at the same path is another vector.
     content = None if isinstance(vector, str) else _content(_below(now.home / vector.path))
     for pole in ("positive", "negative"):
