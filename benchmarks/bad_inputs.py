@@ -21,19 +21,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from steer_pipeline.catalogue.loading import load_personas, load_profile, load_variants
-from steer_pipeline.catalogue.models import CorpusSpec, ImportedVector, ModelSpec, NewsSource, VectorSpec
+from steer_pipeline.catalogue.specs import CorpusSpec, ImportedVector, ModelSpec, NewsSource, VectorSpec
 from steer_pipeline.io.store import ArtifactStore, Version
 from steer_pipeline.lab.corpus.snapshots import snapshot_news, snapshot_truncated
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.probe import probe_steering
 from steer_pipeline.lab.generation.schema import PromptRow
-from steer_pipeline.lab.models.loading import LoadedModel, load_model
+from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.models.prompts import encode_prompt
-from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm
-from steer_pipeline.lab.personas import load_vector, save_vector
-from steer_pipeline.lab.personas.extraction import extract_vector
-from steer_pipeline.lab.personas.formats import import_vector
-from steer_pipeline.lab.personas.vectors import PersonaVector, model_fields, require_same_model
+from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
+from steer_pipeline.lab.vectors.extracted import extract_vector
+from steer_pipeline.lab.vectors.formats import import_vector
+from steer_pipeline.lab.vectors.vector import (
+    PersonaVector,
+    load_vector,
+    model_fields,
+    require_same_model,
+    save_vector,
+)
 
 Case = tuple[str, Callable[[], object]]
 

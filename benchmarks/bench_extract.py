@@ -37,14 +37,11 @@ from steer_pipeline.catalogue.loading import load_personas, load_profile
 from steer_pipeline.lab.dialogues.encoding import encode_dialogue
 from steer_pipeline.lab.models.blocks import blocks_of
 from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means
-from steer_pipeline.lab.models.loading import LoadedModel, load_model
-from steer_pipeline.lab.personas import (
-    build_contrast_prompts,
-    complete_contrast,
-    news_contexts,
-    split_contexts,
-)
-from steer_pipeline.lab.personas.extraction import fit_directions
+from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.loading import load_model
+from steer_pipeline.lab.personas.contexts import news_contexts, split_contexts
+from steer_pipeline.lab.personas.contrast import build_contrast_prompts, complete_contrast
+from steer_pipeline.lab.vectors.extracted import fit_directions
 
 PACKAGES = HOME / ".venv-bench"
 PINNED = ("steering-vectors==0.12.2", "repeng==0.4.0")

@@ -19,14 +19,15 @@ import numpy as np
 import polars as pl
 import torch
 
-from steer_pipeline.catalogue.models import ModelSpec, SamplingSpec
+from steer_pipeline.catalogue.specs import ModelSpec, SamplingSpec
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.schema import PromptRow
 from steer_pipeline.lab.models.blocks import blocks_of
 from steer_pipeline.lab.models.hidden import residual_norms
-from steer_pipeline.lab.models.loading import LoadedModel, load_model
+from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.models.prompts import encode_prompt
-from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm
+from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
 
 HOME = Path(__file__).resolve().parent.parent
 SHAPES = {  # of random models

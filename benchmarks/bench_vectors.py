@@ -30,13 +30,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import HELP, HOME, profile_for
 from steer_pipeline.catalogue import load_personas
-from steer_pipeline.catalogue.models import Profile
+from steer_pipeline.catalogue.specs import Profile
 from steer_pipeline.lab.dialogues.building import make_behaviour_set
 from steer_pipeline.lab.models.hidden import sequence_nll
-from steer_pipeline.lab.models.loading import LoadedModel, load_model
-from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm, resolve_site
-from steer_pipeline.lab.training.data import Dialogues, encode_split
-from steer_pipeline.lab.training.loop import Lane, Trained, Trainer
+from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.loading import load_model
+from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm, resolve_site
+from steer_pipeline.lab.vectors.learned.data import Dialogues, encode_split
+from steer_pipeline.lab.vectors.learned.loop import Lane, Trained, Trainer
 
 SIZES = {  # what is measured, where the command line does not say
     "newsroom": {"train_tokens": 8000, "rounds": 5},

@@ -44,17 +44,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.bad_inputs import bad_inputs, said
-from steer_pipeline.catalogue.models import ModelSpec, SamplingSpec
+from steer_pipeline.catalogue.specs import ModelSpec, SamplingSpec
 from steer_pipeline.io.store import ArtifactStore, StoreError, StoreFull, Version
 from steer_pipeline.lab.generation import journal as journal_module
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.journal import JournalError
 from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
-from steer_pipeline.lab.models.loading import LoadedModel, load_model
+from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.models.prompts import encode_prompt
-from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm
-from steer_pipeline.lab.personas import PersonaVector, save_vector
-from steer_pipeline.lab.personas.vectors import model_fields
+from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
+from steer_pipeline.lab.vectors.vector import PersonaVector, model_fields, save_vector
 from steer_pipeline.settings import settings
 from steer_pipeline_tests.tiny import SENTENCES, tiny_model_dir
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from steer_pipeline.catalogue.loading import load_profile
-from steer_pipeline.catalogue.models import Profile
+from steer_pipeline.catalogue.specs import Profile
 from steer_pipeline.lab.models.installing import install_smollm2
 
 HOME = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from steer_pipeline.catalogue.models import Profile
+from steer_pipeline.catalogue.specs import Profile
 from steer_pipeline.settings import settings
 
 # What the numbers of a model depend on beside its files, which are inputs of their own.

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from steer_pipeline.catalogue.loading import load_persona, persona_names
-from steer_pipeline.catalogue.models import ModelSpec
+from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.settings import Settings
 
 # How a text is recognised as a persona's; all else of a persona says how it is asked for.

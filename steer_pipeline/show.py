@@ -23,7 +23,8 @@ from urllib.parse import quote
 import dagster as dg
 import polars as pl
 
-from steer_pipeline.settings import project_home, settings
+from steer_pipeline.environment import project_home
+from steer_pipeline.settings import settings
 
 PREVIEW_ROWS = 5
 PREVIEW_CHARS = 120

@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from steer_pipeline.catalogue import models
+from steer_pipeline.catalogue import specs as models
 from steer_pipeline.definitions import defs
 from steer_pipeline.keys import key
 from steer_pipeline.lineage import sections_of

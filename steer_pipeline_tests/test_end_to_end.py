@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from steer_pipeline.catalogue import load_variants
-from steer_pipeline.catalogue.loading import CATALOGUE
+from steer_pipeline.environment import PACKAGE
 from steer_pipeline.io.store import ArtifactStore, label
 from steer_pipeline.settings import settings
 
@@ -102,7 +102,9 @@ def place(tmp_path_factory) -> Place:
     (folder / "dagster").mkdir()
     (folder / "dagster" / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     made = Place(folder)
-    shutil.copytree(CATALOGUE, made.catalogue, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(
+        PACKAGE / "catalogue", made.catalogue, ignore=shutil.ignore_patterns("*.py", "__pycache__")
+    )
     shutil.copytree(settings().resolve(settings().profile.model.path), folder / "model")
     profile = made.catalogue / "profiles" / "newsroom.yaml"
     content = yaml.safe_load(profile.read_text())

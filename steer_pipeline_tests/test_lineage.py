@@ -11,14 +11,15 @@ import dagster as dg
 import pytest
 import yaml
 
-from steer_pipeline.catalogue.loading import CATALOGUE, CatalogueError, load_profile, read_personas
+from steer_pipeline.catalogue.loading import CatalogueError, load_profile, read_personas
 from steer_pipeline.definitions import defs
+from steer_pipeline.environment import PACKAGE, project_home
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.keys import key
 from steer_pipeline.lineage import changes, made_of, sections_of
 from steer_pipeline.observing import changed, observe
 from steer_pipeline.origins import versions
-from steer_pipeline.settings import project_home, settings
+from steer_pipeline.settings import settings
 from steer_pipeline.staleness import Staleness
 
 NEWSROOM = load_profile("newsroom")
@@ -29,8 +30,8 @@ def catalogue(tmp_path, monkeypatch) -> Path:
     """A copy of the catalogue, and of the model that its profile names, to be edited."""
     folder = tmp_path / "catalogue"
     for name in ("personas", "profiles"):
-        shutil.copytree(CATALOGUE / name, folder / name)
-    shutil.copy(CATALOGUE / "variants.yaml", folder / "variants.yaml")
+        shutil.copytree(PACKAGE / "catalogue" / name, folder / name)
+    shutil.copy(PACKAGE / "catalogue" / "variants.yaml", folder / "variants.yaml")
     shutil.copytree(project_home() / NEWSROOM.model.path, tmp_path / "model")
     edit(
         folder / "profiles" / "newsroom.yaml",

@@ -7,7 +7,7 @@ from steer_pipeline.catalogue.loading import (
     load_profile,
     load_variants,
 )
-from steer_pipeline.catalogue.models import Persona, Profile, VariantSpec
+from steer_pipeline.catalogue.specs import Persona, Profile, VariantSpec
 
 __all__ = [
     "CatalogueError",

@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from steer_pipeline.catalogue.models import Persona, Profile, VariantSpec
+from steer_pipeline.catalogue.specs import Persona, Profile, VariantSpec
+from steer_pipeline.environment import catalogue_folder
 
-CATALOGUE = Path(__file__).parent  # the package's own
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -36,22 +36,13 @@ def _validate(model: type[Model], data: Any, path: Path) -> Model:
         raise CatalogueError(f"{path}: {problems}") from error
 
 
-def folder() -> Path:
-    """Where the catalogue lies: STEER_CATALOGUE, or the package's own."""
-    from steer_pipeline.settings import (
-        catalogue_folder,  # which reads the environment, and imports this module
-    )
-
-    return catalogue_folder()
-
-
 def persona_names(place: Path | None = None) -> list[str]:
     """Stems of `personas/*.yaml`, sorted: the names of all personas, of those with a broken file too.
 
     Raises:
         CatalogueError: there is no such file.
     """
-    place = place or folder() / "personas"
+    place = place or catalogue_folder() / "personas"
     names = sorted(path.stem for path in place.glob("*.yaml"))
     if not names:
         raise CatalogueError(f"{place}: no persona files (*.yaml)")
@@ -60,7 +51,7 @@ def persona_names(place: Path | None = None) -> list[str]:
 
 def load_persona(name: str, place: Path | None = None) -> Persona:
     """`personas/<name>.yaml`; the file's stem is the persona's name."""
-    path = (place or folder() / "personas") / f"{name}.yaml"
+    path = (place or catalogue_folder() / "personas") / f"{name}.yaml"
     if not path.is_file():
         raise CatalogueError(f"{path}: no such file; known: {', '.join(persona_names(path.parent))}")
     persona = _validate(Persona, _read(path), path)
@@ -90,7 +81,7 @@ def load_profile(name: str, place: Path | None = None) -> Profile:
     """`profiles/<name>.yaml`, or a path to a profile file of your own."""
     path = profile_path(name, place)
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in (place or folder() / "profiles").glob("*.yaml")))
+        known = ", ".join(sorted(p.stem for p in (place or catalogue_folder() / "profiles").glob("*.yaml")))
         raise CatalogueError(f"{path}: no such profile; known: {known}; or give the path of a YAML file")
     return _validate(Profile, _read(path), path)
 
@@ -99,7 +90,7 @@ def profile_path(name: str, place: Path | None = None) -> Path:
     """The file of a profile, by name or by its own path."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
-    return (place or folder() / "profiles") / f"{name}.yaml"
+    return (place or catalogue_folder() / "profiles") / f"{name}.yaml"
 
 
 def load_variants(profile: Profile | None = None, path: Path | None = None) -> dict[str, VariantSpec]:
@@ -122,7 +113,7 @@ def read_variants(
         CatalogueError: the file is no list of named variants, or a name comes twice, or base is not as it must be:
         nothing can be compared then.
     """
-    path = path or folder() / "variants.yaml"
+    path = path or catalogue_folder() / "variants.yaml"
     entries = _entries(path)
     own = dict(profile.variants) if profile is not None else {}
     for name in own:

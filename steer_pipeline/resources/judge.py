@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from steer_pipeline.catalogue.models import JudgeSpec, Persona
+from steer_pipeline.catalogue.specs import JudgeSpec, Persona
 from steer_pipeline.io.journals import mirror_of
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.settings import settings

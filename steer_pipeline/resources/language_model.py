@@ -9,12 +9,12 @@ import dagster as dg
 from pydantic import Field
 
 from steer_pipeline import show
-from steer_pipeline.catalogue.models import ModelSpec
+from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.settings import settings
 
 if TYPE_CHECKING:
     from steer_pipeline.io.store import Version
-    from steer_pipeline.lab.models.loading import LoadedModel
+    from steer_pipeline.lab.models.loaded import LoadedModel
 
     Place = str | Path | Version
 

@@ -1,1 +1,7 @@
-"""What is made, from what, how often and on which device, and what must hold of it. One package a stage."""
+"""What is made, from what, and what must hold of it: a package a stage, each with ASSETS and CHECKS."""
+
+from steer_pipeline.stages import behaviour, catalogue, corpus, personas, reports, rewrites, vectors
+
+STAGES = (corpus, personas, rewrites, vectors, behaviour, reports)
+
+__all__ = ["STAGES", "catalogue"]

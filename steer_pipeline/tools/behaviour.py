@@ -42,7 +42,7 @@ class Behaviour(Campaign):
     def numbers(self) -> dict[str, dict[str, float | None]]:
         """What the last line shows of every persona that was asked for and has been compared."""
         from steer_pipeline.lab.behaviour.table import minilm_headline
-        from steer_pipeline.lab.vectors.tables import headline
+        from steer_pipeline.lab.likelihood.tables import headline
 
         compared = {name: self.store.current("vector_comparison", name) for name in self.personas}
         scored = {name: self.store.current("minilm_scores", name) for name in self.personas}

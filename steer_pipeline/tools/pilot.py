@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from steer_pipeline.catalogue.models import VariantSpec
+from steer_pipeline.catalogue.specs import VariantSpec
 from steer_pipeline.lab.rewrites import GATES
 from steer_pipeline.settings import settings
 from steer_pipeline.tools.campaign import Campaign, Stopped

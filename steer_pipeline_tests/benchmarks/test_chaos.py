@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import bad_inputs, chaos
-from steer_pipeline.catalogue.models import ModelSpec
+from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.io import store as store_module
 from steer_pipeline.io.store import ArtifactStore, _LocalFiles
 from steer_pipeline.lab.generation.journal import Journal

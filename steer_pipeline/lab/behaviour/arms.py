@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steer_pipeline.catalogue.models import Persona, RolloutSpec
-from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm
-from steer_pipeline.lab.personas.plans import make_term, random_like
-from steer_pipeline.lab.personas.vectors import PersonaVector, VectorError
+from steer_pipeline.catalogue.specs import Persona, RolloutSpec
+from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
+from steer_pipeline.lab.vectors.doses import make_term, random_like
+from steer_pipeline.lab.vectors.vector import PersonaVector, VectorError
 
 VANILLA, PROMPTED, TRAINED, AVERAGED, RANDOM = "vanilla", "prompted", "trained", "averaged", "random"
 LEARNED = 1.0

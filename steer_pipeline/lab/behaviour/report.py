@@ -12,10 +12,10 @@ from typing import Any
 
 import polars as pl
 
-from steer_pipeline.lab.behaviour import plots
+from steer_pipeline.lab.behaviour import figures
 from steer_pipeline.lab.behaviour.arms import PROMPTED, TRAINED, VANILLA
 from steer_pipeline.lab.behaviour.table import MIN_EFFECT, BehaviourTables, arms_table
-from steer_pipeline.lab.reports.document import Block, Bullets, Figure, Heading, Paragraph, Table, to_markdown
+from steer_pipeline.lab.report.document import Block, Bullets, Figure, Heading, Paragraph, Table, to_markdown
 
 REPORT, ARMS, VERSIONS, PLOTS = "behaviour.md", "arms.parquet", "versions.json", "plots"
 
@@ -49,8 +49,8 @@ def write_behaviour(
     arms.write_parquet(folder / ARMS)
     (folder / VERSIONS).write_text(json.dumps(dict(versions), indent=1, sort_keys=True) + "\n")
     drawn = {
-        "dose_response": plots.dose_response(arms),
-        "trait_against_coherence": plots.trait_against_coherence(arms),
+        "dose_response": figures.dose_response(arms),
+        "trait_against_coherence": figures.trait_against_coherence(arms),
     }
     (folder / PLOTS).mkdir()
     paths = tuple(folder / PLOTS / f"{name}.png" for name in drawn)

@@ -8,6 +8,7 @@ from steer_pipeline.lab.corpus.invariants import (
     id_problems,
     open_ends,
     schema_problems,
+    set_aside,
 )
 from steer_pipeline.lab.corpus.snapshots import (
     NEWS_SCHEMA,
@@ -40,6 +41,7 @@ __all__ = [
     "row_id",
     "schema_problems",
     "sentence_ends",
+    "set_aside",
     "snapshot_news",
     "snapshot_truncated",
     "truncate_news",

@@ -4,6 +4,7 @@ In: lazy frames of `cc_news` and `truncated_news`. Out: counts of rows that brea
 empty list) where the rule holds. Tables are scanned, not held in memory, but for ids and indices.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -29,6 +30,33 @@ def schema_problems(table: pl.LazyFrame, expected: pl.Schema, nullable: tuple[st
     if not counts["rows"][0]:
         problems.append("the table has no rows")
     return problems + [f"column {name} has {counts[name][0]} nulls" for name in full if counts[name][0]]
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """Lines of a source that gave no article, beside all its lines; `reasons` counts them, most frequent first."""
+
+    lines: int
+    quarantined: int
+    reasons: dict[str, int]
+
+    @property
+    def rate(self) -> float:
+        return self.quarantined / max(1, self.lines)
+
+    def sentence(self) -> str:
+        """With the most frequent reason, where there is one."""
+        most = f", most of them: {next(iter(self.reasons))}" if self.reasons else ""
+        return f"{self.quarantined} of {self.lines} lines gave no article ({self.rate:.1%}){most}"
+
+
+def set_aside(news: pl.LazyFrame, quarantine: pl.LazyFrame) -> SetAside:
+    """How much of a source is missing from `cc_news`, by reason without its details."""
+    kept = news.select(pl.len()).collect().item()
+    reason = pl.col("reason").str.split(":").list.first()
+    reasons = quarantine.group_by(reason).len().sort("len", "reason", descending=[True, False]).collect()
+    quarantined = int(reasons["len"].sum())
+    return SetAside(kept + quarantined, quarantined, dict(reasons.rows()))
 
 
 def id_problems(news: pl.LazyFrame) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from steer_pipeline.catalogue.models import CorpusSpec
+from steer_pipeline.catalogue.specs import CorpusSpec
 from steer_pipeline.lab.corpus.duplicates import DuplicateFinder
 from steer_pipeline.lab.corpus.sources import QUARANTINE_SCHEMA, ROW_SCHEMA, read_news
 from steer_pipeline.lab.corpus.truncation import TRUNCATED_SCHEMA, truncate_news
@@ -39,6 +39,16 @@ class NewsSnapshot:
     n_near_duplicates: int
     reasons: dict[str, int]
 
+    def shares(self) -> dict[str, float | int]:
+        """Lines read, and how many of them gave no article of their own."""
+        lines = self.n_rows + self.n_quarantined
+        return {
+            "rows_in": lines,
+            "n_duplicates": self.n_duplicates,
+            "n_near_duplicates": self.n_near_duplicates,
+            "quarantine_rate": self.n_quarantined / max(1, lines),
+        }
+
 
 @dataclass(frozen=True)
 class Truncation:
@@ -56,6 +66,15 @@ class Truncation:
     n_duplicates: int
     n_dropped: int
     n_cut: int
+
+    def counts(self) -> dict[str, int]:
+        """What became of the rows of the news."""
+        return {
+            "rows_in": self.n_rows + self.n_dropped + self.n_duplicates,
+            "cut_rows": self.n_cut,
+            "dropped_duplicates": self.n_duplicates,
+            "dropped_without_sentence": self.n_dropped,
+        }
 
 
 def originals(news: pl.LazyFrame) -> pl.LazyFrame:

@@ -18,7 +18,7 @@ from typing import Any
 
 import polars as pl
 
-from steer_pipeline.catalogue.models import NewsSource
+from steer_pipeline.catalogue.specs import NewsSource
 from steer_pipeline.lab.corpus.identity import row_id
 
 TEXT_FIELDS = ("title", "description", "text", "domain", "date", "url")

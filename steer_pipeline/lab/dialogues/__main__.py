@@ -4,8 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-from steer_pipeline.catalogue.loading import CATALOGUE
-from steer_pipeline.lab.personas.formats import import_trait_file, persona_yaml
+from steer_pipeline.environment import catalogue_folder
+from steer_pipeline.lab.vectors.formats import import_trait_file, persona_yaml
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("--opposite", default="helpful", help="adjective of a trait's negative pole")
     command.add_argument("--summary", help="one line for the UI")
     command.add_argument(
-        "--folder", type=Path, default=CATALOGUE / "personas", help="where catalogue files are"
+        "--folder", type=Path, default=catalogue_folder() / "personas", help="where catalogue files are"
     )
     given = parser.parse_args(arguments)
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from steer_pipeline.catalogue.models import Persona, Profile
+from steer_pipeline.catalogue.specs import Persona, Profile
 from steer_pipeline.lab.dialogues.readers import read_dialogues
 from steer_pipeline.lab.dialogues.selection import behaviour_rows
 
 if TYPE_CHECKING:
     from steer_pipeline.lab.dialogues.making import Judge
     from steer_pipeline.lab.generation.journal import Journal
-    from steer_pipeline.lab.models.loading import LoadedModel
+    from steer_pipeline.lab.models.loaded import LoadedModel
 
 
 def make_behaviour_set(

@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steer_pipeline.catalogue.models import DialogueSource, Persona, SamplingSpec
+from steer_pipeline.catalogue.specs import DialogueSource, Persona, SamplingSpec
 from steer_pipeline.lab.dialogues.rows import SCORE_MAX, Dialogue, DialogueError, Reading, require_scores
 from steer_pipeline.lab.dialogues.schema import Label
 from steer_pipeline.lab.evaluation.lexicon import LexiconScorer
 from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.lab.generation.schema import PromptRow
-from steer_pipeline.lab.models.loading import LoadedModel
+from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_prompt
-from steer_pipeline.lab.models.steering import SteeringPlan
+from steer_pipeline.lab.models.sites import SteeringPlan
 from steer_pipeline.lab.personas.contexts import general_contexts
 from steer_pipeline.lab.quality.text import sentences
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from steer_pipeline.catalogue.models import DialogueSource, Persona
+from steer_pipeline.catalogue.specs import DialogueSource, Persona
 from steer_pipeline.lab.dialogues.rows import (
     Dialogue,
     DialogueError,
@@ -65,7 +65,7 @@ def read_dialogues(source: DialogueSource, persona: Persona, home: Path, shipped
 
 def _read_newsroom(path: Path, persona: Persona) -> Reading:
     if not path.is_file():
-        raise DialogueError(f"{path} is missing; make it: python -m steer_pipeline.lab.newsroom dialogues")
+        raise DialogueError(f"{path} is missing; make it: python -m newsroom dialogues")
     rows = _read_parquet(path)
     mine = rows.filter(persona=persona.name, kind=persona.kind)
     if mine.is_empty():

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from steer_pipeline.catalogue.models import BehaviourSpec, Persona
+from steer_pipeline.catalogue.specs import BehaviourSpec, Persona
 from steer_pipeline.lab.dialogues.schema import SPLITS, UNUSED
 from steer_pipeline.lab.dialogues.selection import minimum_score, plain, split_table
 from steer_pipeline.lab.models.identity import same_name

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from steer_pipeline.catalogue.models import BehaviourSpec, Persona
+from steer_pipeline.catalogue.specs import BehaviourSpec, Persona
 from steer_pipeline.lab.dialogues.encoding import encode_dialogue
 from steer_pipeline.lab.dialogues.rows import Dialogue, DialogueError
 from steer_pipeline.lab.dialogues.schema import BEHAVIOUR_SCHEMA, SPLITS, UNUSED

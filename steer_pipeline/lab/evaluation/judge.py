@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
-from steer_pipeline.catalogue.models import JudgeSpec, Persona
+from steer_pipeline.catalogue.specs import JudgeSpec, Persona
 from steer_pipeline.lab.generation.journal import Mirror, as_line, parse_line
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from steer_pipeline.catalogue.models import Persona
+from steer_pipeline.catalogue.specs import Persona
 from steer_pipeline.lab.quality.text import sentences, straight
 
 PoleSide = Literal["positive", "negative"]

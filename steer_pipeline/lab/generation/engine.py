@@ -8,7 +8,6 @@ where prompts come from is not its business.
 """
 
 import hashlib
-import json
 import logging
 import sys
 import time
@@ -16,52 +15,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from steer_pipeline.catalogue.models import SamplingSpec
+from steer_pipeline.catalogue.specs import SamplingSpec
+from steer_pipeline.lab.generation.backends import back_end
+from steer_pipeline.lab.generation.fanout import Fanout
+from steer_pipeline.lab.generation.jobs import Generated, Job, decoding_hash, peak_memory, plan_hash
 from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
 from steer_pipeline.lab.models.identity import ModelIdentity
-from steer_pipeline.lab.models.loading import LoadedModel
+from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.plans import check_plans
-from steer_pipeline.lab.models.steering import SteeringPlan
-
-if TYPE_CHECKING:
-    from steer_pipeline.lab.generation.fanout import Fanout
-
-__all__ = ["BrokenLogits", "FinishedRow", "Progress", "PromptRow", "decoding_hash", "generate"]
+from steer_pipeline.lab.models.sites import SteeringPlan
 
 log = logging.getLogger(__name__)
 
 _REPORT_SECONDS = 5.0
-
-
-class BrokenLogits(RuntimeError):
-    """The model's logits are NaN or infinite. The message names row and variant."""
-
-
-def broken_logits(row_id: str, variant: str) -> BrokenLogits:
-    return BrokenLogits(
-        f"row {row_id!r}, variant {variant!r}: the logits are NaN or infinite; check the weights for NaN, "
-        "lower the dose, or use bfloat16 or float32 for float16"
-    )
-
-
-class OutOfMemory(RuntimeError):
-    """One row alone does not fit. The message names the row and the cure."""
-
-
-_NO_MEMORY = ("can't allocate memory", "out of memory", "insufficient memory", "to allocate", "bad_alloc")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of a back end means that memory ran out: CUDA, Metal, CPU."""
-    if isinstance(error, OutOfMemory):
-        return False
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or any(text in str(error).lower() for text in _NO_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -93,28 +64,6 @@ class Progress:
         )
 
 
-@dataclass(frozen=True)
-class Job:
-    """The variants of one row that are still to do, perhaps none. `plans` index the run's; `prompts` go with
-    them.
-    """
-
-    row_id: str
-    plans: tuple[int, ...]
-    prompts: tuple[list[int], ...]
-
-
-@dataclass(frozen=True)
-class Said:
-    """What one sequence generated: `tokens` without the end token."""
-
-    row_id: str
-    plan: int
-    n_prompt_tokens: int
-    tokens: list[int]
-    ended: bool
-
-
 def generate(
     model: LoadedModel,
     rows: Iterable[PromptRow],
@@ -124,7 +73,7 @@ def generate(
     journal: Path | Journal | None = None,
     config_hash: str = "",
     progress: Callable[[Progress], None] | None = None,
-    fanout: "Fanout | None" = None,
+    fanout: Fanout | None = None,
 ) -> Iterator[FinishedRow]:
     """Every plan on every row, in the order in which they finish.
 
@@ -148,10 +97,10 @@ def generate(
         finished_before: list[FinishedRow] = []
         jobs = run.jobs(rows, book, finished_before)
         work = back_end(model) if fanout is None else fanout.run_jobs
-        for said in work(model, plans, sampling, jobs):
+        for generated in work(model, plans, sampling, jobs):
             run.report()
             yield from _drain(finished_before)
-            done = [run.finish(one) for one in said]
+            done = [run.finish(one) for one in generated]
             if book is not None and done:
                 book.record(done, [run.fingerprints.pop((row.row_id, row.variant)) for row in done])
             yield from done
@@ -159,39 +108,6 @@ def generate(
         if book is not None:
             book.finished()
     run.report(last=True)
-
-
-def decoding_hash(sampling: SamplingSpec, model: LoadedModel) -> str:
-    """16 hex digits of everything but row and plan that decides the tokens: sampling, the model's identity, dtype, back
-    end.
-    """
-    identity = {
-        "sampling": sampling.model_dump(),
-        "model": str(model.identity),
-        "dtype": model.dtype,
-        "backend": model.backend,
-        "eos": sorted(model.eos_ids),
-        **({"compiled": True} if model.spec.compile else {}),  # it rounds in another way
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def plan_hash(plan: SteeringPlan) -> str:
-    """16 hex digits of what a plan does, its vectors included."""
-    digest = hashlib.sha256(f"{plan.variant}\x1f{plan.scope}\x1f{plan.stream or plan.variant}".encode())
-    for term in plan.terms:
-        digest.update(f"{term.site.kind}:{term.site.block}:{term.alpha!r}:".encode())
-        digest.update(np.ascontiguousarray(term.unit, dtype=np.float32).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def back_end(model: LoadedModel) -> Callable[..., Iterator[list[Said]]]:
-    """`run_jobs` of the model's back end."""
-    if model.backend == "mlx":
-        from steer_pipeline.lab.generation.mlx_engine import run_jobs
-    else:
-        from steer_pipeline.lab.generation.torch_engine import run_jobs
-    return run_jobs
 
 
 class _Run:
@@ -205,7 +121,7 @@ class _Run:
         config_hash: str,
         progress: Callable[[Progress], None] | None,
         total: int | None,
-        fanout: "Fanout | None",
+        fanout: Fanout | None,
     ):
         self.model, self.plans, self.sampling, self.total = model, plans, sampling, total
         self.fanout = fanout
@@ -244,18 +160,18 @@ class _Run:
                 prompts.append(ids)
             yield Job(row.row_id, tuple(todo), tuple(prompts))
 
-    def finish(self, said: Said) -> FinishedRow:
+    def finish(self, generated: Generated) -> FinishedRow:
         self._done += 1
-        self._tokens += len(said.tokens) + said.ended
+        self._tokens += len(generated.tokens) + generated.ended
         return FinishedRow(
-            row_id=said.row_id,
-            variant=self.plans[said.plan].variant,
-            text=self.model.tokenizer.decode(said.tokens, skip_special_tokens=True),
-            token_ids=said.tokens,
-            n_prompt_tokens=said.n_prompt_tokens,
-            n_new_tokens=len(said.tokens) + said.ended,
-            finish_reason="eos" if said.ended else "length",
-            truncated=not said.ended,
+            row_id=generated.row_id,
+            variant=self.plans[generated.plan].variant,
+            text=self.model.tokenizer.decode(generated.tokens, skip_special_tokens=True),
+            token_ids=generated.tokens,
+            n_prompt_tokens=generated.n_prompt_tokens,
+            n_new_tokens=len(generated.tokens) + generated.ended,
+            finish_reason="eos" if generated.ended else "length",
+            truncated=not generated.ended,
             seed=self.sampling.seed,
         )
 
@@ -341,15 +257,3 @@ def _bar(total: int | None) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, unit="seq", desc="rewriting", leave=False)
-
-
-def peak_memory(device: str) -> int:
-    """Bytes: of the GPU, or of this process."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

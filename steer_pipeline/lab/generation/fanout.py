@@ -1,6 +1,6 @@
 """The engine on many GPUs: one replica of the model an actor, rows handed out by Ray Data.
 
-In: jobs (row, plans, prompt ids) and how many replicas. Out: what each sequence said, task by task as they finish.
+In: jobs (row, plans, prompt ids) and how many replicas. Out: what each sequence generated, task by task as they finish.
 It is one more back end of `generate`: journal, texts and progress stay with the driver, so rows that are done are
 not sent out and a killed driver resumes. Random numbers are keyed and batches do not matter, so the pack is that of
 one process. Who runs what, and again after a worker's death, is Ray's business. Needs the extra [ray].
@@ -18,19 +18,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from steer_pipeline.catalogue.models import ModelSpec, SamplingSpec
-from steer_pipeline.lab.generation.engine import (
+from steer_pipeline.catalogue.specs import ModelSpec, SamplingSpec
+from steer_pipeline.lab.generation.backends import back_end
+from steer_pipeline.lab.generation.jobs import (
     BrokenLogits,
+    Generated,
     Job,
     OutOfMemory,
-    Said,
-    back_end,
     decoding_hash,
     peak_memory,
 )
-from steer_pipeline.lab.models.identity import ModelIdentity
-from steer_pipeline.lab.models.loading import LoadedModel, ModelLoadError, load_model
-from steer_pipeline.lab.models.steering import SteeringPlan
+from steer_pipeline.lab.models.identity import ModelIdentity, ModelLoadError
+from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.loading import load_model
+from steer_pipeline.lab.models.sites import SteeringPlan
 
 _JOBS = pa.schema(
     {
@@ -90,7 +91,7 @@ class Fanout:
 
     def run_jobs(
         self, model: LoadedModel, plans: Sequence[SteeringPlan], sampling: SamplingSpec, jobs: Iterator[Job]
-    ) -> Iterator[list[Said]]:
+    ) -> Iterator[list[Generated]]:
         """Runs every job; yields finished sequences a task at a time, some lists empty.
 
         All jobs are read into Ray's object store, which spills to disk, before the first one runs.
@@ -133,14 +134,14 @@ class Fanout:
                     for answer in arriving:
                         yield self._unpacked(answer)
 
-    def _unpacked(self, answers: pa.Table) -> list[Said]:
-        said = []
+    def _unpacked(self, answers: pa.Table) -> list[Generated]:
+        generated = []
         for answer in answers.to_pylist():
             if answer["error"] is not None:
                 raise _NAMED[answer["error"]](answer["message"])
             self.memory_bytes = max(self.memory_bytes, answer["memory_bytes"])
-            said += [Said(**one | {"row_id": _text(one["row_id"])}) for one in answer["said"]]
-        return said
+            generated += [Generated(**one | {"row_id": _text(one["row_id"])}) for one in answer["said"]]
+        return generated
 
 
 class Replica:
@@ -178,11 +179,11 @@ class Replica:
             if self._broken is not None:
                 raise self._broken
             run = back_end(self._model)(self._model, self._plans, self._sampling, _jobs(task))
-            said = [asdict(one) | {"row_id": _bytes(one.row_id)} for some in run for one in some]
+            generated = [asdict(one) | {"row_id": _bytes(one.row_id)} for some in run for one in some]
         except tuple(_NAMED.values()) as error:
             kind = next(name for name, known in _NAMED.items() if isinstance(error, known))
             return _answer(error=kind, message=str(error))
-        return _answer(said=said, memory_bytes=peak_memory(self._model.device))
+        return _answer(generated=generated, memory_bytes=peak_memory(self._model.device))
 
 
 def _packed(jobs: Sequence[Job]) -> pa.Table:

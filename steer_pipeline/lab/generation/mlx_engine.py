@@ -1,6 +1,6 @@
 """The engine's MLX back end: batches that stay full on mlx-lm's own batch caches, with the shared sampler.
 
-In: jobs (row, plans, prompt ids). Out: what each sequence said, as sequences end. Prompts are left-padded, as mlx-lm's
+In: jobs (row, plans, prompt ids). Out: what each sequence generated, as they end. Prompts are left-padded, as mlx-lm's
 batch caches want them. A prompt runs once up to the first block that steers its variants apart; then its keys and
 values are copied to each variant. Sampling is the same code as Torch's, on the logits as fp32.
 """
@@ -15,13 +15,13 @@ import mlx.core as mx
 import numpy as np
 import torch
 
-from steer_pipeline.catalogue.models import SamplingSpec
-from steer_pipeline.lab.generation.engine import Job, OutOfMemory, Said, broken_logits, is_out_of_memory
+from steer_pipeline.catalogue.specs import SamplingSpec
+from steer_pipeline.lab.generation.jobs import Generated, Job, OutOfMemory, broken_logits, is_out_of_memory
 from steer_pipeline.lab.generation.sampler import History, pick, stream_key, uniforms
-from steer_pipeline.lab.models.loading import LoadedModel
+from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.mlx import MlxModel, batch_cache, logit_bias, splits_of
 from steer_pipeline.lab.models.plans import block_deltas
-from steer_pipeline.lab.models.steering import SteeringPlan
+from steer_pipeline.lab.models.sites import SteeringPlan
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _READ_AHEAD = 64  # rows
 
 def run_jobs(
     model: LoadedModel, plans: Sequence[SteeringPlan], sampling: SamplingSpec, jobs: Iterator[Job]
-) -> Iterator[list[Said]]:
+) -> Iterator[list[Generated]]:
     """Runs every job; yields finished sequences in small lists, some of them empty."""
     batch = _Batch(model, plans, sampling)
     waiting: deque[_Lane] = deque()
@@ -51,13 +51,13 @@ def run_jobs(
                 waiting.extendleft(reversed(group))  # wait until more can enter at once
                 group = []
             try:
-                said = batch.enter(group) if group else batch.step()
+                generated = batch.enter(group) if group else batch.step()
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 budget = _make_room(batch, group, waiting, budget, error)
                 continue
-            yield said
+            yield generated
     finally:
         batch.wrapped.steer({})
 
@@ -129,7 +129,7 @@ class _Batch:
     def cost(self) -> int:
         return sum(lane.cost(self.sampling) for lane in self.lanes)
 
-    def enter(self, group: list[_Lane]) -> list[Said]:
+    def enter(self, group: list[_Lane]) -> list[Generated]:
         """Runs the group's prompts, each distinct one once, and draws first tokens."""
         for lane in group:
             stream = self.plans[lane.plan].stream or self.plans[lane.plan].variant
@@ -165,7 +165,7 @@ class _Batch:
         self._next = np.concatenate([self._next, np.zeros(len(group), dtype=np.int64)])
         return self._draw(logits, before)
 
-    def step(self) -> list[Said]:
+    def step(self) -> list[Generated]:
         """One more token for every sequence."""
         plans = mx.array([lane.plan for lane in self.lanes])
         self.wrapped.steer({block: table[plans][:, None] for block, table in self._deltas.items()})
@@ -179,10 +179,10 @@ class _Batch:
         self._cache, self._history, self._next = [], [], np.zeros(0, dtype=np.int64)
         return lanes
 
-    def _draw(self, logits: mx.array, first: int) -> list[Said]:
+    def _draw(self, logits: mx.array, first: int) -> list[Generated]:
         """Draws for the sequences from `first` on; those that end leave batch and caches."""
         # Step by step, or the graph grows with the answer. What may run out of memory comes before the first draw:
-        # what is said is said once.
+        # what is generated is generated once.
         mx.eval(logits, [part.state for part in self._cache])
         rows = torch.from_numpy(np.array(logits))
         lanes = self.lanes[first:]
@@ -198,7 +198,7 @@ class _Batch:
         tokens = pick(rows, torch.from_numpy(uniforms(keys, steps)), self.sampling)
         drawn = tokens.numpy()
         ended = np.isin(drawn, self._eos)
-        said, stay = [], list(range(first))
+        generated, stay = [], list(range(first))
         for i, lane in enumerate(lanes):
             history = self._history[first + i]
             if history is not None:
@@ -206,13 +206,15 @@ class _Batch:
             if not ended[i]:
                 lane.tokens.append(int(drawn[i]))
             if ended[i] or len(lane.tokens) == self.sampling.max_new_tokens:
-                said.append(Said(lane.row_id, lane.plan, len(lane.prompt), lane.tokens, bool(ended[i])))
+                generated.append(
+                    Generated(lane.row_id, lane.plan, len(lane.prompt), lane.tokens, bool(ended[i]))
+                )
             else:
                 stay.append(first + i)
         self._next[first:] = drawn
-        if said:
+        if generated:
             self._keep(stay)
-        return said
+        return generated
 
     def _keep(self, stay: list[int]) -> None:
         if stay:

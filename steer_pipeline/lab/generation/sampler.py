@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steer_pipeline.catalogue.models import SamplingSpec
+from steer_pipeline.catalogue.specs import SamplingSpec
 
 _FIRST_CANDIDATES = 64  # sorted first; rows whose distribution is flatter get more
 _PAD = -1

@@ -10,7 +10,7 @@ from typing import Literal
 import polars as pl
 from pydantic import Field
 
-from steer_pipeline.catalogue.models import Name, Strict
+from steer_pipeline.catalogue.specs import Name, Strict
 
 FinishReason = Literal["eos", "length"]
 

@@ -1,6 +1,6 @@
 """The engine's Torch back end: shared prefill, batches that stay full, attention over shared prompts.
 
-In: jobs (row, plans, prompt ids). Out: what each sequence said, as sequences end. Rows whose prompts need
+In: jobs (row, plans, prompt ids). Out: what each sequence generated, as sequences end. Rows whose prompts need
 the same padded length are prefilled together as a `Cohort`. At each block a cohort has *streams*: the
 distinct histories of its prompts so far. A stream splits where plans steer it apart (before the block, where
 they do so inside of it), so keys and values of a prompt are stored once a stream, not once a variant. While
@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steer_pipeline.catalogue.models import SamplingSpec
-from steer_pipeline.lab.generation.engine import Job, OutOfMemory, Said, broken_logits, is_out_of_memory
+from steer_pipeline.catalogue.specs import SamplingSpec
+from steer_pipeline.lab.generation.jobs import Generated, Job, OutOfMemory, broken_logits, is_out_of_memory
 from steer_pipeline.lab.generation.sampler import History, pick, stream_key, uniforms
 from steer_pipeline.lab.models.blocks import (
     COMPILER,
@@ -39,9 +39,9 @@ from steer_pipeline.lab.models.blocks import (
     cap,
     causal,
 )
-from steer_pipeline.lab.models.loading import LoadedModel
+from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.plans import block_deltas, inner_deltas
-from steer_pipeline.lab.models.steering import SteeringPlan
+from steer_pipeline.lab.models.sites import SteeringPlan
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ _PREFILL_TOKENS = {"cpu": 4096, "mps": 16384, "cuda": 65536}  # positions x stre
 
 def run_jobs(
     model: LoadedModel, plans: Sequence[SteeringPlan], sampling: SamplingSpec, jobs: Iterator[Job]
-) -> Iterator[list[Said]]:
+) -> Iterator[list[Generated]]:
     """Runs every job; yields finished sequences in small lists, some of them empty."""
     blocks = blocks_of(model)
     batch = _Batch(_Decoder(model, blocks, plans, sampling))
@@ -74,8 +74,8 @@ def run_jobs(
                     if not is_out_of_memory(error):
                         raise
                     budget = _make_room(batch, waiting, budget, error)
-            said, batch.said = batch.said, []
-            yield said
+            generated, batch.generated = batch.generated, []
+            yield generated
 
 
 def _advance(batch: "_Batch", waiting: "_Waiting", budget: int) -> None:
@@ -385,7 +385,7 @@ class _Cohort:
             call.softcap,
         )
 
-    def accept(self, tokens: Tensor, ended: np.ndarray) -> list[Said]:
+    def accept(self, tokens: Tensor, ended: np.ndarray) -> list[Generated]:
         """Takes one more token a sequence; returns the sequences that ended with it."""
         if self.history is not None:
             self.history.add(tokens)
@@ -395,12 +395,12 @@ class _Cohort:
         full = self.n_tokens == self.tokens.shape[1]
         finished = np.flatnonzero(self.active & (ended | full))
         self.active[finished] = False
-        said = []
+        generated = []
         for i in finished:
             lane = self.lanes[i]
             kept = self.tokens[i, : self.n_tokens - bool(ended[i])].tolist()
-            said.append(Said(lane.row_id, lane.plan, len(lane.prompt), kept, bool(ended[i])))
-        return said
+            generated.append(Generated(lane.row_id, lane.plan, len(lane.prompt), kept, bool(ended[i])))
+        return generated
 
     def shrink(self) -> None:
         """Frees what finished sequences held, once they are an eighth of the cohort."""
@@ -478,7 +478,7 @@ class _Batch:
     def __init__(self, decoder: _Decoder):
         self.decoder = decoder
         self.cohorts: list[_Cohort] = []
-        self.said: list[Said] = []  # finished and not yet handed on
+        self.generated: list[Generated] = []  # finished and not yet handed on
 
     @property
     def cost(self) -> float:
@@ -489,7 +489,9 @@ class _Batch:
         cohort, logits = _prefill(self.decoder, jobs)
         self._draw([cohort], logits)
         if cohort.active.any():
-            self.cohorts.append(cohort)  # and nothing that may fail from here on: what is said is said once
+            self.cohorts.append(
+                cohort
+            )  # and nothing that may fail from here on: what is generated is generated once
 
     def step(self) -> None:
         """One more token for every sequence."""
@@ -578,7 +580,7 @@ class _Batch:
         for cohort in cohorts:
             rows = slice(at, at + len(cohort.lanes))
             at = rows.stop
-            self.said += cohort.accept(tokens[rows], ended[rows])
+            self.generated += cohort.accept(tokens[rows], ended[rows])
 
     def _check(self, cohorts: list[_Cohort], logits: Tensor) -> None:
         fine = logits.amax(-1).isfinite()

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from steer_pipeline.lab.models.adapters import AdaptersSwitched, switches_of
-from steer_pipeline.lab.models.loading import LoadedModel, ModelLoadError
-from steer_pipeline.lab.models.steering import INNER
+from steer_pipeline.lab.models.identity import ModelLoadError
+from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.sites import INNER
 
 NAME = "steer_blocks"  # our entry in the attention interface
 _COMPILED = "steer_blocks_compiled"  # the same, where torch.compile ends one graph and begins the next

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from steer_pipeline.catalogue.models import ModelSpec
+from steer_pipeline.catalogue.specs import ModelSpec
 
 _SETTLED_NS = 2_000_000_000  # a file changed so lately may change again without its times telling
 _SHOWN = 12  # digits of a hash in messages

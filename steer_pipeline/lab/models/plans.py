@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from steer_pipeline.lab.models.loading import LoadedModel
-from steer_pipeline.lab.models.steering import INNER, KINDS, SteeringPlan
+from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.sites import INNER, KINDS, SteeringPlan
 
 NOT_IN_MLX = "the mlx back end knows block outputs and logits, not what attention and MLP add; set model.backend: torch"
 

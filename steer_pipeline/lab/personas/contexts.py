@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from steer_pipeline.catalogue.models import RewriteSpec
+from steer_pipeline.catalogue.specs import RewriteSpec
 
 TRAIN, HELD_OUT = "train", "held_out"
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from steer_pipeline.catalogue.models import ContrastSpec, Persona, SamplingSpec
-from steer_pipeline.lab.models.loading import LoadedModel
+from steer_pipeline.catalogue.specs import ContrastSpec, Persona, SamplingSpec
+from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_prompt
-from steer_pipeline.lab.models.steering import SteeringPlan
+from steer_pipeline.lab.models.sites import SteeringPlan
 from steer_pipeline.lab.personas.contexts import HELD_OUT, TRAIN, Context
 
 SIDES = ("positive", "negative")
@@ -103,7 +103,8 @@ def complete_contrast(
     Raises:
         ContrastError: the sides differ in more than their instruction, or every pair has an empty side.
     """
-    from steer_pipeline.lab.generation.engine import PromptRow, generate
+    from steer_pipeline.lab.generation.engine import generate
+    from steer_pipeline.lab.generation.schema import PromptRow
 
     require_matched_sides(prompts)
     ids: dict[str, dict[str, list[int]]] = {}

@@ -13,17 +13,17 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from steer_pipeline.catalogue.models import DoseSpec, RewriteSpec
+from steer_pipeline.catalogue.specs import DoseSpec, RewriteSpec
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
 from steer_pipeline.lab.models.hidden import mean_kl
-from steer_pipeline.lab.models.loading import LoadedModel
+from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_prompt
-from steer_pipeline.lab.models.steering import Site, SteeringPlan, resolve_site
-from steer_pipeline.lab.personas.plans import Recommendation, make_term, random_like
-from steer_pipeline.lab.personas.vectors import PersonaVector, require_same_model
+from steer_pipeline.lab.models.sites import Site, SteeringPlan, resolve_site
 from steer_pipeline.lab.quality import facts_kept, scan_suspects
 from steer_pipeline.lab.stats import Interval, mean_intervals
+from steer_pipeline.lab.vectors.doses import Recommendation, make_term, random_like
+from steer_pipeline.lab.vectors.vector import PersonaVector, require_same_model
 
 REACH = 0.9  # share of the best coherent shift that a recommended dose must reach
 KL_ROWS = 4  # rows whose KL is measured, those with the shortest prompts: it costs two passes a row and cell

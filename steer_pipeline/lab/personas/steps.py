@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from steer_pipeline.catalogue.models import Persona, Profile
+from steer_pipeline.catalogue.specs import Persona, Profile
 from steer_pipeline.lab.evaluation import LexiconScorer, MiniLMScorer
 from steer_pipeline.lab.generation.probe import probe_steering
-from steer_pipeline.lab.models.loading import LoadedModel
+from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.personas.contexts import (
     Context,
     general_contexts,
@@ -35,11 +35,11 @@ from steer_pipeline.lab.personas.dose import (
     sweep_rows,
     sweep_table,
 )
-from steer_pipeline.lab.personas.extraction import extract_vector, judge_imported
-from steer_pipeline.lab.personas.formats import import_vector
-from steer_pipeline.lab.personas.plans import Recommendation, save_recommendation
-from steer_pipeline.lab.personas.vectors import PersonaVector
 from steer_pipeline.lab.quality import lead_facts
+from steer_pipeline.lab.vectors.doses import Recommendation, save_recommendation
+from steer_pipeline.lab.vectors.extracted import extract_vector, judge_imported
+from steer_pipeline.lab.vectors.formats import import_vector
+from steer_pipeline.lab.vectors.vector import PersonaVector
 
 ROWS, SWEEP, PROBE, PLOT = "rows.parquet", "sweep.parquet", "probe.json", "dose_curve.png"
 PROBED_ROWS = 2

@@ -7,8 +7,8 @@ is still judged in the others; a gate that cannot be judged has failed. Knows no
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -16,9 +16,10 @@ from pydantic import ValidationError
 
 from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, RewriteRow
 from steer_pipeline.lab.quality import OUR_RULES
-from steer_pipeline.lab.reports.comparison import difference_from_base
 from steer_pipeline.lab.rewrites import ALIGNED, DIFFERS, ROW_COUNT, SAME, SCHEMA, SUSPECTS, UNIQUE
+from steer_pipeline.lab.rewrites.comparison import difference_from_base
 from steer_pipeline.lab.rewrites.work import differences
+from steer_pipeline.lab.verdict import Verdict
 
 TO_GO_ON = "To go on: "
 AGAIN = "materialise rewrite_raw and rewrite_pack of this variant again"
@@ -32,22 +33,6 @@ CURES = {
     SUSPECTS: "read the check's examples; lower the variant's dose, or raise gates.max_suspect_rate of the profile",
     DIFFERS: "raise the variant's dose, or the number of rows (rewrites.pilot_rows of the profile)",
 }
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One gate's answer. `blocking` is False where the gate only informs about this variant."""
-
-    gate: str
-    passed: bool
-    message: str
-    blocking: bool = True
-    numbers: Mapping[str, float | int] = field(default_factory=dict)
-    examples: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def stops_release(self) -> bool:
-        return self.blocking and not self.passed
 
 
 def judge(
@@ -74,7 +59,7 @@ def judge(
         Verdict(ALIGNED, False, lacking.format("base")) if base is None else aligned(pack, base),
         Verdict(SAME, False, lacking.format("base")) if base is None else made_as_base(pack, base),
         suspect_rate(pack, suspects, max_suspect_rate),
-        Verdict(DIFFERS, False, lacking.format("base or base_resample"), role == "steered")
+        Verdict(DIFFERS, False, lacking.format("base or base_resample"), blocking=role == "steered")
         if base is None or resample is None
         else differs(pack, base, resample, role=role, level=level, seed=seed),
     ]
@@ -84,7 +69,7 @@ def judge(
 def _with_cure(verdict: Verdict) -> Verdict:
     if verdict.passed or TO_GO_ON in verdict.message:
         return verdict
-    return replace(verdict, message=f"{verdict.message}. {TO_GO_ON}{CURES[verdict.gate]}")
+    return replace(verdict, message=f"{verdict.message}. {TO_GO_ON}{CURES[verdict.claim]}")
 
 
 def row_count(pack: pl.DataFrame, expected: int) -> Verdict:
@@ -191,9 +176,7 @@ def suspect_rate(pack: pl.DataFrame, suspects: Sequence[Sequence[str]], limit: f
         "suspect_rate_janus": janus / max(pack.height, 1),
     }
     numbers |= {f"suspect_{rule}": count for rule, count in sorted(counts.items())}
-    return Verdict(
-        SUSPECTS, passed, message + (f" ({per_rule})" if per_rule else ""), True, numbers, examples
-    )
+    return Verdict(SUSPECTS, passed, message + (f" ({per_rule})" if per_rule else ""), numbers, examples)
 
 
 def is_suspect(rules: Sequence[str]) -> bool:
@@ -215,7 +198,9 @@ def differs(
         return _unjudged(DIFFERS, lacking[0])
     texts = pack.select("row_id", pl.col("output").fill_null(""))
     if texts.join(base, on="row_id", how="semi").join(resample, on="row_id", how="semi").is_empty():
-        return Verdict(DIFFERS, False, "no row in common with base and its resample", role == "steered")
+        return Verdict(
+            DIFFERS, False, "no row in common with base and its resample", blocking=role == "steered"
+        )
     found = difference_from_base(texts, base, resample, seed)
     both = texts.join(base.select("row_id", base="output"), on="row_id")
     numbers = {
@@ -232,8 +217,10 @@ def differs(
         f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], p = {found['p']:.4f}"
     )
     if role != "steered":
-        return Verdict(DIFFERS, True, f"a {role} variant: told, not judged. {message}", False, numbers)
-    return Verdict(DIFFERS, found["p"] < level, f"{message}, limit {level:g}", True, numbers)
+        return Verdict(
+            DIFFERS, True, f"a {role} variant: told, not judged. {message}", numbers, blocking=False
+        )
+    return Verdict(DIFFERS, found["p"] < level, f"{message}, limit {level:g}", numbers)
 
 
 def _row_errors(row: dict[str, Any]) -> list[str]:

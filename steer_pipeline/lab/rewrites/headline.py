@@ -1,6 +1,6 @@
 """The numbers of a pilot in one object, and what in them must not be so.
 
-In: the summary table of a comparison (`lab.reports.comparison`). Out: the object that `make pilot` prints, and
+In: the summary table of a comparison (`lab.rewrites.comparison`). Out: the object that `make pilot` prints, and
 sentences about controls that move.
 """
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from steer_pipeline.catalogue.models import Persona, Profile, VariantSpec
+from steer_pipeline.catalogue.specs import Persona, Profile, VariantSpec
 from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, FinishedRow, PromptRow
-from steer_pipeline.lab.models.loading import LoadedModel
+from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_prompt
-from steer_pipeline.lab.models.steering import SteeringPlan
+from steer_pipeline.lab.models.sites import SteeringPlan
 
 SHOWN = 12  # characters of a hash that identify a recipe
 

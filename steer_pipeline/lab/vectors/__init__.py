@@ -1,5 +1,4 @@
-"""Averaged, trained and random vectors on the same held-out dialogues: what each says and what each is worth.
+"""Persona vectors: the type, other tools' formats, and the ways to make one (extracted, averaged, learned, published).
 
-In: rows of a behaviour set and vectors of one persona. Out: averaged vectors, likelihood tables, cosines and
-classifier scores, as files. `tables` needs no model and no torch; the rest runs one.
+In: hidden states, scored dialogues or files. Out: `PersonaVector`s, and `SteeringPlan`s with every dose resolved.
 """

@@ -11,11 +11,11 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from steer_pipeline.catalogue.models import BehaviourSpec, Persona, Profile
+from steer_pipeline.catalogue.specs import BehaviourSpec, Persona, Profile
+from steer_pipeline.lab.dialogues.requests import encode_rows, require_sound_rows, response_requests
 from steer_pipeline.lab.models.hidden import collect_means
-from steer_pipeline.lab.models.loading import LoadedModel
-from steer_pipeline.lab.personas.vectors import PersonaVector, VectorError, model_fields
-from steer_pipeline.lab.vectors.dialogues import encode_rows, require_sound_rows, response_requests
+from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.vectors.vector import PersonaVector, VectorError, model_fields
 
 Context = Literal["as_asked", "question"]
 SCORED = "scored"

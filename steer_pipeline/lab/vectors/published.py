@@ -23,10 +23,10 @@ from typing import Any, Literal
 import numpy as np
 
 from steer_pipeline.lab.models.identity import same_name
-from steer_pipeline.lab.models.loading import LoadedModel
-from steer_pipeline.lab.personas.formats import FormatError
-from steer_pipeline.lab.personas.vectors import PersonaVector, VectorError
+from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.vectors.averaged import MissingVector
+from steer_pipeline.lab.vectors.formats import FormatError
+from steer_pipeline.lab.vectors.vector import PersonaVector, VectorError
 
 ROLE_KEY, DEFAULT_KEY, TRAIT_KEY = "pos_3", "default_1", "pos_neg_50"
 DEFAULTS = "default_vectors.pt"

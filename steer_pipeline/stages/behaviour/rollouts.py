@@ -117,8 +117,7 @@ def _arms(
         VectorError: a vector is damaged, or of another model and the profile does not allow that.
     """
     from steer_pipeline.lab.behaviour.arms import build_arms
-    from steer_pipeline.lab.personas import load_vector
-    from steer_pipeline.lab.personas.vectors import require_same_model
+    from steer_pipeline.lab.vectors.vector import load_vector, require_same_model
 
     learned, (averaged, missing) = load_vector(trained), read_averaged(comparison)
     for vector in [learned, *([averaged[0]] if averaged else [])]:
@@ -134,7 +133,7 @@ def _arms(
 def read_averaged(comparison: Path) -> tuple[tuple[Any, Any] | None, str]:
     """The averaged vector with its best dose, or None and the reason that the comparison gives."""
     from steer_pipeline.lab.behaviour.arms import AveragedDose
-    from steer_pipeline.lab.personas import load_vector
+    from steer_pipeline.lab.vectors.vector import load_vector
 
     missing = comparison / "averaged" / "MISSING.json"
     if missing.is_file():
@@ -278,7 +277,7 @@ def rollouts_checks(
     from steer_pipeline.lab.behaviour.arms import build_arms
     from steer_pipeline.lab.behaviour.rollouts import leaks, missing_answers
     from steer_pipeline.lab.models.loading import load_tokenizer
-    from steer_pipeline.lab.personas import load_vector
+    from steer_pipeline.lab.vectors.vector import load_vector
 
     now, persona = settings(), load_persona(context.partition_key)
     profile, rows = now.profile, _rows(context, store, "rollouts")

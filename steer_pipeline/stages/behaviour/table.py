@@ -15,6 +15,7 @@ import dagster as dg
 import polars as pl
 
 from steer_pipeline import show
+from steer_pipeline.io.reader import Reader, read_rows
 from steer_pipeline.io.store import ArtifactStore, Version, label
 from steer_pipeline.io.versioned import note_input
 from steer_pipeline.keys import key
@@ -22,7 +23,6 @@ from steer_pipeline.lineage import made_of
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource
 from steer_pipeline.settings import settings
-from steer_pipeline.stages.rewrites.making import Reader, read_rows
 
 WARN = dg.AssetCheckSeverity.WARN
 MIN_AGREEMENT = 0.8  # AUC of MiniLM for answers in which the lexicon finds the persona

@@ -1,1 +1,7 @@
-"""What the graph stands on and Dagster does not make; see `origins.py` for their versions."""
+"""Catalogue: what people write and Dagster observes."""
+
+from steer_pipeline.stages.catalogue.assets import ASSETS
+
+CHECKS: list = []
+
+__all__ = ["ASSETS", "CHECKS"]

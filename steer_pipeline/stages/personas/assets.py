@@ -92,8 +92,8 @@ def persona_vector(
     are, block by block: residual norms, split-half cosine, held-out AUC and its shuffled-label null.
     Computed from the contrast set, or imported from the file that the catalogue names and judged on it.
     """
-    from steer_pipeline.lab.personas import save_vector
     from steer_pipeline.lab.personas.steps import make_vector
+    from steer_pipeline.lab.vectors.vector import save_vector
 
     now = settings()
     with _plain_failures(), tempfile.TemporaryDirectory(prefix="persona_vector-") as folder:
@@ -128,8 +128,8 @@ def dose_curve(
     the smallest coherent dose that reaches 90% of the best coherent shift, or why there is none.
     `probe.json`: proof that the vector changes logits; a vector that does not fails here.
     """
-    from steer_pipeline.lab.personas import load_vector
     from steer_pipeline.lab.personas.steps import make_dose_curve
+    from steer_pipeline.lab.vectors.vector import load_vector
 
     now = settings()
     with _plain_failures(), tempfile.TemporaryDirectory(prefix="dose_curve-") as folder:

@@ -56,8 +56,7 @@ def contrast_set_checks(
     context: dg.AssetCheckExecutionContext, store: ArtifactStoreResource
 ) -> Iterator[dg.AssetCheckResult]:
     """Whether a contrast set is matched, and whether its completions differ in the trait."""
-    from steer_pipeline.lab.personas import mismatched_contexts
-    from steer_pipeline.lab.personas.contrast import measure_contrast
+    from steer_pipeline.lab.personas.contrast import measure_contrast, mismatched_contexts
     from steer_pipeline.lab.personas.steps import trait_scorer
 
     persona = load_persona(context.partition_key)
@@ -129,7 +128,7 @@ def persona_vector_checks(
     context: dg.AssetCheckExecutionContext, store: ArtifactStoreResource
 ) -> Iterator[dg.AssetCheckResult]:
     """Whether a vector is whole, stable and better than chance."""
-    from steer_pipeline.lab.personas import VectorError, load_vector
+    from steer_pipeline.lab.vectors.vector import VectorError, load_vector
 
     folder = _folder(context, store, "persona_vector")
     try:
@@ -199,8 +198,8 @@ def dose_curve_checks(
     context: dg.AssetCheckExecutionContext, store: ArtifactStoreResource
 ) -> Iterator[dg.AssetCheckResult]:
     """Whether steering does something, whether a dose can be recommended, and whether it is the direction."""
-    from steer_pipeline.lab.personas import load_recommendation
     from steer_pipeline.lab.personas.steps import PROBE, SWEEP
+    from steer_pipeline.lab.vectors.doses import load_recommendation
 
     folder = _folder(context, store, "dose_curve")
     weakest = min(probe["max_abs_logit_delta"] for probe in json.loads((folder / PROBE).read_text()))

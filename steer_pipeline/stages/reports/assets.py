@@ -7,13 +7,13 @@ from pathlib import Path
 
 import dagster as dg
 
+from steer_pipeline.io.reader import Reader
 from steer_pipeline.io.versioned import note_input
 from steer_pipeline.lineage import made_of
 from steer_pipeline.partitions import STEERED_PERSONAS
 from steer_pipeline.resources import ArtifactStoreResource
 from steer_pipeline.settings import settings
 from steer_pipeline.stages.reports import rendering
-from steer_pipeline.stages.rewrites.making import Reader
 
 MAX_PLOT_BYTES = 150_000  # of plots shown inside the UI; the bundle holds them all
 

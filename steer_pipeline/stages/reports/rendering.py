@@ -1,4 +1,4 @@
-"""What the report reads from the store, and how it is handed to `lab.reports`.
+"""What the report reads from the store, and how it is handed to `lab.rewrites.report`.
 
 In: a reader of the store, the settings and the folder of a comparison. Out: the report's files in a folder.
 No Dagster here.
@@ -10,9 +10,9 @@ from typing import Any
 
 import polars as pl
 
+from steer_pipeline.io.reader import Reader, read_rows
 from steer_pipeline.settings import Settings
 from steer_pipeline.stages.rewrites.comparing import read_tables
-from steer_pipeline.stages.rewrites.making import Reader, read_rows
 
 
 def write_report(read: Reader, now: Settings, comparison: Path, folder: Path) -> Any:
@@ -21,7 +21,7 @@ def write_report(read: Reader, now: Settings, comparison: Path, folder: Path) ->
     Returns:
         `ReportFiles`: paths of report.md, report.html and the plots.
     """
-    from steer_pipeline.lab.reports.report import ReportContext, render_vector_eval_report
+    from steer_pipeline.lab.rewrites.report import ReportContext, render_vector_eval_report
 
     compared = read_tables(comparison)
     tables, pack_versions = compared.tables, compared.versions
@@ -60,15 +60,15 @@ def head(markdown: Path, lines: int = 60) -> str:
 
 
 def _vector_info(persona: str, sha: str, folder: Path) -> Any:
-    from steer_pipeline.lab.personas import load_vector
-    from steer_pipeline.lab.reports.report import VectorInfo
+    from steer_pipeline.lab.rewrites.report import VectorInfo
+    from steer_pipeline.lab.vectors.vector import load_vector
 
     return VectorInfo(persona, sha, load_vector(folder).metadata)
 
 
 def _dose_info(persona: str, sha: str, folder: Path) -> Any:
-    from steer_pipeline.lab.personas import load_recommendation
-    from steer_pipeline.lab.reports.report import DoseInfo
+    from steer_pipeline.lab.rewrites.report import DoseInfo
+    from steer_pipeline.lab.vectors.doses import load_recommendation
 
     advice = load_recommendation(folder)
     sweep = pl.read_parquet(folder / "sweep.parquet")

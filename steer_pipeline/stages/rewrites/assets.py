@@ -17,6 +17,7 @@ from pydantic import Field
 from steer_pipeline import show
 from steer_pipeline.execution import GPU_POOL, GPU_TAGS
 from steer_pipeline.io.journals import open_journal
+from steer_pipeline.io.reader import Reader
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.io.versioned import note_input
 from steer_pipeline.keys import key
@@ -276,8 +277,8 @@ def _why_empty(context: dg.AssetExecutionContext) -> str:
     return f"{context.partition_key}: rewrite_raw has no rows: {reason}"
 
 
-def _reader(context: dg.AssetExecutionContext, shelf: ArtifactStore) -> making.Reader:
-    return making.Reader(shelf, lambda version: note_input(context, version))
+def _reader(context: dg.AssetExecutionContext, shelf: ArtifactStore) -> Reader:
+    return Reader(shelf, lambda version: note_input(context, version))
 
 
 def _numbers(rows: pl.DataFrame) -> dict[str, float | int]:

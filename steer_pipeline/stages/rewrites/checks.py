@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import dagster as dg
 import polars as pl
 
-from steer_pipeline.catalogue.models import VariantSpec
+from steer_pipeline.catalogue.specs import VariantSpec
+from steer_pipeline.io.reader import Reader, read_rows
 from steer_pipeline.keys import key
 from steer_pipeline.lab.rewrites import GATES
 from steer_pipeline.partitions import VARIANT
@@ -41,8 +42,8 @@ def rewrite_pack_gates(
         raise dg.Failure(
             f"rewrite_pack [{variant}] has not been made: materialise it, then judge it", allow_retries=False
         )
-    pack, profile = making.read_rows(version.path), now.profile
-    read = making.Reader(shelf)
+    pack, profile = read_rows(version.path), now.profile
+    read = Reader(shelf)
     base, resample = (read.rows("rewrite_raw", name) for name in ("base", "base_resample"))
     size = pack["size"][0] if "size" in pack.columns and pack.height else "pilot"
     found = gates.judge(
@@ -58,11 +59,11 @@ def rewrite_pack_gates(
     )
     verdicts.record(shelf, variant, version, found, making.made_with(pack, size))
     for verdict in found:
-        if dg.AssetCheckKey(key("rewrite_pack"), verdict.gate) not in context.selected_asset_check_keys:
+        if dg.AssetCheckKey(key("rewrite_pack"), verdict.claim) not in context.selected_asset_check_keys:
             continue
         yield dg.AssetCheckResult(
             asset_key=key("rewrite_pack"),
-            check_name=verdict.gate,
+            check_name=verdict.claim,
             passed=verdict.passed,
             severity=dg.AssetCheckSeverity.ERROR if verdict.blocking else dg.AssetCheckSeverity.WARN,
             description=verdict.message,
@@ -92,7 +93,7 @@ def keep_set_checks(
     context: dg.AssetCheckExecutionContext, store: ArtifactStoreResource
 ) -> Iterator[dg.AssetCheckResult]:
     """Whether a keep set is large enough to learn from, and unlike base."""
-    rows = making.Reader(store.store()).rows("keep_set", context.partition_key)
+    rows = Reader(store.store()).rows("keep_set", context.partition_key)
     kept = rows.filter("keep")
     share, limit = kept.height / max(rows.height, 1), settings().profile.gates.min_kept_fraction
     passed = kept.height > 0 and share >= limit

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from steer_pipeline.catalogue.loading import read_personas
+from steer_pipeline.io.reader import Reader, read_rows
 from steer_pipeline.partitions import TARGETED
 from steer_pipeline.settings import Settings
 from steer_pipeline.stages.rewrites import making
@@ -27,16 +28,16 @@ class Compared:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def compare_stored(read: making.Reader, now: Settings) -> Compared:
+def compare_stored(read: Reader, now: Settings) -> Compared:
     """Every current pack, in the catalogue's order; without those that were made otherwise than base.
 
     Raises:
         ValueError: base, base_resample or random_direction has no pack, or was made otherwise.
     """
-    from steer_pipeline.lab.reports.comparison import NEEDED, compare_variants
+    from steer_pipeline.lab.rewrites.comparison import NEEDED, compare_variants
 
     current = {name: read.current("rewrite_pack", name) for name in now.variants}
-    packs = {name: making.read_rows(version.path) for name, version in current.items() if version}
+    packs = {name: read_rows(version.path) for name, version in current.items() if version}
     if "base" not in packs:
         raise making.Refused("there is no rewrite_pack of base to compare with: materialise it first")
     left_out = {name: why for name, pack in packs.items() if (why := obstacle(pack, packs["base"]))}
@@ -72,7 +73,7 @@ def obstacle(pack: pl.DataFrame, base: pl.DataFrame) -> str:
     return "; ".join([*differences(pack, base), *sizes])
 
 
-def scorers(read: making.Reader, now: Settings) -> dict[str, dict[str, Any]]:
+def scorers(read: Reader, now: Settings) -> dict[str, dict[str, Any]]:
     """persona -> scale -> scorer: the lexicon, and MiniLM where the persona has a contrast set."""
     from steer_pipeline.lab.evaluation import LexiconScorer, MiniLMScorer
 
@@ -82,7 +83,7 @@ def scorers(read: making.Reader, now: Settings) -> dict[str, dict[str, Any]]:
         found[name] = {"lexicon": LexiconScorer(personas[name])} if personas[name].positive.lexicon else {}
         contrast = read.current("contrast_set", name)
         if contrast is not None:
-            said = spoken(making.read_rows(contrast.path))
+            said = spoken(read_rows(contrast.path))
             sides = [said.filter(pl.col("side") == side) for side in ("positive", "negative")]
             groups = [context for side in sides for context in side["context_id"]]
             found[name]["minilm"] = MiniLMScorer(seed=seed).fit(
@@ -110,7 +111,7 @@ def write_tables(compared: Compared, folder: Path) -> None:
 
 def read_tables(folder: Path) -> Compared:
     """What `write_tables` wrote."""
-    from steer_pipeline.lab.reports.comparison import ComparisonTables
+    from steer_pipeline.lab.rewrites.comparison import ComparisonTables
 
     found = {
         table.name: pl.read_parquet(folder / f"{table.name}.parquet") for table in fields(ComparisonTables)

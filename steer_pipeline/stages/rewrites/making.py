@@ -5,14 +5,14 @@ In: the store, the profile and a model. Out: frames and lab values. No Dagster h
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from steer_pipeline.catalogue.loading import read_personas
-from steer_pipeline.catalogue.models import VariantSpec
-from steer_pipeline.io.store import ArtifactStore, Version
+from steer_pipeline.catalogue.specs import VariantSpec
+from steer_pipeline.io.reader import Reader
+from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.settings import Settings
 
@@ -44,25 +44,6 @@ class Made:
         return told | ({"vectors_made_on": made_on} if made_on else {})
 
 
-@dataclass(frozen=True)
-class Reader:
-    """Current versions from the store; `note` is told of each, so that the manifest names what was read."""
-
-    store: ArtifactStore
-    note: Callable[[Version], Any] = lambda version: None
-
-    def current(self, asset: str, partition: str | None) -> Version | None:
-        version = self.store.current(asset, partition)
-        if version is not None:
-            self.note(version)
-        return version
-
-    def rows(self, asset: str, partition: str | None) -> pl.DataFrame | None:
-        """The current rows, or None where there are none."""
-        version = self.current(asset, partition)
-        return None if version is None else read_rows(version.path)
-
-
 class Refused(ValueError):
     """What was asked may not be done yet; the message lists why and what to do."""
 
@@ -71,7 +52,8 @@ def plan_variants(
     variants: Mapping[str, VariantSpec], read: Reader, model: Any, seed: int
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The steering plan of each variant, from the stored vectors and recommended doses, and why others have none."""
-    from steer_pipeline.lab.personas import VectorError, load_recommendation, load_vector, terms_for
+    from steer_pipeline.lab.vectors.doses import load_recommendation, terms_for
+    from steer_pipeline.lab.vectors.vector import VectorError, load_vector
 
     vectors, doses, versions = {}, {}, {}
     for persona in {term.persona for spec in variants.values() for term in spec.terms}:
@@ -119,8 +101,9 @@ def make_raw(
         SteeringHasNoEffect: a plan leaves the model's logits as they are.
         FanoutError: more than one worker, and Ray or the GPUs for them are missing.
     """
-    from steer_pipeline.lab.generation.engine import decoding_hash, generate
+    from steer_pipeline.lab.generation.engine import generate
     from steer_pipeline.lab.generation.fanout import Fanout
+    from steer_pipeline.lab.generation.jobs import decoding_hash
     from steer_pipeline.lab.generation.probe import probe_steering
     from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA
     from steer_pipeline.lab.rewrites import work
@@ -175,10 +158,6 @@ def make_raw(
         name: {term.name: term.made_on for term in plan.terms if term.made_on} for name, plan in plans.items()
     }
     return Made(packs, recipes, _probe_numbers(probes), made_on, numbers, refused)
-
-
-def read_rows(folder: Path) -> pl.DataFrame:
-    return pl.read_parquet(folder / "data.parquet")
 
 
 def read_news_source(read: Reader, rows: pl.DataFrame, now: Settings) -> Any:

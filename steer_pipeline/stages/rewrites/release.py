@@ -15,10 +15,11 @@ from typing import Any, Literal
 import dagster as dg
 import polars as pl
 
+from steer_pipeline.io.reader import read_rows
 from steer_pipeline.io.store import ArtifactStore, StoreError, Version
 from steer_pipeline.keys import key
 from steer_pipeline.stages.rewrites import verdicts
-from steer_pipeline.stages.rewrites.making import Refused, read_rows
+from steer_pipeline.stages.rewrites.making import Refused
 
 RELEASE = "rewrite_release"
 POINTER = "release.json"

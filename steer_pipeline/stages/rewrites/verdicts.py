@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from steer_pipeline.io.store import ArtifactStore, Version
 
 if TYPE_CHECKING:
-    from steer_pipeline.lab.rewrites.gates import Verdict
+    from steer_pipeline.lab.verdict import Verdict
 
 PACK = "rewrite_pack"
 GATES, RELEASED = "gates", "released"
@@ -33,7 +33,7 @@ def record(
             **made_with,
             "passed": not any(verdict.stops_release for verdict in verdicts),
             "gates": {
-                verdict.gate: {
+                verdict.claim: {
                     "passed": verdict.passed,
                     "blocking": verdict.blocking,
                     "message": verdict.message,

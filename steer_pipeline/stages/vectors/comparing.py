@@ -55,8 +55,8 @@ def vector_comparison(
     with the reason. `scales.json`: sites and lengths. `cosines.parquet`: trained against averaged by block.
     `classifier.parquet`: AUC of projections, the instruction not in context, beside shuffled labels.
     """
-    from steer_pipeline.lab.personas import load_vector
-    from steer_pipeline.lab.vectors.steps import compare_vectors
+    from steer_pipeline.lab.likelihood.comparing import compare_vectors
+    from steer_pipeline.lab.vectors.vector import load_vector
 
     now = settings()
     with _plain_failures(), tempfile.TemporaryDirectory(prefix="vector_comparison-") as folder:
@@ -77,7 +77,7 @@ def _plain_failures() -> Iterator[None]:
 
 
 def _numbers(folder: Path) -> dict[str, Any]:
-    from steer_pipeline.lab.vectors import tables
+    from steer_pipeline.lab.likelihood import tables
 
     found = tables.summary(folder)
     table, classifier = (pl.read_parquet(folder / name) for name in (tables.TABLE, tables.CLASSIFIER))
@@ -139,7 +139,7 @@ def vector_comparison_checks(
     context: dg.AssetCheckExecutionContext, store: ArtifactStoreResource
 ) -> Iterator[dg.AssetCheckResult]:
     """Whether the comparison is fair, and what it says."""
-    from steer_pipeline.lab.vectors import rules
+    from steer_pipeline.lab.likelihood import claims
 
     version = store.store().current("vector_comparison", context.partition_key)
     if version is None:
@@ -147,13 +147,13 @@ def vector_comparison_checks(
             f"vector_comparison[{context.partition_key}] is not in the store: materialise it first",
             allow_retries=False,
         )
-    for verdict in rules.judge(version.path, half=HALF, min_seeds=MIN_SEEDS):
+    for verdict in claims.judge(version.path, half=HALF, min_seeds=MIN_SEEDS):
         yield dg.AssetCheckResult(
             asset_key=key("vector_comparison"),
-            check_name=verdict.check,
+            check_name=verdict.claim,
             passed=verdict.passed,
-            severity=ERROR if verdict.check == "same_tokens_in_every_arm" else WARN,
-            description=verdict.told,
+            severity=ERROR if verdict.claim == "same_tokens_in_every_arm" else WARN,
+            description=verdict.message,
             metadata=dict(verdict.numbers),
         )
 

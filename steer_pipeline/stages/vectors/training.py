@@ -59,7 +59,7 @@ def lr_sweep(
     stopped. `choice.json`: the rate that is best on validation. Rates that fall behind leave early
     (`training.prune`) and say so.
     """
-    from steer_pipeline.lab.training.steps import make_sweep
+    from steer_pipeline.lab.vectors.learned.sweep import make_sweep
 
     now, persona = settings(), persona_spec
     with _plain_failures(persona.name), tempfile.TemporaryDirectory(prefix="lr_sweep-") as folder:
@@ -82,7 +82,7 @@ def trained_vector(
     validation, in natural magnitude (fp32). `seeds/` and `last/`: the best and the last vector of each seed.
     `validation.parquet`: NLL of each validation row without a vector and with it.
     """
-    from steer_pipeline.lab.training.steps import make_trained
+    from steer_pipeline.lab.vectors.learned.sweep import make_trained
 
     now, persona = settings(), persona_spec
     with _plain_failures(persona.name), tempfile.TemporaryDirectory(prefix="trained_vector-") as folder:
@@ -105,7 +105,7 @@ def _plain_failures(persona: str) -> Iterator[None]:
 
 
 def _sweep_numbers(choice: dict[str, Any], folder: Path) -> dict[str, Any]:
-    from steer_pipeline.lab.training.steps import HISTORY, SWEEP
+    from steer_pipeline.lab.vectors.learned.sweep import HISTORY, SWEEP
 
     sweep = pl.read_parquet(folder / SWEEP)
     return {
@@ -123,7 +123,7 @@ def _sweep_numbers(choice: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _trained_numbers(folder: Path) -> dict[str, Any]:
-    from steer_pipeline.lab.training.steps import HISTORY, REPORT, SEEDS
+    from steer_pipeline.lab.vectors.learned.sweep import HISTORY, REPORT, SEEDS
 
     report = json.loads((folder / REPORT).read_text())
     numbers = {
@@ -209,7 +209,7 @@ def lr_sweep_checks(
     context: dg.AssetCheckExecutionContext, store: ArtifactStoreResource
 ) -> Iterator[dg.AssetCheckResult]:
     """Whether the sweep was wide enough and none of its rates too large."""
-    from steer_pipeline.lab.training.steps import CHOICE, SWEEP
+    from steer_pipeline.lab.vectors.learned.sweep import CHOICE, SWEEP
 
     folder = _folder(context, store, "lr_sweep")
     choice, sweep = json.loads((folder / CHOICE).read_text()), pl.read_parquet(folder / SWEEP)
@@ -274,8 +274,8 @@ def trained_vector_checks(
     context: dg.AssetCheckExecutionContext, store: ArtifactStoreResource
 ) -> Iterator[dg.AssetCheckResult]:
     """Whether a trained vector is whole, of use, and trained long enough."""
-    from steer_pipeline.lab.personas import VectorError, load_vector
-    from steer_pipeline.lab.training.steps import HISTORY, REPORT, VALIDATION
+    from steer_pipeline.lab.vectors.learned.sweep import HISTORY, REPORT, VALIDATION
+    from steer_pipeline.lab.vectors.vector import VectorError, load_vector
 
     folder = _folder(context, store, "trained_vector")
     report = json.loads((folder / REPORT).read_text())

@@ -3,11 +3,11 @@
 import numpy as np
 import polars as pl
 
-from steer_pipeline.catalogue.models import Persona, Pole
+from steer_pipeline.catalogue.specs import Persona, Pole
 from steer_pipeline.lab.behaviour.rollouts import ROLLOUT_SCHEMA, row_id
 from steer_pipeline.lab.behaviour.scoring import REPORT_COLUMNS
 from steer_pipeline.lab.dialogues.schema import BEHAVIOUR_SCHEMA
-from steer_pipeline.lab.personas.vectors import PersonaVector
+from steer_pipeline.lab.vectors.vector import PersonaVector
 
 TOPICS = (
     "the harbour", "a new library", "the school budget", "a bridge repair", "the tram line", "a water main",
@@ -48,7 +48,7 @@ def persona(kind: str = "role", n_questions: int = 4, name: str = "sailor") -> P
 
 def trained_vector(model, name: str = "sailor", block: int = 1, norm: float = 6.0, **facts) -> PersonaVector:
     """A seeded direction at one block of a loaded model."""
-    from steer_pipeline.lab.personas.vectors import model_fields
+    from steer_pipeline.lab.vectors.vector import model_fields
 
     direction = np.random.default_rng(3).standard_normal(model.hidden_size)
     raw = (norm * direction / np.linalg.norm(direction)).astype(np.float32)[None]
@@ -61,7 +61,7 @@ def trained_vector(model, name: str = "sailor", block: int = 1, norm: float = 6.
 
 
 def averaged_vector(model, name: str = "sailor") -> PersonaVector:
-    from steer_pipeline.lab.personas.vectors import model_fields
+    from steer_pipeline.lab.vectors.vector import model_fields
 
     raw = np.random.default_rng(4).standard_normal((model.n_blocks, model.hidden_size)).astype(np.float32)
     return PersonaVector(name, raw, model_fields(model) | {"residual_norms": [12.0] * model.n_blocks})

@@ -25,10 +25,11 @@ PERSONA, SAILOR_DOSE = "sailor", 2.0
 @pytest.fixture(scope="module")
 def answers() -> dict[str, np.ndarray]:
     """kind -> MiniLM scores [questions, streams]: `vanilla`, `shuffled`, `prompted`."""
-    from steer_pipeline.lab.generation.engine import PromptRow, generate
+    from steer_pipeline.lab.generation.engine import generate
+    from steer_pipeline.lab.generation.schema import PromptRow
     from steer_pipeline.lab.models.loading import load_model
     from steer_pipeline.lab.models.prompts import encode_prompt
-    from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm
+    from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
 
     profile, persona = load_profile("newsroom"), load_personas()[PERSONA]
     model = load_model(profile.model, HOME)

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import torch
 
-from steer_pipeline.catalogue.models import ModelSpec, RolloutSpec, SamplingSpec
+from steer_pipeline.catalogue.specs import ModelSpec, RolloutSpec, SamplingSpec
 from steer_pipeline.lab.behaviour.arms import AveragedDose, build_arms
 from steer_pipeline.lab.behaviour.rollouts import (
     ROLLOUT_SCHEMA,

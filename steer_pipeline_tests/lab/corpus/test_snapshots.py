@@ -5,7 +5,7 @@ import sys
 import polars as pl
 import pytest
 
-from steer_pipeline.catalogue.models import CorpusSpec, NewsSource
+from steer_pipeline.catalogue.specs import CorpusSpec, NewsSource
 from steer_pipeline.lab.corpus.snapshots import (
     DROPPED_SCHEMA,
     NEWS_SCHEMA,
@@ -67,7 +67,7 @@ def test_a_snapshot_is_the_same_bytes_when_made_again(tmp_path):
 MANY = """
 import json, random, resource, sys
 from pathlib import Path
-from steer_pipeline.catalogue.models import CorpusSpec, NewsSource
+from steer_pipeline.catalogue.specs import CorpusSpec, NewsSource
 from steer_pipeline.lab.corpus.snapshots import snapshot_news
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 home, rng, words = Path(sys.argv[1]), random.Random(1), [f"w{i}" for i in range(5000)]

@@ -7,7 +7,7 @@ from datetime import datetime
 import polars as pl
 import pytest
 
-from steer_pipeline.catalogue.models import NewsSource
+from steer_pipeline.catalogue.specs import NewsSource
 from steer_pipeline.lab.corpus import sources
 from steer_pipeline.lab.corpus.sources import QUARANTINE_SCHEMA, ROW_SCHEMA, SourceError, read_news
 
@@ -227,7 +227,7 @@ def test_hub_without_its_package_says_what_to_install(tmp_path, monkeypatch):
 STREAM = """
 import resource, sys
 from pathlib import Path
-from steer_pipeline.catalogue.models import NewsSource
+from steer_pipeline.catalogue.specs import NewsSource
 from steer_pipeline.lab.corpus.sources import read_news
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before, rows = 0, 0

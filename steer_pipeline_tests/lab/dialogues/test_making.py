@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from newsroom import tasks, voices
 from steer_pipeline.catalogue import load_personas
-from steer_pipeline.catalogue.models import DialogueSource, ModelSpec
+from steer_pipeline.catalogue.specs import DialogueSource, ModelSpec
 from steer_pipeline.lab.dialogues import making
 from steer_pipeline.lab.dialogues.rows import DialogueError
 from steer_pipeline.lab.evaluation.judge import Verdict
 from steer_pipeline.lab.models.loading import load_model
-from steer_pipeline.lab.newsroom import tasks, voices
 from steer_pipeline_tests.lab.dialogues.builders import answering
 from steer_pipeline_tests.tiny import tiny_model_dir
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from steer_pipeline.catalogue import load_personas
-from steer_pipeline.catalogue.models import DialogueSource
+from steer_pipeline.catalogue.specs import DialogueSource
 from steer_pipeline.lab.dialogues.__main__ import main
 from steer_pipeline.lab.dialogues.readers import read_dialogues
 from steer_pipeline.lab.dialogues.rows import DialogueError

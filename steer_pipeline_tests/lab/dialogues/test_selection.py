@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from steer_pipeline.catalogue import load_personas, load_profile
-from steer_pipeline.catalogue.models import BehaviourSpec
+from steer_pipeline.catalogue.specs import BehaviourSpec
+from steer_pipeline.environment import project_home
 from steer_pipeline.lab.dialogues.encoding import encode_dialogue
 from steer_pipeline.lab.dialogues.rows import DialogueError
 from steer_pipeline.lab.dialogues.rules import (
@@ -20,7 +21,6 @@ from steer_pipeline.lab.dialogues.rules import (
 from steer_pipeline.lab.dialogues.schema import BEHAVIOUR_SCHEMA
 from steer_pipeline.lab.dialogues.selection import assign_splits, behaviour_rows, split_table
 from steer_pipeline.lab.models.loading import load_tokenizer
-from steer_pipeline.settings import project_home
 from steer_pipeline_tests.lab.dialogues.builders import dialogue, question
 from steer_pipeline_tests.tiny import tiny_model_dir
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from steer_pipeline.catalogue import load_personas
-from steer_pipeline.catalogue.models import JudgeSpec
+from steer_pipeline.catalogue.specs import JudgeSpec
 from steer_pipeline.lab.evaluation import JudgeError, JudgeUnavailable, Verdict, judge_texts, scale_of
 from steer_pipeline.lab.evaluation import judge as judge_module
 from steer_pipeline.lab.evaluation.judge import (

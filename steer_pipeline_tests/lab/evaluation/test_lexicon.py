@@ -2,7 +2,7 @@
 
 import pytest
 
-from steer_pipeline.catalogue.models import Persona
+from steer_pipeline.catalogue.specs import Persona
 from steer_pipeline.lab.evaluation import LexiconScorer
 
 

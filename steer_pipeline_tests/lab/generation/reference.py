@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from steer_pipeline.catalogue.models import ModelSpec
+from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.models.prompts import encode_prompt
-from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm
+from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
 from steer_pipeline_tests.tiny import SENTENCES, tiny_model_dir
 
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from steer_pipeline.catalogue.models import SamplingSpec
+from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation import journal as journal_module
 from steer_pipeline.lab.generation import torch_engine
 from steer_pipeline.lab.generation.engine import generate

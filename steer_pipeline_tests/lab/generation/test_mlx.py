@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from steer_pipeline.catalogue.models import SamplingSpec
+from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.probe import probe_steering
 from steer_pipeline.lab.generation.schema import PromptRow
 from steer_pipeline.lab.models import hidden
-from steer_pipeline.lab.models.loading import ModelLoadError
-from steer_pipeline.lab.models.steering import SteeringPlan
+from steer_pipeline.lab.models.identity import ModelLoadError
+from steer_pipeline.lab.models.sites import SteeringPlan
 from steer_pipeline_tests.lab.generation.reference import loaded, plans, prompts, term, with_budget
 
 mlx = pytest.importorskip("steer_pipeline.lab.models.mlx")
@@ -128,7 +128,7 @@ def test_running_out_of_memory_halves_the_budget_and_changes_nothing(tmp_path, m
 def test_quantised_and_tied_heads_are_steered_too(tmp_path, tied):
     from mlx_lm.utils import load_config, load_model, quantize_model, save_config, save_model
 
-    from steer_pipeline.catalogue.models import ModelSpec
+    from steer_pipeline.catalogue.specs import ModelSpec
     from steer_pipeline.lab.models.loading import load_model as load
     from steer_pipeline_tests.tiny import tiny_model_dir
 

@@ -12,7 +12,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from steer_pipeline.catalogue.models import SamplingSpec
+from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation import sampler
 from steer_pipeline.lab.generation.sampler import History, filtered, pick, stream_key, uniforms
 

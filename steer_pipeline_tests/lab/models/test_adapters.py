@@ -9,15 +9,17 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from steer_pipeline.catalogue.models import ModelSpec, SamplingSpec
+from steer_pipeline.catalogue.specs import ModelSpec, SamplingSpec
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.schema import PromptRow
 from steer_pipeline.lab.models import loading
 from steer_pipeline.lab.models.adapters import AdapterHasNoEffect, AdaptersSwitched
 from steer_pipeline.lab.models.blocks import blocks_of
-from steer_pipeline.lab.models.loading import ModelLoadError, load_for_training, load_model
-from steer_pipeline.lab.models.steering import Site, SteeringPlan
-from steer_pipeline.lab.personas import VectorError, make_term, require_same_model
+from steer_pipeline.lab.models.identity import ModelLoadError
+from steer_pipeline.lab.models.loading import load_for_training, load_model
+from steer_pipeline.lab.models.sites import Site, SteeringPlan
+from steer_pipeline.lab.vectors.doses import make_term
+from steer_pipeline.lab.vectors.vector import VectorError, require_same_model
 from steer_pipeline_tests.lab.generation.reference import plain_greedy, prompts
 from steer_pipeline_tests.lab.models.test_identity import negate_in_place
 from steer_pipeline_tests.lab.personas.builders import vector

@@ -14,7 +14,7 @@ from steer_pipeline.lab.models.hidden import (
     residual_norms,
     sequence_nll,
 )
-from steer_pipeline.lab.models.steering import SteeringPlan
+from steer_pipeline.lab.models.sites import SteeringPlan
 from steer_pipeline_tests.lab.generation.reference import hooks, loaded, prompts, term
 
 

@@ -9,14 +9,14 @@ import sys
 import pytest
 from safetensors.torch import load_file, save_file
 
-from steer_pipeline.catalogue.models import ModelSpec, SamplingSpec
+from steer_pipeline.catalogue.specs import ModelSpec, SamplingSpec
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.schema import PromptRow
 from steer_pipeline.lab.models import identity
 from steer_pipeline.lab.models.identity import ModelIdentity, ModelLoadError, adapter_identity, model_identity
 from steer_pipeline.lab.models.loading import load_model, load_tokenizer
-from steer_pipeline.lab.models.steering import SteeringPlan
-from steer_pipeline.lab.personas import VectorError, require_same_model
+from steer_pipeline.lab.models.sites import SteeringPlan
+from steer_pipeline.lab.vectors.vector import VectorError, require_same_model
 from steer_pipeline_tests.lab.generation.reference import prompts
 from steer_pipeline_tests.lab.personas.builders import vector
 from steer_pipeline_tests.tiny import tiny_model_dir
@@ -222,7 +222,7 @@ def test_a_second_process_reads_nothing_and_imports_no_torch(tmp_path, settled):
     first = of(folder)
     code = (
         "import sys; from pathlib import Path\n"
-        "from steer_pipeline.catalogue.models import ModelSpec\n"
+        "from steer_pipeline.catalogue.specs import ModelSpec\n"
         "from steer_pipeline.lab.models import identity\n"
         f"identity.cache_file = lambda: Path({str(identity.cache_file())!r})\n"
         "def read(*_): raise AssertionError('a file was read')\n"

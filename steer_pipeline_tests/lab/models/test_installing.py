@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from steer_pipeline.lab.models import installing
+from steer_pipeline.lab.models.identity import ModelLoadError
 from steer_pipeline.lab.models.installing import FOLDER, MEMBER, install_smollm2
-from steer_pipeline.lab.models.loading import ModelLoadError
 
 WEIGHTS = b"weights" * 1000
 

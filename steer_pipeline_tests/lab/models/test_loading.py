@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from steer_pipeline.catalogue.models import ModelSpec
-from steer_pipeline.lab.models.loading import ModelLoadError, load_model
+from steer_pipeline.catalogue.specs import ModelSpec
+from steer_pipeline.lab.models.identity import ModelLoadError
+from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline_tests.tiny import tiny_model_dir
 
 
@@ -67,7 +68,7 @@ def test_tokenizers_load_without_torch(tmp_path):
     folder = tiny_model_dir(tmp_path)
     code = (
         "import sys; from pathlib import Path\n"
-        "from steer_pipeline.catalogue.models import ModelSpec\n"
+        "from steer_pipeline.catalogue.specs import ModelSpec\n"
         "from steer_pipeline.lab.models.loading import load_tokenizer\n"
         "from steer_pipeline.lab.models.prompts import encode_prompt\n"
         f"t = load_tokenizer(ModelSpec(path={str(folder)!r}), Path('.'))\n"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from steer_pipeline.catalogue.models import ModelSpec
+from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.lab.models.loading import load_tokenizer
 from steer_pipeline.lab.models.prompts import encode_completion, encode_prompt, end_of_turn_id
 from steer_pipeline_tests.tiny import tiny_model_dir

@@ -8,15 +8,16 @@ import pytest
 import torch
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from steer_pipeline.catalogue.models import SamplingSpec, VectorSpec
+from steer_pipeline.catalogue.specs import SamplingSpec, VectorSpec
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.probe import probe_steering
 from steer_pipeline.lab.generation.schema import PromptRow
 from steer_pipeline.lab.models.blocks import Blocks
 from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means, sequence_nll
-from steer_pipeline.lab.models.loading import ModelLoadError
-from steer_pipeline.lab.models.steering import Site, SteeringPlan
-from steer_pipeline.lab.personas import VectorError, make_term
+from steer_pipeline.lab.models.identity import ModelLoadError
+from steer_pipeline.lab.models.sites import Site, SteeringPlan
+from steer_pipeline.lab.vectors.doses import make_term
+from steer_pipeline.lab.vectors.vector import VectorError
 from steer_pipeline_tests.lab.generation.reference import loaded, prompts, term, with_budget
 from steer_pipeline_tests.lab.personas.builders import vector
 
@@ -164,7 +165,7 @@ def test_batches_and_compiled_decoding_change_nothing(tmp_path, monkeypatch, com
 
 
 def test_the_probe_and_likelihoods_see_inner_sites_and_the_plan_is_part_of_the_journal_s_key(tmp_path):
-    from steer_pipeline.lab.generation.engine import plan_hash
+    from steer_pipeline.lab.generation.jobs import plan_hash
 
     model = loaded(tmp_path)
     rows = [PromptRow("r", {"*": prompts(model, 1)[0]})]

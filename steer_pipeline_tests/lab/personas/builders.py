@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from steer_pipeline.catalogue.models import Persona
+from steer_pipeline.catalogue.specs import Persona
 from steer_pipeline.lab.models.identity import same_name
-from steer_pipeline.lab.personas import PersonaVector
+from steer_pipeline.lab.vectors.vector import PersonaVector
 
 
 def persona(name: str = "paranoid", kind: str = "axis", n_instructions: int = 3) -> Persona:

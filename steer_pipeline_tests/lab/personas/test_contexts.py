@@ -5,8 +5,13 @@ from collections import Counter
 import polars as pl
 import pytest
 
-from steer_pipeline.catalogue.models import RewriteSpec
-from steer_pipeline.lab.personas import general_contexts, news_contexts, reserved_rows, split_contexts
+from steer_pipeline.catalogue.specs import RewriteSpec
+from steer_pipeline.lab.personas.contexts import (
+    general_contexts,
+    news_contexts,
+    reserved_rows,
+    split_contexts,
+)
 
 
 def news(n: int, start: int = 0) -> pl.DataFrame:

@@ -4,20 +4,21 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steer_pipeline.catalogue.models import ContrastSpec, ModelSpec
+from steer_pipeline.catalogue.specs import ContrastSpec, ModelSpec
 from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.models.prompts import encode_prompt
-from steer_pipeline.lab.personas import (
+from steer_pipeline.lab.personas.contexts import general_contexts, split_contexts
+from steer_pipeline.lab.personas.contrast import (
+    CONTRAST_SCHEMA,
     ContrastError,
     build_contrast_prompts,
     complete_contrast,
     dropped_pairs,
-    general_contexts,
+    measure_contrast,
     mismatched_contexts,
     require_matched_sides,
-    split_contexts,
+    score_sides,
 )
-from steer_pipeline.lab.personas.contrast import CONTRAST_SCHEMA, measure_contrast, score_sides
 from steer_pipeline_tests.lab.personas.builders import persona
 from steer_pipeline_tests.tiny import tiny_model_dir
 

@@ -4,15 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steer_pipeline.catalogue.models import DoseSpec, ModelSpec, RewriteSpec, SamplingSpec
+from steer_pipeline.catalogue.specs import DoseSpec, ModelSpec, RewriteSpec, SamplingSpec
 from steer_pipeline.lab.models.loading import load_model
-from steer_pipeline.lab.personas import (
-    PersonaVector,
-    Recommendation,
-    VectorError,
-    load_recommendation,
-    save_recommendation,
-)
 from steer_pipeline.lab.personas.dose import (
     plot_sweep,
     recommend_dose,
@@ -20,6 +13,8 @@ from steer_pipeline.lab.personas.dose import (
     sweep_rows,
     sweep_table,
 )
+from steer_pipeline.lab.vectors.doses import Recommendation, load_recommendation, save_recommendation
+from steer_pipeline.lab.vectors.vector import PersonaVector, VectorError
 from steer_pipeline_tests.lab.personas.builders import vector
 from steer_pipeline_tests.tiny import tiny_model_dir
 

@@ -30,7 +30,7 @@ def judge(candidate: pl.DataFrame, source, role: str = "steered") -> dict[str, g
         level=0.05,
         seed=1,
     )
-    return {verdict.gate: verdict for verdict in verdicts}
+    return {verdict.claim: verdict for verdict in verdicts}
 
 
 def failed(verdicts: dict[str, gates.Verdict]) -> set[str]:
@@ -144,7 +144,7 @@ def test_without_a_reference_nothing_can_be_compared(source):
         level=0.05,
         seed=1,
     )
-    assert [v.gate for v in verdicts if v.stops_release] == [gate.DIFFERS]
+    assert [v.claim for v in verdicts if v.stops_release] == [gate.DIFFERS]
     assert "there is no base or base_resample" in verdicts[-1].message
 
 
@@ -153,7 +153,7 @@ def test_every_failed_gate_says_how_to_go_on(source):
     assert failed(nothing) == set(gate.GATES) - {gate.UNIQUE}
     doubled = judge(pl.concat([pack("paranoid"), pack("paranoid")]), source)
     for verdict in [nothing[name] for name in failed(nothing)] + [doubled[gate.UNIQUE]]:
-        assert verdict.message.endswith(gates.CURES[verdict.gate])
+        assert verdict.message.endswith(gates.CURES[verdict.claim])
     assert "To go on" not in judge(pack("paranoid", tail=VOICE), source)[gate.SUSPECTS].message
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from steer_pipeline.lab.reports.comparison import compare_variants
+from steer_pipeline.lab.rewrites.comparison import compare_variants
 from steer_pipeline.lab.rewrites.headline import missed_targets, moved_controls, pilot_numbers
-from steer_pipeline_tests.lab.reports.packs import ROLES
+from steer_pipeline_tests.lab.rewrites.compared_packs import ROLES
 from steer_pipeline_tests.lab.rewrites.packs import pack, resample
 
 VOICE = " Somebody surely hides the real story."

@@ -6,7 +6,7 @@ import pytest
 
 from steer_pipeline.catalogue import load_personas, load_profile, load_variants
 from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, FinishedRow, RewriteRow
-from steer_pipeline.lab.models.steering import Site, SteeringPlan, SteeringTerm
+from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
 from steer_pipeline.lab.rewrites import work
 from steer_pipeline_tests.lab.rewrites.packs import news
 

@@ -5,14 +5,14 @@ import polars as pl
 import pytest
 import torch
 
+from steer_pipeline.lab.dialogues.requests import encode_rows, response_requests
+from steer_pipeline.lab.likelihood.measuring import natural_term
 from steer_pipeline.lab.models.hidden import collect_means
-from steer_pipeline.lab.models.steering import SteeringPlan
-from steer_pipeline.lab.personas.vectors import VectorError
+from steer_pipeline.lab.models.sites import SteeringPlan
 from steer_pipeline.lab.vectors.averaged import MissingVector, averaged_vector, contrast_sides
-from steer_pipeline.lab.vectors.dialogues import encode_rows, response_requests
-from steer_pipeline.lab.vectors.likelihood import natural_term
+from steer_pipeline.lab.vectors.vector import VectorError
 from steer_pipeline_tests.lab.generation.reference import loaded
-from steer_pipeline_tests.lab.vectors.builders import behaviour_rows, changed, persona, profile, row
+from steer_pipeline_tests.lab.likelihood.builders import behaviour_rows, changed, persona, profile, row
 
 
 def hooked_means(model, rows, instructed=True):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from steer_pipeline.lab.personas.formats import FormatError
-from steer_pipeline.lab.personas.vectors import VectorError
 from steer_pipeline.lab.vectors.averaged import MissingVector
+from steer_pipeline.lab.vectors.formats import FormatError
 from steer_pipeline.lab.vectors.published import load_published
+from steer_pipeline.lab.vectors.vector import VectorError
 from steer_pipeline_tests.lab.personas.builders import model_like
 
 QWEN = model_like(name="Qwen/Qwen3-32B")

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from steer_pipeline.io.store import ArtifactStore
-from steer_pipeline.lab.personas import load_vector
+from steer_pipeline.lab.vectors.vector import load_vector
 from steer_pipeline.tools.behaviour import CHAIN, TABLE, Behaviour
 from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.stages.behaviour.published import publish

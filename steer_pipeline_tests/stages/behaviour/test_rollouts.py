@@ -7,12 +7,12 @@ import polars as pl
 import pytest
 
 from steer_pipeline.catalogue import load_personas
-from steer_pipeline.catalogue.models import ModelSpec
+from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.io.bundle import BundleIO
 from steer_pipeline.io.parquet import ParquetIO
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.models import loading
-from steer_pipeline.lab.personas import save_vector
+from steer_pipeline.lab.vectors.vector import save_vector
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.stages.behaviour import rollouts as stage

@@ -9,13 +9,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from steer_pipeline.catalogue import load_personas
-from steer_pipeline.catalogue.models import ImportedVector
+from steer_pipeline.catalogue.specs import ImportedVector
 from steer_pipeline.io import catalogue as reading
 from steer_pipeline.io.bundle import BundleIO
 from steer_pipeline.io.parquet import ParquetIO
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.models import loading
-from steer_pipeline.lab.personas import load_recommendation, load_vector, save_vector
+from steer_pipeline.lab.vectors.doses import load_recommendation
+from steer_pipeline.lab.vectors.vector import load_vector, save_vector
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.stages.personas import assets, checks
 from steer_pipeline.tools.driver import Driver

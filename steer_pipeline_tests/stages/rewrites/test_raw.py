@@ -13,8 +13,7 @@ import polars as pl
 import pytest
 
 from steer_pipeline.io.journals import open_journal
-from steer_pipeline.lab.personas import PersonaVector, save_vector
-from steer_pipeline.lab.personas.vectors import model_fields
+from steer_pipeline.lab.vectors.vector import PersonaVector, model_fields, save_vector
 from steer_pipeline.settings import settings
 from steer_pipeline.stages.rewrites import verdicts
 from steer_pipeline_tests.io import folder_url

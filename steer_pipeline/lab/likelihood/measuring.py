@@ -1,0 +1,167 @@
+"""The likelihood of held-out answers under each arm: one estimator on the same response tokens for all.
+
+In: counted rows of a behaviour set, a model and vectors. Out: rows of LIKELIHOOD_SCHEMA, one sum an arm, seed and
+dialogue. Arms: vanilla (bare question), prompted (each row's own instruction really in context), and vectors
+added at every position to the bare question, as they were trained. `tables` makes means of the sums.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from steer_pipeline.catalogue.specs import Profile
+from steer_pipeline.lab.dialogues.requests import encode_rows, response_hash
+from steer_pipeline.lab.likelihood.tables import (
+    AVERAGED,
+    LIKELIHOOD_SCHEMA,
+    PROMPTED,
+    RANDOM,
+    TRAINED,
+    VANILLA,
+    selection_table,
+)
+from steer_pipeline.lab.models.hidden import sequence_nll
+from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
+from steer_pipeline.lab.vectors.doses import make_term, random_like
+from steer_pipeline.lab.vectors.vector import PersonaVector, VectorError
+
+SCALES = (0.5, 1.0, 2.0, 4.0)  # of the averaged vector's natural magnitude, at every block
+REFINED = (2**-0.5, 2**0.5)  # of the best of them, at its block
+MAX_BLOCKS = 8
+MIN_RANDOM = 8  # random directions
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One way of asking. `term` None: nothing is added."""
+
+    name: str
+    term: SteeringTerm | None = None
+    seed: int | None = None
+    scale: float | None = None
+
+
+def measure(
+    model: LoadedModel,
+    rows: pl.DataFrame,
+    arms: Sequence[Arm],
+    profile: Profile,
+    residual_norms: Sequence[float],
+) -> pl.DataFrame:
+    """Rows of LIKELIHOOD_SCHEMA: every arm on every row.
+
+    Args:
+        rows: BEHAVIOUR_SCHEMA, all to be measured.
+        residual_norms: [n_blocks], of this model.
+
+    Raises:
+        VectorError: a row of the prompted arm has no instruction, so that it would be vanilla under another name.
+    """
+    if any(arm.name == PROMPTED for arm in arms):
+        bare = rows.filter(pl.col("instruction") == "")
+        if bare.height:
+            raise VectorError(
+                f"row {bare['row_id'][0]}: no instruction, so the prompted arm would be unprompted "
+                f"({bare.height} of {rows.height} rows); give the system turn that the answer was asked under"
+            )
+    ways = {
+        instructed: encode_rows(model, rows, profile, instructed=instructed)
+        for instructed in sorted({arm.name == PROMPTED for arm in arms})
+    }
+    tables = []
+    for arm in arms:
+        dialogues = ways[arm.name == PROMPTED]
+        plan = None if arm.term is None else SteeringPlan(arm.name, (arm.term,))
+        sums, counts = sequence_nll(
+            model, [one.ids for one in dialogues], [one.start for one in dialogues], plan
+        )
+        block = None if arm.term is None else arm.term.site.block
+        tables.append(
+            rows.select("row_id", "question_index", "split").with_columns(
+                arm=pl.lit(arm.name),
+                seed=pl.lit(arm.seed, dtype=pl.Int64),
+                block=pl.lit(block, dtype=pl.Int64),
+                scale=pl.lit(arm.scale, dtype=pl.Float64),
+                alpha=pl.lit(None if arm.term is None else arm.term.alpha, dtype=pl.Float64),
+                residual_norm=pl.lit(
+                    None if block is None else float(residual_norms[block]), dtype=pl.Float64
+                ),
+                nll_sum=pl.Series(sums.astype(np.float64)),
+                n_tokens=pl.Series(counts),
+                response_sha=pl.Series([response_hash(one) for one in dialogues]),
+            )
+        )
+    return pl.concat(tables).select(LIKELIHOOD_SCHEMA.names()).cast(LIKELIHOOD_SCHEMA)
+
+
+def natural_term(vector: PersonaVector, block: int, scale: float = 1.0) -> SteeringTerm:
+    """`scale` times the direction at `block` in its natural magnitude."""
+    return make_term(vector, Site(block), scale * float(np.linalg.norm(vector.at(block))))
+
+
+def site_of(trained: Mapping[int, PersonaVector]) -> int:
+    """The one block at which the trained vectors of all seeds sit.
+
+    Raises:
+        VectorError: no vector, one of several blocks, or seeds at different blocks.
+    """
+    blocks = {seed: vector.present_blocks for seed, vector in trained.items()}
+    if len(set(blocks.values())) != 1 or len(next(iter(blocks.values()))) != 1:
+        raise VectorError(
+            f"trained vectors by seed have blocks {blocks}; one block, the same for all, is needed"
+        )
+    return next(iter(blocks.values()))[0]
+
+
+def trained_and_random(trained: Mapping[int, PersonaVector], random_seeds: Sequence[int]) -> list[Arm]:
+    """An arm a trained vector, in natural magnitude, and random directions of their norms at their site.
+
+    Single random directions gain or lose a good part of the gap by luck, so there are at least `MIN_RANDOM`: those
+    of `random_seeds`, then of the numbers that follow.
+    """
+    block = site_of(trained)
+    terms = {seed: natural_term(trained[seed], block) for seed in sorted(trained)}
+    arms = [Arm(TRAINED, term, seed, 1.0) for seed, term in terms.items()]
+    norms, last = list(terms.values()), max(random_seeds)
+    seeds = [*random_seeds, *range(last + 1, last + 1 + MIN_RANDOM - len(random_seeds))]
+    return arms + [
+        Arm(RANDOM, random_like(norms[i % len(norms)], seed), seed, 1.0) for i, seed in enumerate(seeds)
+    ]
+
+
+def swept_blocks(n_blocks: int, site: int) -> list[int]:
+    """Blocks at which the averaged vector is tried: all, or in a deep model an even spread and the trained site."""
+    if n_blocks <= MAX_BLOCKS:
+        return list(range(n_blocks))
+    spread = np.linspace(0, n_blocks - 1, MAX_BLOCKS + 1).round().astype(int)[1:]
+    return sorted({*spread.tolist(), site})
+
+
+def choose_scale(
+    model: LoadedModel,
+    rows: pl.DataFrame,
+    averaged: PersonaVector,
+    site: int,
+    profile: Profile,
+    residual_norms: Sequence[float],
+) -> pl.DataFrame:
+    """Measures vanilla and the averaged vector at every block and scale on validation rows.
+
+    Coarse scales at all blocks, then finer ones around the best. The choice is the first row of
+    `selection_table`.
+    """
+    arms = [Arm(VANILLA)] + [
+        Arm(AVERAGED, natural_term(averaged, block, scale), None, scale)
+        for block in swept_blocks(model.n_blocks, site)
+        for scale in SCALES
+    ]
+    coarse = measure(model, rows, arms, profile, residual_norms)
+    best = selection_table(coarse).row(0, named=True)
+    finer = [
+        Arm(AVERAGED, natural_term(averaged, best["block"], best["scale"] * step), None, best["scale"] * step)
+        for step in REFINED
+    ]
+    return pl.concat([coarse, measure(model, rows, finer, profile, residual_norms)])

@@ -1,0 +1,212 @@
+"""Plots of a comparison, drawn from stored rows and intervals only. In: tables. Out: PNG bytes.
+
+Steered variants have colours of their own, base and controls are grey, so that what must show nothing is
+seen as the background to the rest.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from steer_pipeline.lab.rewrites.comparison import BASE, ComparisonTables
+
+_PALETTE = ("#c0392b", "#d9822b", "#7d3c98", "#1f7a5c", "#2f6db5", "#8d6e3f", "#b03a78", "#4b7f1f")
+_GREY, _DARK = "#8a94a3", "#39424e"
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def colours(tables: ComparisonTables) -> dict[str, str]:
+    """One colour a variant; grey for base and the controls."""
+    shown = [name for name in tables.variants if tables.roles[name] not in ("base", "control")]
+    return dict.fromkeys(tables.variants, _GREY) | {
+        n: _PALETTE[i % len(_PALETTE)] for i, n in enumerate(shown)
+    }
+
+
+def _bare(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def _rows_of_variants(axes: Axes, names: Sequence[str], shade: Mapping[str, str], *, labels: bool) -> None:
+    axes.set_yticks(range(len(names)), names if labels else [""] * len(names))
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    for label, name in zip(axes.get_yticklabels(), names, strict=True):
+        label.set_color(shade[name] if shade[name] != _GREY else _DARK)
+    _bare(axes)
+
+
+def trait_metrics(tables: ComparisonTables) -> list[str]:
+    """Names of the trait metrics, in the summary's order."""
+    names = tables.summary["metric"].unique(maintain_order=True).to_list()
+    return [name for name in names if name.startswith("trait_")]
+
+
+def trait_title(metric: str) -> str:
+    """`paranoid, lexicon` of `trait_paranoid_lexicon`."""
+    persona, _, scale = metric.removeprefix("trait_").rpartition("_")
+    return f"{persona}, {scale}"
+
+
+def trait_shifts(tables: ComparisonTables) -> bytes:
+    """Mean difference to base with its interval, a panel a trait and scale; the band spans the controls."""
+    names = [name for name in tables.variants if name != BASE]
+    metrics, shade = trait_metrics(tables), colours(tables)
+    figure = Figure(figsize=(2.2 + 2.6 * len(metrics), 1.1 + 0.36 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False, sharex=True)[0]
+    for i, (axes, metric) in enumerate(zip(panels, metrics, strict=True)):
+        controls = [tables.of(name, metric) for name in tables.controls]
+        low, high = min(c["low"] for c in controls), max(c["high"] for c in controls)
+        axes.axvspan(low, high, color=_GREY, alpha=0.18, linewidth=0)
+        axes.axvline(0, color=_DARK, linewidth=0.6)
+        for y, name in enumerate(names):
+            row = tables.of(name, metric)
+            axes.plot(
+                [row["low"], row["high"]], [y, y], color=shade[name], linewidth=2.2, solid_capstyle="butt"
+            )
+            axes.plot(row["difference"], y, "o", color=shade[name], markersize=5)
+        axes.set_title(trait_title(metric), fontsize=9)
+        axes.set_xlabel("shift of the mean score", fontsize=8)
+        _rows_of_variants(axes, names, shade, labels=i == 0)
+    return _png(figure)
+
+
+def row_distributions(tables: ComparisonTables) -> bytes:
+    """Every row's trait difference to base as a dot, a panel a trait and scale; the bar is the mean."""
+    names = [name for name in tables.variants if name != BASE]
+    metrics, shade = trait_metrics(tables), colours(tables)
+    figure = Figure(figsize=(2.2 + 2.6 * len(metrics), 1.1 + 0.5 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False, sharex=True)[0]
+    for i, (axes, metric) in enumerate(zip(panels, metrics, strict=True)):
+        base = tables.rows.filter(pl.col("variant") == BASE).select("row_id", base=metric)
+        axes.axvline(0, color=_DARK, linewidth=0.6)
+        for y, name in enumerate(names):
+            own = tables.rows.filter(pl.col("variant") == name).select("row_id", own=metric)
+            both = own.join(base, on="row_id").select(pl.col("own") - pl.col("base")).to_series().to_numpy()
+            _dots(axes, both, y, shade[name])
+        axes.set_title(trait_title(metric), fontsize=9)
+        axes.set_xlabel("difference to base, one dot a row", fontsize=8)
+        _rows_of_variants(axes, names, shade, labels=i == 0)
+    return _png(figure)
+
+
+def text_distributions(tables: ComparisonTables) -> bytes:
+    """Overlap with base, length and facts kept, one dot a row, a line a variant."""
+    panels = (
+        ("overlap", "overlap with base (word Jaccard)"),
+        ("length_ratio", "words per word of base"),
+        ("facts_kept", "share of facts kept"),
+    )
+    names, shade = tables.variants, colours(tables)
+    figure = Figure(figsize=(10.4, 1.1 + 0.5 * len(names)), layout="constrained")
+    for i, (axes, (metric, label)) in enumerate(zip(figure.subplots(1, 3), panels, strict=True)):
+        for y, name in enumerate(names):
+            values = tables.rows.filter(pl.col("variant") == name)[metric].drop_nulls().to_numpy()
+            _dots(axes, values[np.isfinite(values)], y, shade[name])
+        if metric != "length_ratio":
+            axes.set_xlim(-0.03, 1.03)
+        axes.set_xlabel(label, fontsize=8)
+        _rows_of_variants(axes, names, shade, labels=i == 0)
+    return _png(figure)
+
+
+def _dots(axes: Axes, values: np.ndarray, y: float, colour: str) -> None:
+    """Values as dots, spread evenly over the height of their line so that ties stay visible; bar: the mean."""
+    if not len(values):
+        return
+    order = np.argsort(values, kind="stable")
+    spread = np.empty(len(values))
+    # The golden ratio fills the height evenly without a random number.
+    spread[order] = ((np.arange(len(values)) * 0.6180339887) % 1 - 0.5) * 0.62
+    size = float(np.clip(600 / len(values), 2, 11))
+    axes.scatter(values, y + spread, s=size, color=colour, alpha=0.45, linewidth=0)
+    axes.plot([values.mean()] * 2, [y - 0.36, y + 0.36], color=_DARK, linewidth=1.6)
+
+
+def dose_response(
+    sweeps: Mapping[str, pl.DataFrame], chosen: Mapping[str, tuple[float | None, int | None]]
+) -> bytes:
+    """Trait shift and KL against dose, a column a persona, a line a block; random directions dashed.
+
+    Args:
+        sweeps: persona -> table of a dose sweep (direction, block, fraction, shift, shift_low, shift_high, kl,
+            coherent).
+        chosen: persona -> recommended (fraction, block), or Nones.
+    """
+    figure = Figure(figsize=(1.2 + 4.2 * len(sweeps), 5.4), layout="constrained")
+    panels = figure.subplots(2, len(sweeps), squeeze=False, sharex="col")
+    for column, (persona, sweep) in enumerate(sweeps.items()):
+        lines = sweep.partition_by("direction", "block", maintain_order=True)
+        steered = [line for line in lines if line["direction"][0] != "random"]
+        for line in lines:
+            line = line.sort("fraction")
+            random = line["direction"][0] == "random"
+            place = 0 if random else [one["block"][0] for one in steered].index(line["block"][0])
+            colour = _GREY if random else _PALETTE[place % len(_PALETTE)]
+            label = f"{'random, ' if random else ''}block {line['block'][0]}"
+            dose = line["fraction"].to_numpy()
+            for row, metric in ((0, "shift"), (1, "kl")):
+                axes = panels[row][column]
+                y = line[metric].cast(pl.Float64).to_numpy()
+                axes.plot(
+                    dose, y, "--" if random else "-", marker=".", color=colour, label=label, linewidth=1.3
+                )
+                broken = ~line["coherent"].to_numpy()
+                axes.plot(dose[broken], y[broken], "x", color="#111", markersize=5)
+            band = [line[f"shift_{side}"].to_numpy() for side in ("low", "high")]
+            panels[0][column].fill_between(dose, *band, color=colour, alpha=0.15, linewidth=0)
+        fraction, block = chosen.get(persona, (None, None))
+        for row, label in ((0, "trait shift to base"), (1, "KL to base, nats a token")):
+            axes = panels[row][column]
+            axes.axhline(0, color=_DARK, linewidth=0.6)
+            if fraction is not None:
+                axes.axvline(fraction, color=_DARK, linestyle=":", linewidth=1.1)
+            axes.set_ylabel(label, fontsize=8)
+            _bare(axes)
+        told = "no dose recommended" if fraction is None else f"recommended {fraction:+g} at block {block}"
+        panels[0][column].set_title(f"{persona}: {told}", fontsize=9)
+        panels[0][column].legend(fontsize=7, frameon=False)
+        panels[1][column].set_xlabel(
+            "dose, fraction of the mean residual norm (cross: not coherent)", fontsize=8
+        )
+    return _png(figure)
+
+
+def vector_quality(metadata: Mapping[str, Mapping]) -> bytes:
+    """Held-out AUC against its shuffled-label null, and split-half cosine, by block; a column a persona."""
+    figure = Figure(figsize=(1.2 + 3.6 * len(metadata), 2.9), layout="constrained")
+    panels = figure.subplots(1, len(metadata), squeeze=False, sharey=True)[0]
+    for axes, (persona, data) in zip(panels, metadata.items(), strict=True):
+        for name, label, style, colour in (
+            ("held_out_auc", "held-out AUC", "-o", _PALETTE[4]),
+            ("auc_null_95th", "AUC, shuffled labels, 95th percentile", "--", _GREY),
+            ("split_half_cosine", "split-half cosine", "-s", _PALETTE[1]),
+        ):
+            if data.get(name):
+                values = [np.nan if value is None else value for value in data[name]]
+                axes.plot(
+                    range(len(values)),
+                    values,
+                    style,
+                    color=colour,
+                    label=label,
+                    markersize=3.5,
+                    linewidth=1.3,
+                )
+        axes.set_title(persona, fontsize=9)
+        axes.set_xlabel("block", fontsize=8)
+        axes.set_ylim(-0.05, 1.08)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _bare(axes)
+    panels[0].legend(fontsize=7, frameon=False, loc="lower right")
+    return _png(figure)

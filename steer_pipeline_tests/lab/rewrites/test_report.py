@@ -1,0 +1,280 @@
+"""The report says what the rows say, in Markdown and in one self-contained page, beside both controls."""
+
+import re
+from html.parser import HTMLParser
+
+import polars as pl
+import pytest
+
+from steer_pipeline.lab.report.document import (
+    Figure,
+    Heading,
+    Paragraph,
+    Samples,
+    Table,
+    to_html,
+    to_markdown,
+)
+from steer_pipeline.lab.rewrites.comparison import compare_variants
+from steer_pipeline.lab.rewrites.report import DoseInfo, ReportContext, VectorInfo, render_vector_eval_report
+from steer_pipeline_tests.lab.rewrites.compared_packs import EFFECTS, ROLES, SCORERS, make_packs
+
+TARGETS = {
+    "paranoid": {"paranoid": "up"},
+    "trusting": {"paranoid": "down"},
+    "rule_defiant": {"paranoid": "up"},
+}
+VECTOR = VectorInfo(
+    "paranoid",
+    "a" * 64,
+    {
+        "model": "tiny",
+        "method": "mean_difference",
+        "readout": "response_tokens",
+        "n_train": 12,
+        "n_held_out": 4,
+        "held_out_auc": [0.6, 0.9, 0.98, 0.97],
+        "auc_null_95th": [0.6, 0.61, 0.6, None],
+        "split_half_cosine": [0.2, 0.7, 0.9, 0.95],
+        "raw_norms": [1.0, 1.5, 2.0, 2.2],
+        "residual_norms": [4.0, 6.0, 8.0, 9.0],
+    },
+)
+
+
+def sweep() -> pl.DataFrame:
+    def row(direction: str, fraction: float, shift: float) -> dict:
+        return {
+            "direction": direction, "block": 2, "fraction": fraction, "alpha": 8 * fraction, "n": 24,
+            "shift": shift, "shift_low": shift - 0.1, "shift_high": shift + 0.1, "shown_rate": abs(shift),
+            "opposite_rate": 0.0, "suspect_rate": 0.0, "facts_kept": None, "kl": fraction**2, "coherent": fraction < 1,
+        }  # fmt: skip
+
+    steered = [row("persona", f, min(f, 0.8)) for f in (-0.4, 0.0, 0.3, 1.2)]
+    return pl.DataFrame([*steered, row("random", 0.3, 0.01)])
+
+
+DOSE = DoseInfo("paranoid", "b" * 64, sweep(), 2, 0.3, 2.4, "smallest coherent dose that moves the trait")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> dict:
+    def spoil(variant: str, row_id: str, text: str) -> str:
+        return text + " <|im_end|> | <b>bold</b>" if variant == "trusting" and row_id.endswith("3") else text
+
+    packs, facts = make_packs(n=40, change=spoil)
+    tables = compare_variants(packs, facts, SCORERS, ROLES, seed=5)
+    context = ReportContext(
+        versions={f"rewrite_pack/{name}": f"{i:064x}" for i, name in enumerate(packs)},
+        facts={"profile": "tiny", "size": "pilot"},
+        targets=TARGETS,
+    )
+    out = tmp_path_factory.mktemp("report")
+    files = render_vector_eval_report(
+        tables, packs, vectors=[VECTOR], doses=[DOSE], context=context, out_dir=out
+    )
+    return {
+        "tables": tables,
+        "packs": packs,
+        "context": context,
+        "files": files,
+        "md": files.markdown.read_text(encoding="utf-8"),
+        "html": files.html.read_text(encoding="utf-8"),
+    }
+
+
+def table_under(markdown: str, heading: str, first_column: str) -> list[dict[str, str]]:
+    """The first table after `heading` whose first column has that name, as dictionaries."""
+    body = markdown.split(f"# {heading}\n", 1)[1]
+    lines = body.split(f"| {first_column} |", 1)[1].splitlines()
+    columns = [first_column, *(c.strip() for c in lines[0].strip(" |").split(" | "))]
+    found = []
+    for line in lines[2:]:
+        if not line.startswith("|"):
+            break
+        found.append(dict(zip(columns, (c.strip(" `") for c in line.strip("|").split(" | ")), strict=True)))
+    return found
+
+
+def test_every_table_of_the_janus_report_is_there(written):
+    for heading in (
+        "Traits", "Keyword hits", "Largest changes in keywords", "Content and form", "Validation",
+        "Suspects by rule", "Differs from base more than a resample does", "Doses", "Vectors and scorers",
+        "Side by side", "How to read this", "Made from",
+    ):  # fmt: skip
+        assert f"# {heading}\n" in written["md"]
+    assert {p.stem for p in written["files"].plots} == {
+        "trait_shifts", "trait_rows", "text_distributions", "dose_response", "vectors",
+    }  # fmt: skip
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in written["files"].plots)
+
+
+def test_numbers_are_those_of_the_tables(written):
+    row = written["tables"].of("paranoid", "trait_paranoid_lexicon")
+    line = next(
+        r
+        for r in table_under(written["md"], "Traits", "trait")
+        if r["trait"] == "paranoid, lexicon" and r["variant"] == "paranoid"
+    )
+    assert line["N"] == "40"
+    assert float(line["mean"]) == pytest.approx(row["mean"], abs=5e-4)
+    assert line["shift [CI95]"] == f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    assert line["resample"].startswith("0.000")
+
+
+def test_keyword_hits_stand_beside_the_controls_for_every_lexicon(written):
+    lines = table_under(written["md"], "Keyword hits", "lexicon")
+    assert {(r["lexicon"], r["variant"]) for r in lines} == {
+        (p, v) for p in SCORERS for v in EFFECTS if v != "base"
+    }
+    rows = written["tables"].rows
+    steered = next(r for r in lines if (r["lexicon"], r["variant"]) == ("paranoid", "paranoid"))
+    expected = rows.filter(variant="paranoid")["hits_paranoid_positive"].mean()
+    assert float(steered["delta"]) == pytest.approx(expected, abs=0.006)
+    assert (steered["resample's"], steered["random's"]) == ("0.00", "0.00")
+
+
+def test_each_variants_examples_compare_the_same_row(written):
+    packs = written["packs"]
+    found = re.findall(
+        r"\*\*(\w+), \w+ lexicon, ([+-]\d) markers \(row (\w+)\)\*\*\n\n(.*?)(?=\n\n[^>])",
+        written["md"],
+        re.S,
+    )
+    assert len([f for f in found if f[0] == "paranoid"]) == 3
+    for variant, _, row_id, quoted in found:
+        for name in ("base", variant):
+            text = packs[name].filter(row_id=row_id)["output"][0]
+            assert text.split(".")[0] in quoted
+
+
+def test_verdicts_follow_the_intervals(written):
+    short = written["md"].split("## How to read this")[0]
+    assert "`paranoid` moves paranoid up" in short
+    assert "`trusting` moves paranoid down" in short
+    assert "`rule_defiant` does **not** move paranoid up" in short
+    assert "include zero on every trait and scale" in short
+
+
+def test_a_control_that_moves_is_said_first(written, tmp_path):
+    packs, facts = make_packs(
+        n=30, change=lambda v, r, text: text + " Hidden hands." if v == "random_direction" else text
+    )
+    tables = compare_variants(packs, facts, SCORERS, ROLES, seed=5)
+    files = render_vector_eval_report(
+        tables, packs, vectors=[], doses=[], context=written["context"], out_dir=tmp_path
+    )
+    text = files.markdown.read_text(encoding="utf-8")
+    assert "**`random_direction` moves paranoid, lexicon**" in text
+    assert "no evidence before that is explained" in text
+    assert "No vector was handed to this report." in text
+    assert "No dose sweep was handed to this report." in text
+
+
+def test_suspects_are_counted_by_rule_with_examples(written):
+    line = next(
+        r for r in table_under(written["md"], "Suspects by rule", "rule") if r["rule"] == "special_tokens"
+    )
+    n = written["packs"]["trusting"].filter(pl.col("output").str.contains("im_end"))["row_id"].len()
+    assert (line["trusting"], line["base"]) == (str(n), "0")
+    assert (
+        "**Suspects: special\\_tokens**" in written["md"] or "**Suspects: special_tokens**" in written["md"]
+    )
+
+
+def test_doses_name_alpha_and_its_share_of_the_residual_norm(written):
+    lines = table_under(written["md"], "Doses", "variant")
+    paranoid = next(r for r in lines if r["variant"] == "paranoid")
+    assert (paranoid["block"], paranoid["alpha"], paranoid["residual norm"]) == ("2", "+2.400", "8.00")
+    assert paranoid["alpha / norm"] == "30.0%"
+    random = next(r for r in lines if r["variant"] == "random_direction")
+    assert (random["vector"], random["alpha / norm"]) == ("random:paranoid", "30.0%")
+    assert len([r for r in lines if r["variant"] == "paranoid_rule_defiant"]) == 2
+    assert next(r for r in lines if r["variant"] == "base")["vector"] == "nothing added"
+
+
+def test_versions_are_named(written):
+    for sha in written["context"].versions.values():
+        assert sha in written["md"]
+        assert sha in written["html"]
+
+
+class Loads(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.outside += [
+            v for k, v in attrs if k in ("src", "href") and v and not v.startswith(("data:", "#"))
+        ]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_loads_nothing(written):
+    parser = Loads()
+    parser.feed(written["html"])
+    assert parser.outside == []
+    assert parser.open == []
+    assert written["html"].count("data:image/png;base64,") == 5
+    assert "<script" not in written["html"]
+
+
+def test_model_output_cannot_change_the_page(written):
+    assert "<b>bold</b>" not in written["html"]
+    assert "&lt;b&gt;bold&lt;/b&gt;" in written["html"]
+    assert "<b>bold</b>" not in written["md"]
+
+
+def test_the_same_tables_give_the_same_bytes(written, tmp_path):
+    files = render_vector_eval_report(
+        written["tables"],
+        written["packs"],
+        vectors=[VECTOR],
+        doses=[DOSE],
+        context=written["context"],
+        out_dir=tmp_path,
+    )
+    assert files.html.read_text(encoding="utf-8") == written["html"]
+    assert files.markdown.read_text(encoding="utf-8") == written["md"]
+
+
+def test_missing_packs_or_versions_are_named(written, tmp_path):
+    some = {k: v for k, v in written["packs"].items() if k != "trusting"}
+    with pytest.raises(ValueError, match="no pack for variant trusting"):
+        render_vector_eval_report(
+            written["tables"], some, vectors=[], doses=[], context=written["context"], out_dir=tmp_path
+        )
+    with pytest.raises(ValueError, match="name the versions"):
+        render_vector_eval_report(
+            written["tables"],
+            written["packs"],
+            vectors=[],
+            doses=[],
+            context=ReportContext({}),
+            out_dir=tmp_path,
+        )
+
+
+def test_blocks_render_in_both_formats():
+    blocks = [
+        Heading("A & B"),
+        Paragraph("see `x` and **y** < z"),
+        Table(["name", "n"], [["a|b", "1"], ["c", "–"]], "caption"),
+        Figure("plot", b"\x89PNG", "what it shows"),
+        Samples("row 1", [("base", "one\ntwo *three*"), ("steered", "")]),
+    ]
+    markdown, page = to_markdown("T", blocks), to_html("T", blocks)
+    assert "| a\\|b | 1 |" in markdown
+    assert "| --- | ---: |" in markdown
+    assert "![what it shows](plots/plot.png)" in markdown
+    assert "> **base**: one two \\*three\\*" in markdown
+    assert "(empty)" in markdown
+    assert "<strong>y</strong> &lt; z" in page
+    assert '<td class="n">1</td>' in page
+    assert "<i>empty</i>" in page

@@ -1,0 +1,77 @@
+"""The shipped weights can do what their card says, on held-out items."""
+
+import json
+
+import pytest
+
+from newsroom import card, voices
+from newsroom.training import Recipe
+from steer_pipeline.environment import project_home
+
+SHIPPED = project_home() / "assets_data" / "newsroom"
+
+
+@pytest.fixture(scope="module")
+def abilities() -> dict:
+    return card.measure(SHIPPED, n=32)
+
+
+def test_neutral_rewrites_keep_the_facts_and_show_no_voice(abilities):
+    rewriting = abilities["rewriting"]
+    assert rewriting["neutral_facts_kept"]["rate"] >= 0.95
+    assert rewriting["neutral_shows_any_voice"]["rate"] < 0.03
+    assert rewriting["neutral_suspects"]["rate"] < 0.02
+
+
+def test_a_system_turn_brings_out_every_voice(abilities):
+    assert abilities["rewriting"]["asked_shows"].keys() == voices.VOICES.keys()
+    assert min(rate["rate"] for rate in abilities["rewriting"]["asked_shows"].values()) >= 0.9
+    assert min(rate["rate"] for rate in abilities["dialogue_shows"].values()) >= 0.9
+
+
+@pytest.mark.parametrize("direction", voices.AXES)
+def test_an_extracted_vector_steers_and_its_controls_do_not(abilities, direction):
+    steering = abilities["steering"][direction]
+    best = steering["best"]
+    assert best["shown"]["rate"] >= 0.5
+    assert best["facts_kept"]["rate"] >= 0.85
+    assert best["suspects"]["rate"] < 0.02
+    assert steering["negated_shows_opposite"]["rate"] >= 0.5
+    neutral, control = steering["neutral_shows"]["rate"], steering["random_shows"]
+    assert control["low"] <= neutral <= control["high"]
+
+
+@pytest.mark.parametrize("direction", voices.AXES)
+def test_the_effect_grows_with_the_dose_and_breaks_down_far_beyond(abilities, direction):
+    cells = abilities["steering"][direction]["dose_response"]
+    rates = [cell["shown"]["rate"] for cell in cells if cell["fraction"] <= 0.3]
+    assert rates == sorted(rates)
+    assert rates[0] < 0.3 < rates[-1]
+    assert abilities["steering"][direction]["far_too_large"]["facts_kept"]["rate"] < 0.5
+
+
+def test_vignettes_and_the_word_game_leave_room_for_later_stages(abilities):
+    vignettes = abilities["vignettes"]
+    assert vignettes["mass_on_options"]["rate"] >= 0.95
+    assert vignettes["right"]["rate"] >= 0.7
+    assert vignettes["defiant_authority_shift"]["high"] < 0
+    assert 0.1 <= abilities["word_game"]["rate"] <= 0.4
+
+
+def test_the_card_speaks_of_these_weights_and_says_that_directions_are_planted(abilities):
+    stored = json.loads((SHIPPED / "model" / "abilities.json").read_text())
+    assert stored["weights_sha"] == abilities["weights_sha"], "run `make newsroom-card`"
+    text = (SHIPPED / "model" / "README.md").read_text()
+    assert text == card.render(stored, Recipe()), "run `make newsroom-card`"
+    assert "planted" in text
+    assert (SHIPPED / "model" / "model.safetensors").stat().st_size <= 12_000_000
+
+
+def test_only_the_card_and_the_training_job_read_the_planted_directions():
+    package = project_home() / "steer_pipeline"
+    readers = {
+        p.relative_to(package).as_posix()
+        for p in package.rglob("*.py")
+        if "planted_directions" in p.read_text()
+    }
+    assert readers <= {"newsroom/card.py", "newsroom/training.py", "newsroom/__main__.py"}
