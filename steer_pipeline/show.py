@@ -41,15 +41,25 @@ class PlotError(ValueError):
 # ----------------------------------------------------------------------------------------- tables
 
 
-def preview(frame: pl.DataFrame, *, rows: int = PREVIEW_ROWS, seed: int = 0) -> dg.TableMetadataValue:
-    """A few rows drawn by a fixed seed, in their order, with long texts cut."""
+def preview(
+    frame: pl.DataFrame,
+    descriptions: Mapping[str, str] | None = None,
+    *,
+    rows: int = PREVIEW_ROWS,
+    seed: int = 0,
+) -> dg.TableMetadataValue:
+    """A few rows drawn by a fixed seed, in their order, with long texts cut.
+
+    Args:
+        descriptions: column -> what it holds.
+    """
     if frame.height > rows:
         drawn = pl.Series(range(frame.height)).sample(rows, seed=seed).sort()
         frame = frame[drawn.to_list()]
     records = [
         dg.TableRecord({name: _cell(value) for name, value in row.items()}) for row in frame.to_dicts()
     ]
-    return dg.MetadataValue.table(records, schema=column_schema(frame, texts_only=True))
+    return dg.MetadataValue.table(records, schema=column_schema(frame, descriptions, texts_only=True))
 
 
 def column_schema(
@@ -76,7 +86,7 @@ def column_schema(
 
 
 def markdown_table(frame: pl.DataFrame, *, digits: int = 3) -> dg.MarkdownMetadataValue:
-    """All rows of a small frame as a Markdown table; numbers are rounded."""
+    """All rows of a small frame as a Markdown table; numbers have `digits` digits that matter."""
     lines = ["| " + " | ".join(frame.columns) + " |", "|" + "---|" * frame.width]
     lines += [
         "| " + " | ".join(_markdown_cell(value, digits) for value in row) + " |" for row in frame.rows()
@@ -97,11 +107,27 @@ def cut(text: str, chars: int = PREVIEW_CHARS) -> str:
     return text if len(text) <= chars else text[: chars - 1] + "…"
 
 
+def significant(value: Any, digits: int = 5) -> Any:
+    """A finite float without the digits that mean nothing; anything else as it is."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return value
+    return float(f"{value:.{digits}g}")
+
+
+def number(value: float, digits: int = 3) -> str:
+    """For a table: 0.123, 1.235, 12.35, 1235, 0.00012."""
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    if abs(value) < 10**-digits:
+        return f"{value:.2g}"
+    return f"{value:.{max(0, digits - max(0, math.floor(math.log10(abs(value)))))}f}"
+
+
 def _cell(value: Any) -> Any:
     if isinstance(value, bool | int) or value is None:
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        return significant(value) if math.isfinite(value) else str(value)
     return cut(str(value))
 
 
@@ -115,7 +141,7 @@ def _shown_type(kind: pl.DataType) -> str:
 
 def _markdown_cell(value: Any, digits: int) -> str:
     if isinstance(value, float):
-        return f"{value:.{digits}f}"
+        return number(value, digits)
     text = "" if value is None else str(value)
     return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
 

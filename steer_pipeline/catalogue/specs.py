@@ -10,6 +10,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from steer_pipeline.catalogue.scale import SCALES, ScoreScale
+
 NAME = r"^[a-z0-9][a-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME)]
 
@@ -57,7 +59,8 @@ class Persona(Strict):
     negative: Pole
     questions: list[str] = Field(default_factory=list, description="Persona-specific questions.")
     judge_rubric: str = Field(
-        default="", description="Judge prompt with `{question}` and `{answer}`; trait 0-100, role 0-3."
+        default="",
+        description="Judge prompt with `{question}` and `{answer}`; scores as `catalogue/scale.py` has them.",
     )
     vector: ImportedVector | Literal["computed"] = Field(
         default="computed", description="`computed`, or where to import the vector from."
@@ -69,6 +72,17 @@ class Persona(Strict):
         if value and not {"{question}", "{answer}"} <= set(re.findall(r"\{\w+\}", value)):
             raise ValueError("must contain {question} and {answer}")
         return value
+
+    @property
+    def scale(self) -> ScoreScale:
+        """On which its answers are scored.
+
+        Raises:
+            ValueError: an axis has none.
+        """
+        if self.kind not in SCALES:
+            raise ValueError(f"persona {self.name}: an {self.kind} has no score scale; use a trait or a role")
+        return SCALES[self.kind]
 
 
 # --------------------------------------------------------------------------------------- variants
@@ -313,9 +327,15 @@ class BehaviourSpec(Strict):
     """Which dialogues count, and how they are split; budgets are supervised response tokens."""
 
     source: DialogueSource = DialogueSource()
-    role_min_score: int = Field(default=3, ge=0, le=3, description="A role row counts from this score.")
-    trait_min_score: int = Field(default=75, ge=0, le=100, description="A positive trait row counts from it.")
-    score_gap: int = Field(default=50, ge=0, le=100, description="Averaged trait pairs differ by more.")
+    role_min_score: int = Field(
+        default=3, ge=0, le=SCALES["role"].top, description="A role row counts from this score."
+    )
+    trait_min_score: int = Field(
+        default=75, ge=0, le=SCALES["trait"].top, description="A positive trait row counts from it."
+    )
+    score_gap: int = Field(
+        default=50, ge=0, le=SCALES["trait"].top, description="Averaged trait pairs differ by more."
+    )
     min_count: int = Field(default=50, ge=2, description="An averaged vector of fewer rows is missing.")
     train_tokens: int = Field(default=100_000, ge=1)
     validation_tokens: int = Field(default=10_000, ge=1)

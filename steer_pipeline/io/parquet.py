@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from steer_pipeline.io.store import Version
-from steer_pipeline.io.versioned import ROW_COUNT, VersionedIO
+from steer_pipeline.io.versioned import COLUMNS, ROW_COUNT, VersionedIO
 
 DATA = "data.parquet"
 ROWS_A_GROUP = 50_000
@@ -33,7 +33,7 @@ class ParquetIO(VersionedIO):
                 "LazyFrame, or use bundle_io for a directory"
             )
         rows = pq.ParquetFile(path).metadata.num_rows
-        return {"rows": rows, ROW_COUNT: rows, "dagster/column_schema": column_schema(path)}
+        return {"rows": rows, ROW_COUNT: rows, COLUMNS: column_schema(path)}
 
     def load(self, version: Version) -> pl.LazyFrame:
         return pl.scan_parquet(version.path / DATA)

@@ -1,7 +1,7 @@
 """Reading the store from inside a step: current versions, each noted as an input of what the step makes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,30 @@ def read_rows(folder: Path) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Reader:
-    """Current versions; `note` is told of each, so that the manifest names what was read."""
+    """Current versions; `note` is called with each, so that the manifest names what was read.
+
+    Attributes:
+        seen: asset[partition] -> version of all that was read.
+    """
 
     store: ArtifactStore
     note: Callable[[Version], Any] = lambda version: None
+    seen: dict[str, str] = field(default_factory=dict)
 
     def current(self, asset: str, partition: str | None = None) -> Version | None:
         """The current version, or None where nothing was made."""
         version = self.store.current(asset, partition)
         if version is not None:
-            self.note(version)
+            self._noted(asset, partition, version)
         return version
 
     def version(self, asset: str, partition: str | None, sha: str) -> Version:
         """The version with this hash."""
-        version = self.store.version(asset, partition, sha)
+        return self._noted(asset, partition, self.store.version(asset, partition, sha))
+
+    def _noted(self, asset: str, partition: str | None, version: Version) -> Version:
         self.note(version)
+        self.seen[label(asset, partition)] = version.sha
         return version
 
     def rows(self, asset: str, partition: str | None = None) -> pl.DataFrame | None:

@@ -27,6 +27,7 @@ from steer_pipeline.resources.artifact_store import ArtifactStoreResource
 from steer_pipeline.resources.language_model import models_of_step
 
 ROW_COUNT, PARTITION_ROW_COUNT = "dagster/row_count", "dagster/partition_row_count"
+COLUMNS = "dagster/column_schema"
 ALLOW_MISSING = "allow_missing_partitions"
 _REMEMBERED_STEPS = 256
 _inputs_of_step: OrderedDict[tuple[str, str], dict[str, str]] = OrderedDict()
@@ -117,6 +118,8 @@ class VersionedIO(dg.ConfigurableIOManager):
 
         def fill(folder: Path) -> None:
             described.update(self.dump(value, folder))
+            if COLUMNS in described:
+                described[COLUMNS] = _described(described[COLUMNS], (context.definition_metadata or {}))
 
         version = store.write(
             asset,
@@ -140,6 +143,17 @@ class VersionedIO(dg.ConfigurableIOManager):
         _add_metadata(context, partition, metadata)
         _set_data_version(context, version.sha)
         return version
+
+
+def _described(columns: dg.TableSchema, of_asset: Mapping[str, Any]) -> dg.TableSchema:
+    """The stored columns with what the asset's definition says of them."""
+    declared = getattr(of_asset.get(COLUMNS), "value", of_asset.get(COLUMNS))
+    if not isinstance(declared, dg.TableSchema):
+        return columns
+    says = {column.name: column.description for column in declared.columns}
+    return dg.TableSchema(
+        [dg.TableColumn(one.name, one.type, description=says.get(one.name)) for one in columns.columns]
+    )
 
 
 def _origin(step: Any) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.settings import settings
 
 if TYPE_CHECKING:
-    from steer_pipeline.lab.evaluation.judge import Verdict
+    from steer_pipeline.lab.evaluation.judgement import Judgement
 
 CACHE = "judge"
 
 
 class JudgeResource(dg.ConfigurableResource):
-    """Gives verdicts on answers: `judge.ask(persona, pairs, store)`, where there is an endpoint."""
+    """Judges answers: `judge.ask(persona, pairs, store)`, where there is an endpoint."""
 
     url: str | None = Field(
         default=None,
@@ -43,8 +43,8 @@ class JudgeResource(dg.ConfigurableResource):
 
     def ask(
         self, persona: Persona, pairs: Sequence[tuple[str, str]], store: ArtifactStore
-    ) -> "list[Verdict]":
-        """A verdict for every (question, answer); all are `not_asked` where there is no endpoint.
+    ) -> "list[Judgement]":
+        """A judgement for every (question, answer); all are `not_asked` where there is no endpoint.
 
         The judge's replies are kept in the store's work folder, one file for all personas, so that they outlive
         runs and versions; beside a remote store all machines share them.
@@ -52,7 +52,8 @@ class JudgeResource(dg.ConfigurableResource):
         Raises:
             JudgeError, JudgeUnavailable: see `judge_texts`.
         """
-        from steer_pipeline.lab.evaluation.judge import NOT_ASKED, judge_texts
+        from steer_pipeline.lab.evaluation.judge import judge_texts
+        from steer_pipeline.lab.evaluation.judgement import NOT_ASKED
 
         if (url := self.endpoint()) is None:
             return [NOT_ASKED] * len(pairs)

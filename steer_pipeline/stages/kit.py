@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
+from steer_pipeline import show
 from steer_pipeline.execution import GPU_POOL, GPU_TAGS
 from steer_pipeline.io.reader import Reader
 from steer_pipeline.io.store import StoreError
@@ -29,6 +31,11 @@ def cpu(stage: str, **more: Any) -> dict[str, Any]:
     """Arguments of an asset that any machine makes."""
     tags = {"steer/stage": stage, "steer/device": "cpu"}
     return {"group_name": stage, "owners": ["team:steering"], "tags": tags, **more}
+
+
+def columns(schema: pl.Schema, descriptions: Mapping[str, str]) -> dict[str, dg.TableSchema]:
+    """Metadata of an asset whose rows have `schema`: what each column holds, for the UI."""
+    return {"dagster/column_schema": show.column_schema(pl.LazyFrame(schema=schema), descriptions)}
 
 
 def gpu(stage: str, **more: Any) -> dict[str, Any]:
@@ -123,11 +130,13 @@ class Claims:
             passed=bool(passed),
             severity=claim.severity,
             description=f"{found}{cure}",
-            metadata=dict(numbers or {}),
+            metadata={label: show.significant(value) for label, value in (numbers or {}).items()},
         )
 
     def judged(self, verdict: Verdict, **more: Any) -> dg.AssetCheckResult:
         """A verdict of the lab as a result; `more` is metadata. What only informs is a warning."""
+        if verdict.examples:
+            more = {"examples": dg.MetadataValue.json(verdict.examples), **more}
         result = self.result(verdict.claim, verdict.passed, verdict.message, {**more, **verdict.numbers})
         return result if verdict.blocking else result._replace(severity=WARN)
 
@@ -140,17 +149,21 @@ class Claims:
 
 
 @contextmanager
-def user_errors(*others: type[Exception], more: Callable[[], Mapping[str, Any]] = dict) -> Iterator[None]:
+def user_errors(
+    *others: type[Exception], more: Callable[[], Mapping[str, Any]] = dict, who: str = ""
+) -> Iterator[None]:
     """What a person must mend becomes a failure that is not tried again, with its sentence as description.
 
     Args:
         others: exceptions of that kind beside ValueError and the store's.
         more: metadata of the failure.
+        who: persona or variant, which the sentence then names.
     """
     try:
         yield
     except (ValueError, StoreError, *others) as error:
-        raise dg.Failure(str(error), metadata=dict(more()), allow_retries=False) from error
+        message = str(error) if who in str(error) else f"{who}: {error}"
+        raise dg.Failure(message, metadata=dict(more()), allow_retries=False) from error
 
 
 @contextmanager

@@ -11,10 +11,12 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
+from steer_pipeline.catalogue.scale import SCALES
+from steer_pipeline.lab.behaviour.schema import JUDGE, MINILM, TRUTH
+from steer_pipeline.lab.evaluation.judgement import STATUSES
 from steer_pipeline.lab.stats import auc_interval, cluster_bootstrap
 
-PAIRS = (("minilm", "truth"), ("judge", "truth"), ("minilm", "judge"))
-LEVELS = {"role": 4, "trait": 5}  # role 0 to 3; trait 0, 25, 50, 75, 100
+PAIRS = ((MINILM, TRUTH), (JUDGE, TRUTH), (MINILM, JUDGE))
 N_BOOT = 400
 AGREEMENT_SCHEMA = pl.Schema(
     {
@@ -47,14 +49,12 @@ def agreement(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
             a, b = both[first].to_numpy(), both[second].to_numpy()
             questions = both["question_index"].to_numpy()
             row |= _interval("spearman", spearman, a, b, questions, seed)
-            if second == "truth" and 0 < (b > 0).sum() < len(b):
+            if second == TRUTH and 0 < (b > 0).sum() < len(b):
                 area = auc_interval(a, b > 0, groups=questions, seed=seed, n_boot=N_BOOT)
                 row |= {"auc": area.estimate, "auc_low": area.low, "auc_high": area.high}
-            if second == "judge":
-                top = LEVELS[own["kind"][0]] - 1
-                row |= _interval(
-                    "kappa", quadratic_kappa, np.rint(a * top), np.rint(b * top), questions, seed
-                )
+            if second == JUDGE:
+                x, y = (np.rint(SCALES[own["kind"][0]].steps(share)) for share in (a, b))
+                row |= _interval("kappa", quadratic_kappa, x, y, questions, seed)
             found.append(row)
     return pl.DataFrame(found, schema=AGREEMENT_SCHEMA)
 
@@ -74,8 +74,8 @@ def _interval(
     def drawn(rows: np.ndarray) -> float:
         return statistic(a[rows], b[rows])
 
-    found = cluster_bootstrap(drawn, questions, seed=seed, n_boot=N_BOOT)
-    return {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
+    interval = cluster_bootstrap(drawn, questions, seed=seed, n_boot=N_BOOT)
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
@@ -98,14 +98,12 @@ def quadratic_kappa(a: np.ndarray, b: np.ndarray) -> float:
 
 def judge_counts(rows: pl.DataFrame) -> pl.DataFrame:
     """persona, arm_name, rows, and answers by fate: refusals, invalid and missing ones each by themselves."""
-    from steer_pipeline.lab.behaviour.table import JUDGE_STATUSES
-
-    unknown = set(rows["judge_status"].drop_nulls()) - set(JUDGE_STATUSES)
+    unknown = set(rows["judge_status"].drop_nulls()) - set(STATUSES)
     if unknown:
-        raise ValueError(f"judge status {sorted(unknown)[0]!r}: known are {', '.join(JUDGE_STATUSES)}")
+        raise ValueError(f"judge status {sorted(unknown)[0]!r}: known are {', '.join(STATUSES)}")
     counts = [
         (pl.col("judge_status") == status).sum().cast(pl.Int64).alias(f"judge_{status}")
-        for status in JUDGE_STATUSES
+        for status in STATUSES
     ]
     return rows.group_by("persona", "arm_name", maintain_order=True).agg(
         pl.len().cast(pl.Int64).alias("rows"), *counts

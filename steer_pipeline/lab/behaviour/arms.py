@@ -6,42 +6,19 @@ multiple: of the learned vector (1 is what was learned), of the averaged vector'
 vector's length for a random direction.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from steer_pipeline.catalogue.specs import Persona, RolloutSpec
-from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
+from steer_pipeline.lab.arms import AVERAGED, LEARNED, PROMPTED, RANDOM, TRAINED, VANILLA, Arm
+from steer_pipeline.lab.likelihood.tables import AVERAGED_FOLDER, SCALES_FILE, missing_reason
+from steer_pipeline.lab.models.sites import Site
 from steer_pipeline.lab.vectors.doses import make_term, random_like
-from steer_pipeline.lab.vectors.vector import PersonaVector, VectorError
-
-VANILLA, PROMPTED, TRAINED, AVERAGED, RANDOM = "vanilla", "prompted", "trained", "averaged", "random"
-LEARNED = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Arm:
-    """One way of answering every question.
-
-    Attributes:
-        name: unique among the arms, and name of the random stream: `trained@0.5`, `random@51`, `prompted_0`.
-        arm: vanilla, prompted_<i>, trained, averaged or random.
-        scale: multiple of the vector; None where nothing is added.
-        seed: of a random direction, or the one that the trained vector was learned with.
-        prompt_index: which positive instruction stands in the system turn; None for none.
-    """
-
-    name: str
-    arm: str
-    plan: SteeringPlan
-    scale: float | None = None
-    seed: int | None = None
-    prompt_index: int | None = None
-
-    @property
-    def term(self) -> SteeringTerm | None:
-        return self.plan.terms[0] if self.plan.terms else None
+from steer_pipeline.lab.vectors.vector import PersonaVector, VectorError, load_vector
 
 
 @dataclass(frozen=True)
@@ -50,11 +27,6 @@ class AveragedDose:
 
     block: int
     alpha: float
-
-
-def family_of(arm: str) -> str:
-    """`prompted` of `prompted_3`; every other arm is its own family."""
-    return PROMPTED if arm.startswith(f"{PROMPTED}_") else arm
 
 
 def scales_with_both_signs(scales: Sequence[float]) -> list[float]:
@@ -100,31 +72,54 @@ def build_arms(
             f"trained vector {trained.persona!r} has {len(trained.present_blocks)} blocks; one site is needed"
         )
     known, scope = versions or {}, trained.metadata.get("scope") or "all"
-    arms = [_plain(VANILLA, None)]
-    arms += [_plain(f"{PROMPTED}_{i}", i) for i in range(len(persona.positive.instructions))]
+    arms = [Arm(VANILLA)]
+    arms += [Arm(f"{PROMPTED}_{i}", prompt_index=i) for i in range(len(persona.positive.instructions))]
     (block,) = trained.present_blocks
     norm = float(np.linalg.norm(trained.at(block)))
     seed = trained.metadata.get("seed")
     for scale in scales_with_both_signs(spec.trained_scales):
         term = make_term(trained, Site(block), scale * norm, version=known.get(TRAINED))
-        arms.append(_steered(TRAINED, scale, term, scope, seed))
+        arms.append(Arm(TRAINED, term, scale, seed, scope=scope))
     if averaged is not None:
         vector, dose = averaged
         for scale in scales_with_both_signs(spec.averaged_scales):
             term = make_term(vector, Site(dose.block), scale * dose.alpha, version=known.get(AVERAGED))
-            arms.append(_steered(AVERAGED, scale, term, scope, None))
+            arms.append(Arm(AVERAGED, term, scale, scope=scope))
     learned = make_term(trained, Site(block), norm)
     for number in dict.fromkeys(spec.random_seeds):
-        arm = f"{RANDOM}@{number}"
-        plan = SteeringPlan(arm, (random_like(learned, number),), scope, arm)
-        arms.append(Arm(arm, RANDOM, plan, LEARNED, number))
+        arms.append(Arm(RANDOM, random_like(learned, number), LEARNED, number, scope=scope))
     return arms
 
 
-def _plain(name: str, prompt_index: int | None) -> Arm:
-    return Arm(name, name, SteeringPlan(name, stream=name), prompt_index=prompt_index)
+def stored_arms(
+    persona: Persona,
+    trained: Path,
+    comparison: Path,
+    spec: RolloutSpec,
+    *,
+    versions: Mapping[str, str] | None = None,
+    fits: Callable[[PersonaVector], None] = lambda vector: None,
+) -> tuple[list[Arm], str]:
+    """All arms with the vectors of a trained_vector's and a vector_comparison's folder, and why the averaged ones are
+    missing ("" where they are not).
+
+    Args:
+        fits: raises where a vector may not be used, such as on another model.
+
+    Raises:
+        VectorError: a vector is damaged. ValueError: as `build_arms`.
+    """
+    learned, (averaged, missing) = load_vector(trained), read_averaged(comparison)
+    for vector in [learned, *([averaged[0]] if averaged else [])]:
+        fits(vector)
+    return build_arms(persona, learned, averaged, spec, versions=versions), missing
 
 
-def _steered(arm: str, scale: float, term: SteeringTerm, scope: str, seed: int | None) -> Arm:
-    name = f"{arm}@{scale:g}"
-    return Arm(name, arm, SteeringPlan(name, (term,), scope, name), scale, seed)
+def read_averaged(comparison: Path) -> tuple[tuple[PersonaVector, AveragedDose] | None, str]:
+    """The averaged vector with its best dose, or None and the reason that the comparison gives."""
+    if (reason := missing_reason(comparison)) is not None:
+        return None, reason
+    best = json.loads((comparison / SCALES_FILE).read_text()).get(AVERAGED)
+    if best is None:
+        return None, "vector_comparison names no dose for it"
+    return (load_vector(comparison / AVERAGED_FOLDER), AveragedDose(best["block"], best["alpha"])), ""

@@ -5,15 +5,16 @@ the background that they are read against.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
-from steer_pipeline.lab.behaviour.arms import AVERAGED, PROMPTED, RANDOM, TRAINED, VANILLA, family_of
+from steer_pipeline.lab.arms import AVERAGED, PROMPTED, RANDOM, TRAINED, VANILLA, family_of
 
 COLOURS = {
     TRAINED: "#c0392b",
@@ -111,6 +112,7 @@ def trait_against_coherence(arms: pl.DataFrame) -> bytes:
         arms: as `table.arms_table` gives it.
     """
     figure, panels = _panels(arms)
+    labelled: list[tuple[Axes, pl.DataFrame]] = []
     for axes, _, own in panels:
         shown = own.filter(~pl.col("pooled"), pl.col("perplexity").is_not_null())
         shown = shown.with_columns(family=pl.col("arm").map_elements(family_of, return_dtype=pl.String))
@@ -122,8 +124,6 @@ def trait_against_coherence(arms: pl.DataFrame) -> bytes:
                 points["perplexity"], points["score"], marker=MARKS[name], s=26, color=COLOURS[name],
                 linewidth=1.3, label=name, alpha=0.85, zorder=3,
             )  # fmt: skip
-            if name in (TRAINED, AVERAGED):
-                _label_scales(axes, points, COLOURS[name], 12 if name == TRAINED else 3)
         loops = shown.filter(pl.col("loop_rate") > MAX_LOOPS)
         axes.scatter(
             loops["perplexity"], loops["score"], s=90, facecolors="none", edgecolors="#111", linewidth=0.9
@@ -132,32 +132,74 @@ def trait_against_coherence(arms: pl.DataFrame) -> bytes:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("{x:.3g}")
         axes.tick_params(axis="x", which="minor", labelsize=7)
+        labelled.append((axes, shown))
     figure.supxlabel(
         f"perplexity under the unsteered model; number: scale; ring: more than {MAX_LOOPS:.0%} of answers loop",
         fontsize=8,
     )
     _legend(figure, figure.axes[0])
+    figure.draw_without_rendering()  # the layout is settled: from here on places in pixels hold
+    for axes, shown in labelled:
+        _label_scales(axes, shown)
     return _png(figure)
 
 
-def _label_scales(axes: Axes, points: pl.DataFrame, colour: str, above: int) -> None:
-    """The scale beside each point; points that lie on one another share a label.
+def _label_scales(axes: Axes, points: pl.DataFrame) -> None:
+    """The scale beside each steered point, where it covers neither points nor other labels.
 
-    Args:
-        above: points of type between a point and its label (as far below it near the top of the panel).
+    Steered points that lie on one another share a label.
     """
-    groups: list[tuple[float, float, list[str]]] = []
-    for row in points.sort("scale").iter_rows(named=True):
-        x, y = row["perplexity"], row["score"]
-        near = next(
-            (one for one in groups if abs(one[1] - y) < 0.06 and abs(np.log(one[0] / x)) < 0.25), None
-        )
-        if near is None:
-            groups.append((x, y, [f"{row['scale']:g}"]))
-        else:
-            near[2].append(f"{row['scale']:g}")
-    for x, y, scales in groups:
-        offset = (5, -above) if y > 0.9 else (5, above)
+    places = {
+        row["arm_name"]: axes.transData.transform((row["perplexity"], row["score"]))
+        for row in points.iter_rows(named=True)
+    }
+    taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in places.values()]
+    inside = axes.get_window_extent()
+    for colour, names in _labels(points, places):
+        anchor = places[names[0]]
+        text = ", ".join(name.partition("@")[2] for name in names)
+        boxes = [_box(anchor, step, text) for step in _STEPS]
+        box = min(boxes, key=lambda one: _covered(one, taken) + 1e3 * (1 - _share_inside(one, inside)))
+        taken.append(box)
+        x, y = axes.transData.inverted().transform((box.x0, box.y0)).tolist()
         axes.annotate(
-            ", ".join(scales), (x, y), fontsize=6.5, xytext=offset, textcoords="offset points", color=colour
-        )
+            text, (x, y), fontsize=6.5, color=colour,
+            ha="left", va="bottom", annotation_clip=False,
+        )  # fmt: skip
+
+
+def _labels(points: pl.DataFrame, places: Mapping[str, np.ndarray]) -> Iterator[tuple[str, list[str]]]:
+    """Colour and arms of each label."""
+    for family in (TRAINED, AVERAGED):
+        groups: list[list[str]] = []
+        for name in points.filter(family=family).sort("scale")["arm_name"]:
+            near = next((one for one in groups if np.hypot(*(places[one[0]] - places[name])) < 8), None)
+            if near is None:
+                groups.append([name])
+            else:
+                near.append(name)
+        yield from ((COLOURS[family], group) for group in groups)
+
+
+_AROUND = [(dx, dy) for dx in (1, -1, 0) for dy in (1, -1, 0) if dx or dy]
+_STEPS = [(dx * far, dy * far) for far in (1, 2, 3, 4) for dx, dy in _AROUND]
+
+
+def _box(anchor: np.ndarray, step: tuple[int, int], text: str) -> Bbox:
+    """Pixels that a label takes at one of the places around its point: about 5 by 9 a character."""
+    width, height = 5.2 * len(text), 9.0
+    dx, dy = step
+    left = anchor[0] + 5 * dx - (width if dx < 0 else width / 2 if dx == 0 else 0)
+    bottom = anchor[1] + 5 * dy - (height if dy < 0 else height / 2 if dy == 0 else 0)
+    return Bbox.from_bounds(left, bottom, width, height)
+
+
+def _covered(box: Bbox, taken: Sequence[Bbox]) -> float:
+    """Square pixels that the label shares with others."""
+    shared = (Bbox.intersection(box, other) for other in taken)
+    return sum(float(one.width * one.height) for one in shared if one is not None)
+
+
+def _share_inside(box: Bbox, frame: Bbox) -> float:
+    shared = Bbox.intersection(box, frame)
+    return 0.0 if shared is None else float(shared.width * shared.height) / float(box.width * box.height)

@@ -1,30 +1,49 @@
-"""`behaviour.md`: what prompting and steering did to the answers, in words, tables and plots.
+"""`behaviour.md` and `behaviour.html`: what prompting and steering did to the answers, in words, tables and plots.
 
 In: the behaviour tables, the versions that they were made from, and the likelihood tables of the vector
 comparisons where there are some. Out: files. Says nothing that the stored tables do not hold.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from steer_pipeline.lab.arms import LEARNED, PROMPTED, RANDOM, TRAINED, VANILLA, Arm
 from steer_pipeline.lab.behaviour import figures
-from steer_pipeline.lab.behaviour.arms import PROMPTED, TRAINED, VANILLA
-from steer_pipeline.lab.behaviour.table import MIN_EFFECT, BehaviourTables, arms_table
-from steer_pipeline.lab.report.document import Block, Bullets, Figure, Heading, Paragraph, Table, to_markdown
+from steer_pipeline.lab.behaviour.schema import DOWN, UP, BehaviourTables
+from steer_pipeline.lab.behaviour.table import MIN_EFFECT, arms_table
+from steer_pipeline.lab.report.document import (
+    Block,
+    Bullets,
+    Figure,
+    Heading,
+    Paragraph,
+    Table,
+    to_html,
+    to_markdown,
+)
 
-REPORT, ARMS, VERSIONS, PLOTS = "behaviour.md", "arms.parquet", "versions.json", "plots"
+REPORT, PAGE, ARMS, VERSIONS, PLOTS = (
+    "behaviour.md",
+    "behaviour.html",
+    "arms.parquet",
+    "versions.json",
+    "plots",
+)
+TITLE = "What steering does to behaviour"
+LEARNED_ARM = Arm(TRAINED, scale=LEARNED).name
 
 
 @dataclass(frozen=True)
 class Written:
-    """Where the report and its plots lie."""
+    """Where the report and its plots lie; `html` holds its plots itself."""
 
     markdown: Path
+    html: Path
     plots: tuple[Path, ...]
 
 
@@ -36,11 +55,11 @@ def write_behaviour(
     likelihood: Mapping[str, pl.DataFrame] | None = None,
     missing: Mapping[str, str] | None = None,
 ) -> Written:
-    """Writes every table as Parquet, `arms.parquet`, `versions.json`, the plots and `behaviour.md`.
+    """Writes every table as Parquet, `arms.parquet`, `versions.json`, the plots, `behaviour.md` and `behaviour.html`.
 
     Args:
         versions: asset[partition] -> version that was read.
-        likelihood: persona -> table of its vector comparison (arm, gap_closed, gap_low, gap_high, ...).
+        likelihood: persona -> table of its vector comparison (arm, nll_gap_closed, nll_gap_low, nll_gap_high, ...).
         missing: persona -> why it has no averaged arms.
     """
     arms = arms_table(tables)
@@ -52,14 +71,19 @@ def write_behaviour(
         "dose_response": figures.dose_response(arms),
         "trait_against_coherence": figures.trait_against_coherence(arms),
     }
-    (folder / PLOTS).mkdir()
-    paths = tuple(folder / PLOTS / f"{name}.png" for name in drawn)
-    for path, png in zip(paths, drawn.values(), strict=True):
-        path.write_bytes(png)
     blocks = _blocks(tables, arms, versions, drawn, likelihood or {}, missing or {})
-    markdown = folder / REPORT
-    markdown.write_text(to_markdown("What steering does to behaviour", blocks, PLOTS), encoding="utf-8")
-    return Written(markdown, paths)
+    return _write(folder, drawn, blocks)
+
+
+def _write(folder: Path, drawn: Mapping[str, bytes], blocks: Sequence[Block]) -> Written:
+    (folder / PLOTS).mkdir()
+    plots = tuple(folder / PLOTS / f"{name}.png" for name in drawn)
+    for path, png in zip(plots, drawn.values(), strict=True):
+        path.write_bytes(png)
+    written = Written(folder / REPORT, folder / PAGE, plots)
+    written.markdown.write_text(to_markdown(TITLE, blocks, PLOTS), encoding="utf-8")
+    written.html.write_text(to_html(TITLE, blocks), encoding="utf-8")
+    return written
 
 
 def read_tables(folder: Path) -> BehaviourTables:
@@ -74,12 +98,12 @@ def headline_rows(arms: pl.DataFrame) -> pl.DataFrame:
     shown = {
         "vanilla": (VANILLA, "score"),
         "prompted": (PROMPTED, "score"),
-        "trained": (f"{TRAINED}@1", "score"),
-        "gap closed": (f"{TRAINED}@1", "gap_closed"),
-        "gap low": (f"{TRAINED}@1", "gap_low"),
-        "gap high": (f"{TRAINED}@1", "gap_high"),
-        "verdict": (f"{TRAINED}@1", "verdict"),
-        "perplexity": (f"{TRAINED}@1", "perplexity"),
+        "trained": (LEARNED_ARM, "score"),
+        "trait gap closed": (LEARNED_ARM, "trait_gap_closed"),
+        "gap low": (LEARNED_ARM, "trait_gap_low"),
+        "gap high": (LEARNED_ARM, "trait_gap_high"),
+        "verdict": (LEARNED_ARM, "verdict"),
+        "perplexity": (LEARNED_ARM, "perplexity"),
         "minilm auc": (VANILLA, "auc"),
     }
     rows = []
@@ -92,6 +116,21 @@ def headline_rows(arms: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows)
 
 
+def summary_text(arms: pl.DataFrame) -> str:
+    """What the table says, in two sentences and one row a persona; Markdown."""
+    learned = arms.filter(arm_name=LEARNED_ARM)
+    up = learned.filter(verdict=UP).height
+    random = arms.filter(pl.col("arm") == RANDOM, ~pl.col("pooled"))
+    moved = random.filter(pl.col("verdict").is_in([UP, DOWN])).height
+    head = headline_rows(arms)
+    table = to_markdown("", [Table(head.columns, [[_text(value) for value in row] for row in head.rows()])])
+    lines = table.partition("\n")[2].strip()
+    return (
+        f"{up} of {arms['persona'].n_unique()} personas move up at the learned scale; {moved} of {random.height} "
+        f"random arms move. The whole report is `{PAGE}` in this version's folder.\n\n{lines}"
+    )
+
+
 def _blocks(
     tables: BehaviourTables,
     arms: pl.DataFrame,
@@ -101,19 +140,8 @@ def _blocks(
     missing: Mapping[str, str],
 ) -> list[Block]:
     head = headline_rows(arms)
-    asked = sum(tables.judged["rows"].to_list()) - sum(tables.judged["judge_not_asked"].to_list())
-    judge = (
-        f"A judge was asked about {asked} of {tables.rows.height} answers."
-        if asked
-        else "No judge was asked: the endpoint is not set."
-    )
     blocks: list[Block] = [
-        Paragraph(
-            f"{len(tables.personas)} personas, {tables.rows.height} answers to held-out questions. The trait score "
-            "is MiniLM's calibrated probability; intervals (95%) and tests go over questions. An effect is "
-            "claimed where Holm's p over the arms of a persona is below 0.05, an interval that holds for all of "
-            f"them at once excludes zero, and the shift is at least {MIN_EFFECT:g}. {judge}"
-        ),
+        Paragraph(_opening(tables)),
         Heading("At the learned scale"),
         Table(head.columns, [[_text(value) for value in row] for row in head.rows()]),
         Heading("Dose and response"),
@@ -139,9 +167,25 @@ def _blocks(
     return blocks
 
 
+def _opening(tables: BehaviourTables) -> str:
+    asked = sum(tables.judged["rows"].to_list()) - sum(tables.judged["judge_not_asked"].to_list())
+    judge = (
+        f"A judge was asked about {asked} of {tables.rows.height} answers."
+        if asked
+        else "No judge was asked: the endpoint is not set."
+    )
+    return (
+        f"{len(tables.personas)} personas, {tables.rows.height} answers to held-out questions. The trait score is "
+        "MiniLM's calibrated probability; intervals (95%) and tests go over questions. An effect is claimed where "
+        "Holm's p over the arms of a persona is below 0.05, an interval that holds for all of them at once excludes "
+        f"zero, and the shift is at least {MIN_EFFECT:g}. The trait gap is what prompting does to the trait score, the "
+        f"NLL gap what it does to the likelihood of held-out answers. {judge}"
+    )
+
+
 def _arms(own: pl.DataFrame) -> Table:
     judged = bool(own["judge_scored"].sum())
-    columns = ["arm", "score", "to vanilla", "p (Holm)", "verdict", "gap closed", "truth"]
+    columns = ["arm", "score", "to vanilla", "p (Holm)", "verdict", "trait gap closed", "truth"]
     columns += ["judge", "judge refusals, invalid, missing"] if judged else []
     rows = []
     for row in own.iter_rows(named=True):
@@ -151,7 +195,7 @@ def _arms(own: pl.DataFrame) -> Table:
             _with_interval(row, "difference"),
             _text(row["p_holm"]),
             row["verdict"] or "–",
-            _with_interval(row, "gap_closed", "gap"),
+            _with_interval(row, "trait_gap_closed", "trait_gap"),
             _with_interval(row, "truth"),
         ]
         if judged:
@@ -185,12 +229,17 @@ def _agreement(table: pl.DataFrame) -> Block:
 
 def _likelihood(tables: Mapping[str, pl.DataFrame]) -> Table:
     rows = [
-        [persona, str(row["arm"]), _text(row.get("perplexity")), _with_interval(row, "gap_closed", "gap")]
+        [
+            persona,
+            str(row["arm"]),
+            _text(row.get("perplexity")),
+            _with_interval(row, "nll_gap_closed", "nll_gap"),
+        ]
         for persona, table in tables.items()
         for row in table.iter_rows(named=True)
     ]
     return Table(
-        ["persona", "arm", "perplexity", "gap closed"],
+        ["persona", "arm", "perplexity", "NLL gap closed"],
         rows,
         "Held-out answers of the behaviour set, from vector_comparison.",
     )
@@ -235,5 +284,5 @@ def _text(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:.4f}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
+        return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
     return str(value)

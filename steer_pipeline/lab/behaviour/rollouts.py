@@ -6,15 +6,18 @@ lexicon score. An arm's answer is what the engine generated and nothing of what 
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from steer_pipeline.catalogue.specs import Persona, SamplingSpec
-from steer_pipeline.lab.behaviour.arms import Arm
+from steer_pipeline.catalogue.specs import Persona, Profile, SamplingSpec
+from steer_pipeline.lab.arms import Arm, arm_label
+from steer_pipeline.lab.behaviour.arms import stored_arms
+from steer_pipeline.lab.behaviour.schema import ROLLOUT_SCHEMA
+from steer_pipeline.lab.dialogues.selection import plain
 from steer_pipeline.lab.evaluation.lexicon import LexiconScorer
 from steer_pipeline.lab.generation.engine import Progress, generate
 from steer_pipeline.lab.generation.jobs import decoding_hash
@@ -23,39 +26,7 @@ from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_prompt
 from steer_pipeline.lab.quality.loops import duplicate_mass, find_loop
-
-ROLLOUT_SCHEMA = pl.Schema(
-    {
-        "row_id": pl.String(),  # hash of persona, arm, question and sample
-        "persona": pl.String(),
-        "kind": pl.String(),  # trait | role
-        "arm": pl.String(),  # vanilla | prompted_<i> | trained | averaged | random
-        "scale": pl.Float64(),  # multiple of the vector; null for vanilla and prompted
-        "seed": pl.Int64(),  # of the random direction, or of the trained vector
-        "prompt_index": pl.Int64(),
-        "question_index": pl.Int64(),
-        "question": pl.String(),
-        "sample": pl.Int64(),
-        "response": pl.String(),
-        "n_prompt_tokens": pl.Int64(),
-        "n_new_tokens": pl.Int64(),  # the end token included
-        "finish_reason": pl.String(),
-        "truncated": pl.Boolean(),
-        "block": pl.Int64(),
-        "alpha": pl.Float64(),  # length added to the residual stream
-        "dose_fraction": pl.Float64(),  # alpha over the mean residual norm at the block
-        "vector_version": pl.String(),
-        "base_nll": pl.Float64(),  # nats, sum over base_tokens, given the bare question, nothing added
-        "base_tokens": pl.Int64(),
-        "perplexity": pl.Float64(),  # null for an empty answer
-        "loop": pl.Boolean(),
-        "loop_score": pl.Float64(),  # share of 4-word windows that repeat an earlier one
-        "trait_truth": pl.Float64(),  # lexicon score in [-1, 1]; null without a lexicon
-        "decoding_hash": pl.String(),
-        "sampling_seed": pl.Int64(),
-        "stream": pl.String(),
-    }
-)
+from steer_pipeline.lab.vectors.vector import require_same_model
 
 
 def row_id(persona: str, arm: str, question_index: int, sample: int) -> str:
@@ -76,6 +47,52 @@ def held_out_questions(persona: Persona, n_questions: int) -> list[str]:
         twice = next(question for question in questions if questions.count(question) > 1)
         raise ValueError(f"persona {persona.name}: question {twice!r} stands twice; remove one")
     return questions
+
+
+def roll_out(
+    model: LoadedModel,
+    persona: Persona,
+    profile: Profile,
+    behaviour_set: pl.LazyFrame,
+    *,
+    trained: Path,
+    comparison: Path,
+    versions: Mapping[str, str] | None = None,
+    journal: Path | Journal | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> tuple[pl.DataFrame, str]:
+    """The rollouts that a profile asks for, with stored vectors, and why there are no averaged arms ("" if there are).
+
+    Args:
+        trained, comparison: folders of a trained_vector and a vector_comparison.
+        versions: content hashes of these under `trained` and `averaged`.
+
+    Raises:
+        VectorError: a vector is damaged, or of another model and the profile does not allow that.
+        ValueError: a question stands in the behaviour set; or as `make_rollouts`.
+    """
+    spec, allow = profile.rollouts, profile.behaviour.allow_other_model
+    refuse_known_questions(persona, spec.n_questions, behaviour_set)
+    arms, missing = stored_arms(
+        persona,
+        trained,
+        comparison,
+        spec,
+        versions=versions,
+        fits=lambda vector: require_same_model(vector, model, allow_other_model=allow),
+    )
+    rows = make_rollouts(
+        model,
+        persona,
+        arms,
+        spec.sampling,
+        n_questions=spec.n_questions,
+        n_samples=spec.n_samples,
+        chat_template=profile.model.chat_template,
+        journal=journal,
+        progress=progress,
+    )
+    return rows, missing
 
 
 def make_rollouts(
@@ -102,23 +119,13 @@ def make_rollouts(
         ValueError: no questions, a prompt that does not fit, or a plan that does not fit the model.
     """
     questions = held_out_questions(persona, n_questions)
-    instructions = persona.positive.instructions
-    prompts: list[PromptRow] = []
-    for i, question in enumerate(questions):
-        ids = {"*": _encode(model, question, None, chat_template)}
-        ids |= {
-            arm.name: _encode(model, question, instructions[arm.prompt_index], chat_template)
-            for arm in arms
-            if arm.prompt_index is not None
-        }
-        # One engine row a sample: its id keys the random numbers.
-        prompts += [PromptRow(f"{persona.name}:q{i}:s{sample}", ids) for sample in range(n_samples)]
+    prompts = _prompts(model, persona, arms, questions, n_samples, chat_template)
     plans = [arm.plan for arm in arms]
-    said = {
+    answers = {
         (row.row_id, row.variant): row
         for row in generate(model, prompts, plans, sampling, journal=journal, progress=progress)
     }
-    finished = [said[prompt.row_id, arm.name] for prompt in prompts for arm in arms]
+    finished = [answers[prompt.row_id, arm.name] for prompt in prompts for arm in arms]
     nll, tokens = _base_nll(model, [prompt.ids["*"] for prompt in prompts for _ in arms], finished)
     scorer = LexiconScorer(persona) if persona.positive.lexicon else None
     decoding = decoding_hash(sampling, model)
@@ -126,24 +133,45 @@ def make_rollouts(
     for at, row in enumerate(finished):
         place, arm = divmod(at, len(arms))
         question_index, sample = divmod(place, n_samples)
+        asked = {"question_index": question_index, "question": questions[question_index], "sample": sample}
+        measured = _likelihood(float(nll[at]), int(tokens[at]))
         rows.append(
-            _row(persona, arms[arm], row, scorer)
-            | {
-                "row_id": row_id(persona.name, arms[arm].name, question_index, sample),
-                "question_index": question_index,
-                "question": questions[question_index],
-                "sample": sample,
-                "base_nll": float(nll[at]),
-                "base_tokens": int(tokens[at]),
-                "perplexity": float(np.exp(nll[at] / tokens[at])) if tokens[at] else None,
-                "decoding_hash": decoding,
-            }
+            {**_row(persona, arms[arm], row, scorer), **asked, **measured, "decoding_hash": decoding}
+            | {"row_id": row_id(persona.name, arms[arm].name, question_index, sample)}
         )
     return pl.DataFrame(rows, schema=ROLLOUT_SCHEMA)
 
 
-def _encode(model: LoadedModel, question: str, instruction: str | None, chat_template: bool) -> list[int]:
-    return encode_prompt(model.tokenizer, user=question, system=instruction, chat_template=chat_template)
+def _prompts(
+    model: LoadedModel,
+    persona: Persona,
+    arms: Sequence[Arm],
+    questions: Sequence[str],
+    n_samples: int,
+    chat_template: bool,
+) -> list[PromptRow]:
+    """One engine row a question and sample: its id keys the random numbers."""
+
+    def encoded(question: str, instruction: str | None) -> list[int]:
+        return encode_prompt(model.tokenizer, user=question, system=instruction, chat_template=chat_template)
+
+    prompts: list[PromptRow] = []
+    for i, question in enumerate(questions):
+        ids = {"*": encoded(question, None)} | {
+            arm.name: encoded(question, persona.positive.instructions[arm.prompt_index])
+            for arm in arms
+            if arm.prompt_index is not None
+        }
+        prompts += [PromptRow(f"{persona.name}:q{i}:s{sample}", ids) for sample in range(n_samples)]
+    return prompts
+
+
+def _likelihood(nll: float, tokens: int) -> dict[str, Any]:
+    return {
+        "base_nll": nll,
+        "base_tokens": tokens,
+        "perplexity": float(np.exp(nll / tokens)) if tokens else None,
+    }
 
 
 def _row(persona: Persona, arm: Arm, row: FinishedRow, scorer: LexiconScorer | None) -> dict[str, Any]:
@@ -169,7 +197,7 @@ def _row(persona: Persona, arm: Arm, row: FinishedRow, scorer: LexiconScorer | N
         "loop_score": duplicate_mass(row.text),
         "trait_truth": scorer.score(row.text) if scorer else None,
         "sampling_seed": row.seed,
-        "stream": arm.plan.stream or arm.plan.variant,
+        "stream": arm.name,
     }
 
 
@@ -199,19 +227,23 @@ def _base_nll(
 # ---------------------------------------------------------------------------------- what must hold of rows
 
 
-def arm_label() -> pl.Expr:
-    """`vanilla`, `prompted_0`, `trained@0.5`, `averaged@-1`, `random@51`: the name of a row's arm."""
-    shown = (
-        pl.when(pl.col("arm") == "random")
-        .then(pl.col("seed").cast(pl.String))
-        .otherwise(pl.col("scale").map_elements(lambda scale: f"{scale:g}", return_dtype=pl.String))
-    )
-    return (
-        pl.when(pl.col("scale").is_null())
-        .then(pl.col("arm"))
-        .otherwise(pl.concat_str("arm", pl.lit("@"), shown))
-        .alias("arm_name")
-    )
+def known_questions(asked: Sequence[str], behaviour_set: pl.LazyFrame) -> list[str]:
+    """Those of `asked` that the behaviour set has too, whatever their case and spaces."""
+    seen = {plain(text) for text in behaviour_set.select("question").unique().collect()["question"]}
+    return [question for question in asked if plain(question) in seen]
+
+
+def refuse_known_questions(persona: Persona, n_questions: int, behaviour_set: pl.LazyFrame) -> None:
+    """Before anything is generated; a claim says the same of what is stored.
+
+    Raises:
+        ValueError: a question of the rollouts stands in the behaviour set.
+    """
+    if known := known_questions(persona.questions[:n_questions], behaviour_set):
+        raise ValueError(
+            f"persona {persona.name}: {len(known)} of its questions stand in the behaviour set, {known[0]!r} "
+            "first; ask others in the catalogue or take them out of the set"
+        )
 
 
 def missing_answers(rows: pl.DataFrame, names: Sequence[str], n_questions: int, n_samples: int) -> list[str]:
@@ -247,7 +279,7 @@ def leaked_prompt(prompt: str, response: str) -> str | None:
 def leaks(rows: pl.DataFrame, tokenizer: Any, instructions: Sequence[str], chat_template: bool) -> list[str]:
     """`row_id: what of the prompt its response begins with`, for every such row."""
     rendered: dict[tuple[str, int | None], str] = {}
-    found = []
+    leaking = []
     for row in rows.select("row_id", "question", "prompt_index", "response").iter_rows(named=True):
         key = (row["question"], row["prompt_index"])
         if key not in rendered:
@@ -255,5 +287,5 @@ def leaks(rows: pl.DataFrame, tokenizer: Any, instructions: Sequence[str], chat_
             ids = encode_prompt(tokenizer, user=key[0], system=system, chat_template=chat_template)
             rendered[key] = tokenizer.decode(ids, skip_special_tokens=True)
         if leak := leaked_prompt(rendered[key], row["response"]):
-            found.append(f"{row['row_id']}: {leak!r}")
-    return found
+            leaking.append(f"{row['row_id']}: {leak!r}")
+    return leaking

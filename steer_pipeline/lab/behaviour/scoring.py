@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from steer_pipeline.lab.evaluation.minilm import balanced_logistic, cross_fitted, embed, shuffled_within
+from steer_pipeline.lab.evaluation.minilm import balanced_logistic, cross_fitted, embed, shuffled_aucs
 from steer_pipeline.lab.stats import Interval, auc, auc_interval, grouped_folds
 
 if TYPE_CHECKING:
@@ -92,11 +92,11 @@ def training_texts(rows: pl.DataFrame, kind: str, most: int, seed: int) -> pl.Da
     contrast = {"trait": "neg", "role": "default"}.get(kind)
     if contrast is None:
         raise ScorerError(f"kind {kind!r}: only traits and roles are scored")
-    said = pl.col("messages").list.eval(
+    answers = pl.col("messages").list.eval(
         pl.element().filter(pl.element().struct.field("role") == "assistant").struct.field("content")
     )
     usable = (
-        rows.with_columns(text=said.list.last(), positive=pl.col("counts"))
+        rows.with_columns(text=answers.list.last(), positive=pl.col("counts"))
         .filter(pl.col("positive") | (pl.col("label") == contrast))
         .filter(pl.col("score_status") != "refusal", pl.col("text").str.strip_chars().str.len_chars() > 0)
         .sort("row_id")
@@ -146,7 +146,7 @@ def paired_excerpts(texts: pl.DataFrame, seed: int) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=["text", "excerpt", "positive", "question_index"], orient="row")
 
 
-class TraitScorer:
+class CalibratedScorer:
     """Calibrated probability that a text shows the persona. Call `fit` first.
 
     A text that was trained on is scored by the fold that did not see its question.
@@ -159,7 +159,7 @@ class TraitScorer:
         self._calibrator: LogisticRegression | None = None
         self._held_out: dict[str, float] = {}
 
-    def fit(self, texts: pl.DataFrame) -> "TraitScorer":
+    def fit(self, texts: pl.DataFrame) -> "CalibratedScorer":
         """Trains on pairs of excerpts; measures by cross-validation over questions.
 
         Args:
@@ -179,10 +179,7 @@ class TraitScorer:
         excerpts, whole = embed(pairs["excerpt"].to_list()), embed(pairs["text"].to_list())
         folds = grouped_folds(questions, self.n_folds, self.seed)
         views = cross_fitted(excerpts, labels, folds, np.stack([excerpts, whole]))
-        rng, shuffled = np.random.default_rng(self.seed), []
-        for _ in range(self.n_shuffles):
-            fake = shuffled_within(labels, questions, rng)
-            shuffled.append(auc(cross_fitted(excerpts, fake, folds), fake))
+        shuffled = shuffled_aucs(excerpts, labels, questions, folds, n=self.n_shuffles, seed=self.seed)
         logits = _logits(views[:, 1])
         probabilities = np.empty(len(labels))
         for fold in np.unique(folds):
@@ -191,7 +188,7 @@ class TraitScorer:
         error, reliability = calibration(probabilities, labels)
         self.report = ScorerReport(
             auc=auc_interval(views[:, 0], labels, groups=questions, seed=self.seed),
-            shuffled_mean=float(np.mean(shuffled)),
+            shuffled_mean=float(shuffled.mean()),
             shuffled_high=float(np.quantile(shuffled, 0.95)),
             auc_whole=auc(views[:, 1], labels),
             length_auc_before=auc([len(text.split()) for text in pairs["text"]], labels),
@@ -228,7 +225,7 @@ def calibration(
     for one in np.unique(bins):
         rows = bins == one
         table.append((float(probabilities[rows].mean()), float(labels[rows].mean()), int(rows.sum())))
-    error = sum(n * abs(said - seen) for said, seen, n in table) / len(labels)
+    error = sum(n * abs(predicted - seen) for predicted, seen, n in table) / len(labels)
     return float(error), tuple(table)
 
 
@@ -247,7 +244,7 @@ def _calibrated(calibrator: "LogisticRegression", logits: np.ndarray) -> np.ndar
     return calibrator.predict_proba(logits[:, None])[:, 1]
 
 
-def score_rollouts(rollouts: pl.DataFrame, scorer: TraitScorer) -> pl.DataFrame:
+def score_rollouts(rollouts: pl.DataFrame, scorer: CalibratedScorer) -> pl.DataFrame:
     """One row a rollout: row_id, persona, arm, scale, question_index, score, and the scorer's report.
 
     Raises:

@@ -6,14 +6,33 @@ questions. An effect is claimed where a sign-flip test (Holm over the persona's 
 for all arms at once say so, and the shift is large enough to matter.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
 
-from steer_pipeline.lab.behaviour.arms import PROMPTED, RANDOM, VANILLA
-from steer_pipeline.lab.behaviour.rollouts import arm_label
+from steer_pipeline.catalogue.scale import SCALES
+from steer_pipeline.lab.arms import PROMPTED, RANDOM, VANILLA, arm_label, family_of
+from steer_pipeline.lab.behaviour.agreement import agreement, judge_counts
+from steer_pipeline.lab.behaviour.schema import (
+    COHERENCE_METRICS,
+    DOWN,
+    JUDGE,
+    LOOP,
+    MINILM,
+    NLL,
+    NONE,
+    SUMMARY_SCHEMA,
+    TOKENS,
+    TRAIT_METRICS,
+    TRUTH,
+    UP,
+    BehaviourTables,
+    PersonaRows,
+    TableError,
+)
+from steer_pipeline.lab.behaviour.scoring import REPORT_COLUMNS
+from steer_pipeline.lab.evaluation.judgement import NOT_ASKED, SCORED
 from steer_pipeline.lab.stats import (
     bootstrap_means,
     holm,
@@ -22,96 +41,10 @@ from steer_pipeline.lab.stats import (
     simultaneous_intervals,
 )
 
-UP, DOWN, NONE = "effect up", "effect down", "no effect"
-MINILM, TRUTH, JUDGE = "minilm", "truth", "judge"
-NLL, LOOP, TOKENS = "base_nll", "loop", "new_tokens"
-TRAIT_METRICS, COHERENCE_METRICS = (MINILM, TRUTH, JUDGE), (NLL, LOOP, TOKENS)
-POOLED = (PROMPTED, RANDOM)  # means over their arms, told beside them
-SCALE_MAX = {"role": 3, "trait": 100}
-JUDGE_STATUSES = ("scored", "refusal", "invalid", "missing", "not_asked")
+POOLED = (PROMPTED, RANDOM)  # means over their arms, shown beside them
 LEVEL = 0.95
-MIN_EFFECT = (
-    0.02  # smaller shifts of a probability (or share of a scale) are no effect, however sure they are
-)
-
-SUMMARY_SCHEMA = pl.Schema(
-    {
-        "persona": pl.String(),
-        "kind": pl.String(),
-        "metric": pl.String(),  # minilm, truth, judge: trait; base_nll (nats a token), loop, new_tokens: coherence
-        "arm_name": pl.String(),  # trained@0.5; prompted and random alone are means over their arms
-        "arm": pl.String(),
-        "scale": pl.Float64(),
-        "seed": pl.Int64(),
-        "pooled": pl.Boolean(),
-        "n_questions": pl.Int64(),
-        "mean": pl.Float64(),
-        "low": pl.Float64(),
-        "high": pl.Float64(),
-        "difference": pl.Float64(),  # to vanilla on the same questions
-        "difference_low": pl.Float64(),
-        "difference_high": pl.Float64(),
-        "simultaneous_low": pl.Float64(),  # of the difference, for all arms of the persona at once
-        "simultaneous_high": pl.Float64(),
-        "p": pl.Float64(),
-        "p_holm": pl.Float64(),
-        "verdict": pl.String(),  # trait metrics: effect up | effect down | no effect; null for vanilla
-        "gap_closed": pl.Float64(),  # (arm - vanilla) / (prompted - vanilla); null if prompting has no effect
-        "gap_low": pl.Float64(),
-        "gap_high": pl.Float64(),
-    }
-)
-
-
-class TableError(ValueError):
-    """Stored rows that do not go together. The message names persona, arm or row, and the cure."""
-
-
-@dataclass(frozen=True, eq=False)
-class PersonaRows:
-    """What is stored of one persona. `judge` is None where nothing was judged."""
-
-    rollouts: pl.DataFrame
-    minilm: pl.DataFrame
-    judge: pl.DataFrame | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class BehaviourTables:
-    """Frames that can be stored as they are.
-
-    Attributes:
-        rows: one row an answer with all its scores; judge scores as shares of their scale.
-        summary: `SUMMARY_SCHEMA`.
-        agreement: one row a persona and pair of scales.
-        judged: one row a persona and arm: answers scored, refusal, invalid, missing, not_asked.
-        scorers: one row a persona: the MiniLM scorer's report.
-    """
-
-    rows: pl.DataFrame
-    summary: pl.DataFrame
-    agreement: pl.DataFrame
-    judged: pl.DataFrame
-    scorers: pl.DataFrame = field(default_factory=pl.DataFrame)
-
-    @property
-    def personas(self) -> list[str]:
-        return self.summary["persona"].unique(maintain_order=True).to_list()
-
-    def of(self, persona: str, metric: str) -> pl.DataFrame:
-        """The summary of one persona and metric, in the order of the arms."""
-        return self.summary.filter(persona=persona, metric=metric)
-
-    def arm(self, persona: str, metric: str, arm_name: str) -> dict:
-        """One row of the summary.
-
-        Raises:
-            KeyError: there is no such row.
-        """
-        found = self.of(persona, metric).filter(arm_name=arm_name)
-        if found.is_empty():
-            raise KeyError(f"{persona}: no arm {arm_name!r} with metric {metric!r} in the summary")
-        return found.row(0, named=True)
+# Smaller shifts of a probability (or share of a scale) are no effect, however sure they are.
+MIN_EFFECT = 0.02
 
 
 def make_tables(
@@ -122,8 +55,6 @@ def make_tables(
     Raises:
         TableError: no persona, rows that do not go together, or a persona without a vanilla arm.
     """
-    from steer_pipeline.lab.behaviour.agreement import agreement, judge_counts
-
     if not stored:
         raise TableError("there are no rollouts to compare: materialise rollouts and minilm_scores first")
     rows = pl.concat([joined(name, persona) for name, persona in stored.items()])
@@ -133,16 +64,25 @@ def make_tables(
             for own in rows.partition_by("persona", maintain_order=True)
         ]
     )
-    known = [name for name in _first(stored).minilm.columns if name not in _SCORE_COLUMNS]
-    scorers = pl.concat([one.minilm.select("persona", *known).head(1) for one in stored.values()])
+    scorers = pl.concat([one.minilm.select("persona", *REPORT_COLUMNS).head(1) for one in stored.values()])
     return BehaviourTables(rows, summary, agreement(rows, seed), judge_counts(rows), scorers)
 
 
-_SCORE_COLUMNS = ("row_id", "persona", "arm", "scale", "question_index", "score")
+def gather(
+    personas: Sequence[str], rows: Callable[[str, str], pl.DataFrame | None]
+) -> dict[str, PersonaRows]:
+    """persona -> what is stored of it, of those that have both rollouts and MiniLM scores.
 
-
-def _first(stored: Mapping[str, PersonaRows]) -> PersonaRows:
-    return next(iter(stored.values()))
+    Args:
+        rows: current rows of an asset and persona; None where there are none.
+    """
+    stored = {}
+    for persona in personas:
+        rollouts = rows("rollouts", persona)
+        scores = None if rollouts is None else rows("minilm_scores", persona)
+        if rollouts is not None and scores is not None:
+            stored[persona] = PersonaRows(rollouts, scores, rows("judge_scores", persona))
+    return stored
 
 
 def joined(persona: str, stored: PersonaRows) -> pl.DataFrame:
@@ -174,20 +114,18 @@ def _judged(persona: str, kind: str, rollouts: pl.DataFrame, judge: pl.DataFrame
     """row_id, judge, judge_status: all `not_asked` without a judge."""
     if judge is None:
         return rollouts.select(
-            "row_id", pl.lit(None, pl.Float64).alias(JUDGE), pl.lit("not_asked").alias("judge_status")
+            "row_id", pl.lit(None, pl.Float64).alias(JUDGE), pl.lit(NOT_ASKED.status).alias("judge_status")
         )
     _same_rows(persona, "judge_scores", rollouts, judge)
-    scored = judge.filter(pl.col("status") == "scored")
-    wrong = scored.filter(
-        (pl.col("scale_max") != SCALE_MAX[kind]) | ~pl.col("score").is_between(0, pl.col("scale_max"))
-    )
+    scale, is_scored = SCALES[kind], pl.col("status") == SCORED
+    wrong = judge.filter(is_scored & ((pl.col("scale_max") != scale.top) | ~scale.holds(pl.col("score"))))
     if not wrong.is_empty():
         row = wrong.row(0, named=True)
         raise TableError(
             f"{persona}: row {row['row_id']} has judge score {row['score']} of {row['scale_max']}; a {kind} is "
-            f"judged on 0 to {SCALE_MAX[kind]}: role and trait scales must not be mixed"
+            f"judged on {scale}: role and trait scales must not be mixed"
         )
-    share = pl.when(pl.col("status") == "scored").then(pl.col("score") / pl.col("scale_max")).cast(pl.Float64)
+    share = pl.when(is_scored).then(scale.share(pl.col("score"))).cast(pl.Float64)
     return judge.select("row_id", share.alias(JUDGE), pl.col("status").cast(pl.String).alias("judge_status"))
 
 
@@ -220,7 +158,7 @@ def summarise(rows: pl.DataFrame, *, seed: int, alpha: float = 0.05, n_boot: int
     arms = {row["arm_name"]: row | {"pooled": False} for row in facts.iter_rows(named=True)}
     parts = {
         VANILLA: [VANILLA],
-        PROMPTED: [name for name in arms if name.startswith(f"{PROMPTED}_")],
+        PROMPTED: [name for name, row in arms.items() if family_of(row["arm"]) == PROMPTED],
         RANDOM: [name for name, row in arms.items() if row["arm"] == RANDOM],
     }
     for name in POOLED:
@@ -355,7 +293,7 @@ def _close_gaps(
             continue
         low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         share = (own["mean"] - numbers[vanilla]["mean"]) / gap
-        own |= {"gap_closed": float(share), "gap_low": float(low), "gap_high": float(high)}
+        own |= {"trait_gap_closed": float(share), "trait_gap_low": float(low), "trait_gap_high": float(high)}
 
 
 def _number(value: float) -> float | None:
@@ -368,14 +306,14 @@ def _number(value: float) -> float | None:
 def arms_table(tables: BehaviourTables) -> pl.DataFrame:
     """One row a persona and arm, wide: trait on every scale, coherence, verdict and gap, judge's counts.
 
-    `score`, `verdict` and `gap_closed` are MiniLM's; perplexity is exp of the mean nats a token over questions.
+    `score`, `verdict` and `trait_gap_closed` are MiniLM's; perplexity is exp of the mean nats a token over questions.
     """
     key = ["persona", "arm_name"]
     head = tables.summary.filter(metric=MINILM).select(
         "persona", "kind", "arm_name", "arm", "scale", "seed", "pooled", "n_questions",
         pl.col("mean").alias("score"), pl.col("low").alias("score_low"), pl.col("high").alias("score_high"),
         "difference", "difference_low", "difference_high", "p_holm", "verdict",
-        "gap_closed", "gap_low", "gap_high",
+        "trait_gap_closed", "trait_gap_low", "trait_gap_high",
     )  # fmt: skip
     for metric in (TRUTH, JUDGE):
         own = tables.summary.filter(metric=metric).select(

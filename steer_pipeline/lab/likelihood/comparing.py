@@ -15,12 +15,12 @@ import numpy as np
 import polars as pl
 
 from steer_pipeline.catalogue.specs import Persona, Profile
+from steer_pipeline.lab.arms import AVERAGED, PROMPTED, RANDOM, TRAINED, VANILLA, Arm
 from steer_pipeline.lab.dialogues.requests import encode_rows, require_sound_rows
 from steer_pipeline.lab.likelihood.classifier import labelled_states, vector_as_classifier
 from steer_pipeline.lab.likelihood.cosines import COSINE_SCHEMA, cosine_table
 from steer_pipeline.lab.likelihood.figures import plot_cosines, plot_gaps
 from steer_pipeline.lab.likelihood.measuring import (
-    Arm,
     choose_scale,
     measure,
     natural_term,
@@ -28,22 +28,17 @@ from steer_pipeline.lab.likelihood.measuring import (
     trained_and_random,
 )
 from steer_pipeline.lab.likelihood.tables import (
-    AVERAGED,
     AVERAGED_FOLDER,
     CLASSIFIER,
     COSINE_PLOT,
     COSINES,
     GAP_PLOT,
     MISSING,
-    PROMPTED,
-    RANDOM,
     ROWS,
     SCALES_FILE,
     SEEDS,
     SELECTION,
     TABLE,
-    TRAINED,
-    VANILLA,
     comparison_table,
     seed_table,
     selection_table,
@@ -93,9 +88,7 @@ def compare_vectors(
     if averaged is not None:
         selection = choose_scale(model, counted["validation"], averaged.vector, site, profile, norms)
         best = selection_table(selection).row(0, named=True)
-        arms.append(
-            Arm(AVERAGED, natural_term(averaged.vector, best["block"], best["scale"]), None, best["scale"])
-        )
+        arms.append(Arm(AVERAGED, natural_term(averaged.vector, best["block"], best["scale"]), best["scale"]))
     measured = measure(model, counted["test"], [Arm(VANILLA), Arm(PROMPTED), *arms], profile, norms)
     read = labelled_states(model, rows, persona.kind, profile)
     folder.mkdir(parents=True, exist_ok=True)
@@ -172,15 +165,15 @@ def _scales(arms: list[Arm]) -> dict[str, Any]:
     terms: dict[str, list[SteeringTerm]] = {}
     for arm in arms:
         if arm.term is not None:
-            terms.setdefault(arm.name, []).append(arm.term)
+            terms.setdefault(arm.arm, []).append(arm.term)
 
     def site(name: str) -> dict[str, Any]:
         norm = float(np.mean([term.alpha for term in terms[name]]))
         return {"block": terms[name][0].site.block, "norm": norm}
 
-    seeds = [arm.seed for arm in arms if arm.name == RANDOM]
+    seeds = [arm.seed for arm in arms if arm.arm == RANDOM]
     described: dict[str, Any] = {TRAINED: site(TRAINED), RANDOM: {**site(RANDOM), "seeds": seeds}}
-    chosen = [(arm.scale, arm.term) for arm in arms if arm.name == AVERAGED and arm.term is not None]
+    chosen = [(arm.scale, arm.term) for arm in arms if arm.arm == AVERAGED and arm.term is not None]
     described[AVERAGED] = None
     for scale, term in chosen:
         described[AVERAGED] = {"block": term.site.block, "scale": scale, "alpha": term.alpha}

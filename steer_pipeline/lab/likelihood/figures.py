@@ -7,7 +7,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from steer_pipeline.lab.likelihood.tables import AVERAGED, PROMPTED, RANDOM, TRAINED, VANILLA
+from steer_pipeline.lab.arms import AVERAGED, PROMPTED, RANDOM, TRAINED, VANILLA
 
 _COLOURS = {
     VANILLA: "#8a94a3",
@@ -40,7 +40,11 @@ def plot_gaps(table: pl.DataFrame, seeds: pl.DataFrame, persona: str) -> bytes:
     figure = Figure(figsize=(8.4, 1.2 + 0.42 * arms.height), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, (value, low, high), label in (
-        (panels[0], ("gap_closed", "gap_low", "gap_high"), "fraction of the vanilla-to-prompted gap closed"),
+        (
+            panels[0],
+            ("nll_gap_closed", "nll_gap_low", "nll_gap_high"),
+            "fraction of the vanilla-to-prompted gap closed",
+        ),
         (panels[1], ("gain", "gain_low", "gain_high"), "gain on vanilla, nats a token"),
     ):
         axes.axvline(0, color=_DARK, linewidth=0.6)
@@ -57,7 +61,7 @@ def plot_gaps(table: pl.DataFrame, seeds: pl.DataFrame, persona: str) -> bytes:
         axes.set_ylim(arms.height - 0.5, -0.5)
         axes.set_xlabel(label, fontsize=8)
         _bare(axes)
-    if arms["gap_closed"].is_not_null().any():
+    if arms["nll_gap_closed"].is_not_null().any():
         for at in (0.5, 1.0):
             panels[0].axvline(at, color=_DARK, linestyle=":", linewidth=0.9)
     else:

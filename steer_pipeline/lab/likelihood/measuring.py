@@ -6,25 +6,18 @@ added at every position to the bare question, as they were trained. `tables` mak
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from steer_pipeline.catalogue.specs import Profile
+from steer_pipeline.lab.arms import AVERAGED, LEARNED, PROMPTED, RANDOM, TRAINED, VANILLA, Arm
+from steer_pipeline.lab.dialogues.encoding import EncodedDialogue
 from steer_pipeline.lab.dialogues.requests import encode_rows, response_hash
-from steer_pipeline.lab.likelihood.tables import (
-    AVERAGED,
-    LIKELIHOOD_SCHEMA,
-    PROMPTED,
-    RANDOM,
-    TRAINED,
-    VANILLA,
-    selection_table,
-)
+from steer_pipeline.lab.likelihood.tables import LIKELIHOOD_SCHEMA, selection_table
 from steer_pipeline.lab.models.hidden import sequence_nll
 from steer_pipeline.lab.models.loaded import LoadedModel
-from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
+from steer_pipeline.lab.models.sites import Site, SteeringTerm
 from steer_pipeline.lab.vectors.doses import make_term, random_like
 from steer_pipeline.lab.vectors.vector import PersonaVector, VectorError
 
@@ -32,16 +25,6 @@ SCALES = (0.5, 1.0, 2.0, 4.0)  # of the averaged vector's natural magnitude, at 
 REFINED = (2**-0.5, 2**0.5)  # of the best of them, at its block
 MAX_BLOCKS = 8
 MIN_RANDOM = 8  # random directions
-
-
-@dataclass(frozen=True, eq=False)
-class Arm:
-    """One way of asking. `term` None: nothing is added."""
-
-    name: str
-    term: SteeringTerm | None = None
-    seed: int | None = None
-    scale: float | None = None
 
 
 def measure(
@@ -60,41 +43,50 @@ def measure(
     Raises:
         VectorError: a row of the prompted arm has no instruction, so that it would be vanilla under another name.
     """
-    if any(arm.name == PROMPTED for arm in arms):
-        bare = rows.filter(pl.col("instruction") == "")
-        if bare.height:
-            raise VectorError(
-                f"row {bare['row_id'][0]}: no instruction, so the prompted arm would be unprompted "
-                f"({bare.height} of {rows.height} rows); give the system turn that the answer was asked under"
-            )
+    if any(arm.arm == PROMPTED for arm in arms):
+        _require_instructions(rows)
     ways = {
         instructed: encode_rows(model, rows, profile, instructed=instructed)
-        for instructed in sorted({arm.name == PROMPTED for arm in arms})
+        for instructed in sorted({arm.arm == PROMPTED for arm in arms})
     }
-    tables = []
-    for arm in arms:
-        dialogues = ways[arm.name == PROMPTED]
-        plan = None if arm.term is None else SteeringPlan(arm.name, (arm.term,))
-        sums, counts = sequence_nll(
-            model, [one.ids for one in dialogues], [one.start for one in dialogues], plan
-        )
-        block = None if arm.term is None else arm.term.site.block
-        tables.append(
-            rows.select("row_id", "question_index", "split").with_columns(
-                arm=pl.lit(arm.name),
-                seed=pl.lit(arm.seed, dtype=pl.Int64),
-                block=pl.lit(block, dtype=pl.Int64),
-                scale=pl.lit(arm.scale, dtype=pl.Float64),
-                alpha=pl.lit(None if arm.term is None else arm.term.alpha, dtype=pl.Float64),
-                residual_norm=pl.lit(
-                    None if block is None else float(residual_norms[block]), dtype=pl.Float64
-                ),
-                nll_sum=pl.Series(sums.astype(np.float64)),
-                n_tokens=pl.Series(counts),
-                response_sha=pl.Series([response_hash(one) for one in dialogues]),
-            )
-        )
+    tables = [_measured(model, rows, arm, ways[arm.arm == PROMPTED], residual_norms) for arm in arms]
     return pl.concat(tables).select(LIKELIHOOD_SCHEMA.names()).cast(LIKELIHOOD_SCHEMA)
+
+
+def _require_instructions(rows: pl.DataFrame) -> None:
+    bare = rows.filter(pl.col("instruction") == "")
+    if bare.height:
+        raise VectorError(
+            f"row {bare['row_id'][0]}: no instruction, so the prompted arm would be unprompted "
+            f"({bare.height} of {rows.height} rows); give the system turn that the answer was asked under"
+        )
+
+
+def _measured(
+    model: LoadedModel,
+    rows: pl.DataFrame,
+    arm: Arm,
+    dialogues: Sequence[EncodedDialogue],
+    residual_norms: Sequence[float],
+) -> pl.DataFrame:
+    """One arm on every row."""
+    ids, starts = [one.ids for one in dialogues], [one.start for one in dialogues]
+    sums, counts = sequence_nll(model, ids, starts, None if arm.term is None else arm.plan)
+    block, alpha, norm = None, None, None
+    if arm.term is not None:
+        block, alpha = arm.term.site.block, arm.term.alpha
+        norm = float(residual_norms[block])
+    return rows.select("row_id", "question_index", "split").with_columns(
+        arm=pl.lit(arm.arm),
+        seed=pl.lit(arm.seed, dtype=pl.Int64),
+        block=pl.lit(block, dtype=pl.Int64),
+        scale=pl.lit(arm.scale, dtype=pl.Float64),
+        alpha=pl.lit(alpha, dtype=pl.Float64),
+        residual_norm=pl.lit(norm, dtype=pl.Float64),
+        nll_sum=pl.Series(sums.astype(np.float64)),
+        n_tokens=pl.Series(counts),
+        response_sha=pl.Series([response_hash(one) for one in dialogues]),
+    )
 
 
 def natural_term(vector: PersonaVector, block: int, scale: float = 1.0) -> SteeringTerm:
@@ -124,11 +116,11 @@ def trained_and_random(trained: Mapping[int, PersonaVector], random_seeds: Seque
     """
     block = site_of(trained)
     terms = {seed: natural_term(trained[seed], block) for seed in sorted(trained)}
-    arms = [Arm(TRAINED, term, seed, 1.0) for seed, term in terms.items()]
+    arms = [Arm(TRAINED, term, LEARNED, seed) for seed, term in terms.items()]
     norms, last = list(terms.values()), max(random_seeds)
     seeds = [*random_seeds, *range(last + 1, last + 1 + MIN_RANDOM - len(random_seeds))]
     return arms + [
-        Arm(RANDOM, random_like(norms[i % len(norms)], seed), seed, 1.0) for i, seed in enumerate(seeds)
+        Arm(RANDOM, random_like(norms[i % len(norms)], seed), LEARNED, seed) for i, seed in enumerate(seeds)
     ]
 
 
@@ -154,14 +146,14 @@ def choose_scale(
     `selection_table`.
     """
     arms = [Arm(VANILLA)] + [
-        Arm(AVERAGED, natural_term(averaged, block, scale), None, scale)
+        Arm(AVERAGED, natural_term(averaged, block, scale), scale)
         for block in swept_blocks(model.n_blocks, site)
         for scale in SCALES
     ]
     coarse = measure(model, rows, arms, profile, residual_norms)
     best = selection_table(coarse).row(0, named=True)
     finer = [
-        Arm(AVERAGED, natural_term(averaged, best["block"], best["scale"] * step), None, best["scale"] * step)
+        Arm(AVERAGED, natural_term(averaged, best["block"], best["scale"] * step), best["scale"] * step)
         for step in REFINED
     ]
     return pl.concat([coarse, measure(model, rows, finer, profile, residual_norms)])

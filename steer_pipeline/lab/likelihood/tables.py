@@ -5,7 +5,8 @@ tokens. Out: NLL, perplexity and the fraction of the vanilla-to-prompted gap tha
 Every mean is a ratio of sums over tokens; perplexity is exp of that mean, never a mean of anything else.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ import numpy as np
 import polars as pl
 from scipy.stats import norm, t
 
+from steer_pipeline.lab.arms import ARMS, AVERAGED, PROMPTED, RANDOM, TRAINED, VANILLA
 from steer_pipeline.lab.stats import bootstrap_means
 
 ROWS, TABLE, SEEDS, SELECTION = "rows.parquet", "table.parquet", "seeds.parquet", "selection.parquet"
 COSINES, CLASSIFIER = "cosines.parquet", "classifier.parquet"
 AVERAGED_FOLDER, MISSING, SCALES_FILE = "averaged", "MISSING.json", "scales.json"
-GAP_PLOT, COSINE_PLOT = "gap_closed.png", "cosines.png"
-VANILLA, PROMPTED, TRAINED, AVERAGED, RANDOM = ARMS = ("vanilla", "prompted", "trained", "averaged", "random")
+GAP_PLOT, COSINE_PLOT = "nll_gap_closed.png", "cosines.png"
 REFERENCES = (VANILLA, PROMPTED)
 N_BOOT = 4_000
 
@@ -169,10 +170,19 @@ def _measured(
     closed = np.full(len(draws), np.nan)
     np.divide(draws, reference, out=closed, where=reference > 0)
     low, high = gains.bounds(closed, [gain / prompted["gain"] for gain in by_seed])
-    return row | {"gap_closed": row["gain"] / prompted["gain"], "gap_low": low, "gap_high": high}
+    return row | {"nll_gap_closed": row["gain"] / prompted["gain"], "nll_gap_low": low, "nll_gap_high": high}
 
 
-_NUMBERS = ("nll", "perplexity", "gain", "gain_low", "gain_high", "gap_closed", "gap_low", "gap_high")
+_NUMBERS = (
+    "nll",
+    "perplexity",
+    "gain",
+    "gain_low",
+    "gain_high",
+    "nll_gap_closed",
+    "nll_gap_low",
+    "nll_gap_high",
+)
 _SCHEMA = {name: pl.Float64() for name in _NUMBERS} | {"reason": pl.String()}
 _SITE = {"block": pl.Int64(), "scale": pl.Float64(), "norm": pl.Float64(), "norm_fraction": pl.Float64()}
 _SIZES = {"n_rows": pl.Int64(), "n_questions": pl.Int64(), "n_tokens": pl.Int64()}
@@ -201,8 +211,8 @@ def comparison_table(rows: pl.DataFrame, *, seed: int = 0, level: float = 0.95) 
     """One row an arm, over the test rows and all seeds of the arm.
 
     Columns: arm, n_seeds, nll and perplexity (per token), gain (vanilla's NLL minus this arm's, nats a token),
-    gap_closed (gain over the prompted arm's gain), each with bounds; block, scale, norm, norm_fraction (of the
-    mean residual norm); n_rows, n_questions, n_tokens; reason, where gap_closed is null.
+    nll_gap_closed (gain over the prompted arm's gain), each with bounds; block, scale, norm, norm_fraction (of the
+    mean residual norm); n_rows, n_questions, n_tokens; reason, where nll_gap_closed is null.
 
     Intervals: bootstrap of whole questions, percentiles expanded for few of them; where there are several seeds,
     joined with the t interval of the mean over seeds (Zou and Donner 2008, MOVER: distances to the bounds add in
@@ -257,23 +267,44 @@ def selection_table(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def missing_reason(folder: Path) -> str | None:
+    """Why a vector_comparison has no averaged vector; None where it has one."""
+    path = folder / AVERAGED_FOLDER / MISSING
+    return json.loads(path.read_text())["reason"] if path.is_file() else None
+
+
+def read_comparisons(folders: Mapping[str, Path]) -> tuple[dict[str, pl.DataFrame], dict[str, str]]:
+    """persona -> likelihood table, and persona -> why it has no averaged vector.
+
+    Args:
+        folders: persona -> its vector_comparison.
+    """
+    tables = {
+        name: pl.read_parquet(folder / TABLE)
+        for name, folder in folders.items()
+        if (folder / TABLE).is_file()
+    }
+    reasons = {name: missing_reason(folder) for name, folder in folders.items()}
+    return tables, {name: reason for name, reason in reasons.items() if reason is not None}
+
+
 def summary(folder: Path) -> dict[str, float | None]:
     """The numbers of a vector_comparison's folder in one line; None for what is missing or undefined.
 
-    Keys: gap_closed, low, high (trained); random_gap, random_gap_low, random_gap_high; averaged_gap;
+    Keys: nll_gap_closed, low, high (trained); random_gap, random_gap_low, random_gap_high; averaged_gap;
     vanilla_nll, prompted_nll, trained_nll; cosine (trained against averaged, at the trained block).
     """
     table = pl.read_parquet(folder / TABLE)
     arms = {row["arm"]: row for row in table.iter_rows(named=True)}
     cosine = pl.read_parquet(folder / COSINES).filter("same_site")["cosine"]
     return {
-        "gap_closed": arms[TRAINED]["gap_closed"],
-        "low": arms[TRAINED]["gap_low"],
-        "high": arms[TRAINED]["gap_high"],
-        "random_gap": arms[RANDOM]["gap_closed"],
-        "random_gap_low": arms[RANDOM]["gap_low"],
-        "random_gap_high": arms[RANDOM]["gap_high"],
-        "averaged_gap": arms[AVERAGED]["gap_closed"] if AVERAGED in arms else None,
+        "nll_gap_closed": arms[TRAINED]["nll_gap_closed"],
+        "low": arms[TRAINED]["nll_gap_low"],
+        "high": arms[TRAINED]["nll_gap_high"],
+        "random_gap": arms[RANDOM]["nll_gap_closed"],
+        "random_gap_low": arms[RANDOM]["nll_gap_low"],
+        "random_gap_high": arms[RANDOM]["nll_gap_high"],
+        "averaged_gap": arms[AVERAGED]["nll_gap_closed"] if AVERAGED in arms else None,
         "vanilla_nll": arms[VANILLA]["nll"],
         "prompted_nll": arms[PROMPTED]["nll"],
         "trained_nll": arms[TRAINED]["nll"],
@@ -282,9 +313,9 @@ def summary(folder: Path) -> dict[str, float | None]:
 
 
 def headline(folder: Path) -> dict[str, float | None]:
-    """The numbers of a persona that `make behaviour` prints: gap_closed, low, high, random_gap, random_gap_low.
+    """The numbers of a persona that `make behaviour` prints: nll_gap_closed, low, high, random_gap, random_gap_low.
 
     All None where prompting has no effect, so that there is no gap.
     """
-    found = summary(folder)
-    return {name: found[name] for name in ("gap_closed", "low", "high", "random_gap", "random_gap_low")}
+    numbers = summary(folder)
+    return {name: numbers[name] for name in ("nll_gap_closed", "low", "high", "random_gap", "random_gap_low")}

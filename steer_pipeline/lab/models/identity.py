@@ -79,15 +79,25 @@ class ModelIdentity:
 
     def differences(self, other: "ModelIdentity") -> str:
         """Which parts differ, with both values: `weights differ: 1a2b… against 3c4d…`; empty where none does."""
-        told = []
+        differing = []
         for what, mine, theirs in (
             ("weights differ", (self.base,), (other.base,)),
             ("tokenizer or chat template differ", (self.tokenizer,), (other.tokenizer,)),
             ("adapters differ", self.adapters, other.adapters),
         ):
             if mine != theirs:
-                told.append(f"{what}: {_shown(mine)} against {_shown(theirs)}")
-        return "; ".join(told)
+                differing.append(f"{what}: {_shown(mine)} against {_shown(theirs)}")
+        return "; ".join(differing)
+
+    def differences_from(self, recorded: str | None) -> str:
+        """How this model differs from the one that a stored result was made with; empty where it does not.
+
+        Args:
+            recorded: `str` of that identity, or None where the result does not say.
+        """
+        if recorded is None:
+            return "it does not say which weights it was made with"
+        return ModelIdentity.parse(recorded).differences(self)
 
 
 def _shown(shas: tuple[str, ...]) -> str:

@@ -4,7 +4,7 @@ In: a persona, contexts and a loaded model. Out: polars rows, two a context, tha
 prompt and completion, so that nothing downstream tokenises them again. Read-out is `vectors`' business.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,26 +15,7 @@ from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_prompt
 from steer_pipeline.lab.models.sites import SteeringPlan
 from steer_pipeline.lab.personas.contexts import HELD_OUT, TRAIN, Context
-
-SIDES = ("positive", "negative")
-
-PROMPT_SCHEMA: dict[str, Any] = {
-    "context_id": pl.String(),
-    "category": pl.String(),
-    "split": pl.String(),
-    "side": pl.String(),
-    "instruction_index": pl.Int32(),
-    "system": pl.String(),
-    "user": pl.String(),
-}
-CONTRAST_SCHEMA: dict[str, Any] = {
-    **PROMPT_SCHEMA,
-    "completion": pl.String(),
-    "n_tokens": pl.Int32(),
-    "finish_reason": pl.String(),
-    "prompt_ids": pl.List(pl.Int32()),
-    "completion_ids": pl.List(pl.Int32()),
-}
+from steer_pipeline.lab.personas.schema import CONTRAST_SCHEMA, PROMPT_SCHEMA, SIDES
 
 
 class ContrastError(ValueError):
@@ -103,52 +84,57 @@ def complete_contrast(
     Raises:
         ContrastError: the sides differ in more than their instruction, or every pair has an empty side.
     """
-    from steer_pipeline.lab.generation.engine import generate
-    from steer_pipeline.lab.generation.schema import PromptRow
-
     require_matched_sides(prompts)
-    ids: dict[str, dict[str, list[int]]] = {}
-    for row in prompts.iter_rows(named=True):
-        encoded = encode_prompt(
-            model.tokenizer, user=row["user"], system=row["system"], chat_template=chat_template
-        )
-        ids.setdefault(row["context_id"], {})[row["side"]] = encoded
-    sampling = SamplingSpec(temperature=spec.temperature, max_new_tokens=spec.max_new_tokens, seed=spec.seed)
-    finished = generate(
-        model,
-        [PromptRow(context_id, sides) for context_id, sides in ids.items()],
-        [SteeringPlan(side, stream="contrast") for side in SIDES],
-        sampling,
-    )
-    answers = pl.DataFrame(
-        [
-            {
-                "context_id": row.row_id,
-                "side": row.variant,
-                "completion": row.text,
-                "finish_reason": row.finish_reason,
-                "prompt_ids": ids[row.row_id][row.variant],
-                "completion_ids": row.token_ids,
-            }
-            for row in finished
-        ],
-        schema_overrides={"prompt_ids": pl.List(pl.Int32), "completion_ids": pl.List(pl.Int32)},
-    )
+    ids = _prompt_ids(model, prompts, chat_template)
+    answers = _answers(model, ids, spec)
     rows = prompts.join(answers, on=["context_id", "side"], how="left", maintain_order="left").with_columns(
         n_tokens=pl.col("completion_ids").list.len().cast(pl.Int32)
     )
-    told = (pl.col("completion").str.strip_chars() != "") & (pl.col("n_tokens") > 0)
-    kept = (
-        rows.filter(told.all().over("context_id"))
-        .select(list(CONTRAST_SCHEMA))
-        .cast(pl.Schema(CONTRAST_SCHEMA))
-    )
-    if kept.is_empty():
+    answered = (pl.col("completion").str.strip_chars() != "") & (pl.col("n_tokens") > 0)
+    both = rows.filter(answered.all().over("context_id"))
+    if both.is_empty():
         raise ContrastError(
             f"all {len(ids)} contexts have an empty completion on one side; raise contrast.max_new_tokens "
             "or check the model and its chat template"
         )
-    return kept
+    return both.select(CONTRAST_SCHEMA.names()).cast(CONTRAST_SCHEMA)
+
+
+def _prompt_ids(
+    model: LoadedModel, prompts: pl.DataFrame, chat_template: bool
+) -> dict[str, dict[str, list[int]]]:
+    """context_id -> side -> token ids."""
+    ids: dict[str, dict[str, list[int]]] = {}
+    for context, side, system, user in prompts.select("context_id", "side", "system", "user").iter_rows():
+        encoded = encode_prompt(model.tokenizer, user=user, system=system, chat_template=chat_template)
+        ids.setdefault(context, {})[side] = encoded
+    return ids
+
+
+def _answers(model: LoadedModel, ids: Mapping[str, dict[str, list[int]]], spec: ContrastSpec) -> pl.DataFrame:
+    """What the model generates for every context and side."""
+    from steer_pipeline.lab.generation.engine import generate
+    from steer_pipeline.lab.generation.schema import PromptRow
+
+    finished = generate(
+        model,
+        [PromptRow(context_id, sides) for context_id, sides in ids.items()],
+        [SteeringPlan(side, stream="contrast") for side in SIDES],
+        SamplingSpec(temperature=spec.temperature, max_new_tokens=spec.max_new_tokens, seed=spec.seed),
+    )
+    rows = [
+        {
+            "context_id": row.row_id,
+            "side": row.variant,
+            "completion": row.text,
+            "finish_reason": row.finish_reason,
+            "prompt_ids": ids[row.row_id][row.variant],
+            "completion_ids": row.token_ids,
+        }
+        for row in finished
+    ]
+    kinds = {name: CONTRAST_SCHEMA[name] for name in ("prompt_ids", "completion_ids")}
+    return pl.DataFrame(rows, schema_overrides=kinds)
 
 
 def dropped_pairs(prompts: pl.DataFrame, contrast: pl.DataFrame) -> int:

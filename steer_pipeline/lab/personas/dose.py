@@ -8,12 +8,13 @@ number of the table is computed from the rows, so that it can be rendered again 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from steer_pipeline.catalogue.specs import DoseSpec, RewriteSpec
+from steer_pipeline.lab.evaluation import TraitScorer
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
 from steer_pipeline.lab.models.hidden import mean_kl
@@ -45,14 +46,6 @@ ROW_SCHEMA: dict[str, Any] = {
     "facts_kept": pl.Float64,
     "kl": pl.Float64,
 }
-
-
-class TraitScorer(Protocol):
-    """What the sweep asks of a scorer; evaluation.LexiconScorer is one."""
-
-    def score_many(self, texts: Sequence[str]) -> np.ndarray: ...
-    def shows(self, text: str) -> bool: ...
-    def shows_opposite(self, text: str) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -99,13 +92,13 @@ def sweep_blocks(vector: PersonaVector, spec: DoseSpec) -> list[int]:
         ValueError: the vector has none of them; the message lists those it has.
     """
     wanted = sorted({resolve_site(block, vector.n_blocks).block for block in spec.blocks})
-    found = [block for block in wanted if block in vector.present_blocks]
-    if not found:
+    present = [block for block in wanted if block in vector.present_blocks]
+    if not present:
         raise ValueError(
             f"vector {vector.persona!r} has no direction at blocks {wanted} of dose.blocks; "
             f"it has {list(vector.present_blocks)}: name one of these in the profile"
         )
-    return found
+    return present
 
 
 def sweep_rows(
@@ -227,13 +220,13 @@ class _Sweep:
         """KL(steered || base) a token over each completion."""
         if cell.direction == "base":
             return [0.0] * len(rows)
-        told = [row for row in rows if row.token_ids and row.row_id in self.measured]
-        prompts = [self.measured[row.row_id] for row in told]
-        ids = [prompt + row.token_ids for prompt, row in zip(prompts, told, strict=True)]
-        if not told:
+        read = [row for row in rows if row.token_ids and row.row_id in self.measured]
+        prompts = [self.measured[row.row_id] for row in read]
+        ids = [prompt + row.token_ids for prompt, row in zip(prompts, read, strict=True)]
+        if not read:
             return [None] * len(rows)
         values = mean_kl(self.model, ids, [len(prompt) for prompt in prompts], cell.plan)
-        measured = {row.row_id: float(value) for row, value in zip(told, values, strict=True)}
+        measured = {row.row_id: float(value) for row, value in zip(read, values, strict=True)}
         return [measured.get(row.row_id) for row in rows]
 
 
@@ -295,24 +288,6 @@ def _summary(
         and summary["suspect_rate"] <= spec.max_suspect_rate
         and (kept is None or kept >= spec.min_facts_kept)
     }
-
-
-def dose_sweep(
-    model: LoadedModel,
-    vector: PersonaVector,
-    spec: DoseSpec,
-    rows: pl.DataFrame,
-    rewrite: RewriteSpec,
-    scorer: TraitScorer,
-    *,
-    chat_template: bool = True,
-    both_poles: bool = False,
-) -> pl.DataFrame:
-    """`sweep_table` of `sweep_rows`, for notebooks that need no rows."""
-    scored = sweep_rows(
-        model, vector, spec, rows, rewrite, scorer, chat_template=chat_template, both_poles=both_poles
-    )
-    return sweep_table(scored, spec)
 
 
 # ------------------------------------------------------------------------------------- the recommendation
@@ -423,11 +398,11 @@ def plot_sweep(table: pl.DataFrame, recommendation: Recommendation, path: Path) 
         axes.axhline(0, color="black", linewidth=0.5)
         if recommendation.fraction is not None:
             axes.axvline(recommendation.fraction, color="black", linestyle=":", linewidth=1)
-    told = (
+    advice = (
         f"recommended {recommendation.fraction:+g} at block {recommendation.block}"
         if recommendation.found
         else "no dose will do"
     )
-    figure.suptitle(f"{recommendation.persona}: {told} (red cross: not coherent)", fontsize=10)
+    figure.suptitle(f"{recommendation.persona}: {advice} (red cross: not coherent)", fontsize=10)
     trait_axes.legend(fontsize=7)
     figure.savefig(path, dpi=80)

@@ -6,15 +6,13 @@ call these; a notebook that wants other contexts or rows calls the functions ben
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from steer_pipeline.catalogue.specs import Persona, Profile
-from steer_pipeline.lab.evaluation import LexiconScorer, MiniLMScorer
+from steer_pipeline.lab.evaluation import trait_scorer
 from steer_pipeline.lab.generation.probe import probe_steering
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.personas.contexts import (
@@ -26,7 +24,6 @@ from steer_pipeline.lab.personas.contexts import (
 )
 from steer_pipeline.lab.personas.contrast import build_contrast_prompts, complete_contrast, dropped_pairs
 from steer_pipeline.lab.personas.dose import (
-    TraitScorer,
     plot_sweep,
     prompt_rows,
     recommend_dose,
@@ -43,7 +40,6 @@ from steer_pipeline.lab.vectors.vector import PersonaVector
 
 ROWS, SWEEP, PROBE, PLOT = "rows.parquet", "sweep.parquet", "probe.json", "dose_curve.png"
 PROBED_ROWS = 2
-SHOWN_AT = 0.5  # absolute MiniLM score from which a text is said to show a pole
 
 
 def profile_contexts(profile: Profile, news: pl.DataFrame) -> list[Context]:
@@ -155,38 +151,3 @@ def _with_facts(rows: pl.DataFrame, known_facts: Path | None) -> pl.DataFrame:
         for row_id, text in rows.select("row_id", "text").iter_rows()
     ]
     return rows.with_columns(facts=pl.Series(facts, dtype=pl.List(pl.String)))
-
-
-def trait_scorer(persona: Persona, contrast: pl.DataFrame) -> TraitScorer:
-    """The persona's lexicon, or, where it has none, a MiniLM classifier fitted on its contrast set."""
-    if persona.positive.lexicon:
-        return LexiconScorer(persona)
-    positive, negative = (
-        contrast.filter(pl.col("side") == side).sort("context_id") for side in ("positive", "negative")
-    )
-    fitted = MiniLMScorer().fit(
-        positive.get_column("completion").to_list(),
-        negative.get_column("completion").to_list(),
-        positive.get_column("context_id").to_list(),
-    )
-    return _EmbeddingTraitScorer(fitted)
-
-
-class _EmbeddingTraitScorer:
-    """A fitted MiniLMScorer that also says whether a text shows a pole; each text is embedded once."""
-
-    def __init__(self, scorer: MiniLMScorer) -> None:
-        self._scorer = scorer
-        self._known: dict[str, float] = {}
-
-    def score_many(self, texts: Sequence[str]) -> np.ndarray:
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        if new:
-            self._known |= dict(zip(new, self._scorer.score_many(new).tolist(), strict=True))
-        return np.array([self._known[text] for text in texts])
-
-    def shows(self, text: str) -> bool:
-        return bool(self.score_many([text])[0] >= SHOWN_AT)
-
-    def shows_opposite(self, text: str) -> bool:
-        return bool(self.score_many([text])[0] <= -SHOWN_AT)

@@ -34,6 +34,7 @@ from steer_pipeline.lab.rewrites.comparison import (
     RESAMPLE,
     ComparisonTables,
 )
+from steer_pipeline.lab.vectors.vector import best_block
 
 TITLE = "Vector evaluation report"
 N_EXAMPLES = 3
@@ -698,12 +699,7 @@ def _vectors(vectors: Sequence[VectorInfo], tables: ComparisonTables) -> list[Bl
         rows = []
         for info in vectors:
             data = info.metadata
-            aucs = [
-                (value, block)
-                for block, value in enumerate(data.get("held_out_auc") or [])
-                if value is not None
-            ]
-            best = max(aucs)[1] if aucs else None
+            best = best_block(data)
             at = {name: (data.get(name) or [None] * (best + 1))[best] if best is not None else None for name in
                   ("held_out_auc", "auc_null_95th", "split_half_cosine", "raw_norms", "residual_norms")}  # fmt: skip
             rows.append(

@@ -13,12 +13,13 @@ import polars as pl
 
 from steer_pipeline.catalogue.specs import BehaviourSpec, Persona, Profile
 from steer_pipeline.lab.dialogues.requests import encode_rows, require_sound_rows, response_requests
+from steer_pipeline.lab.evaluation.judgement import SCORED
 from steer_pipeline.lab.models.hidden import collect_means
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.vectors.vector import PersonaVector, VectorError, model_fields
 
 Context = Literal["as_asked", "question"]
-SCORED = "scored"
+PAIRED = ["prompt_index", "question_index"]  # what the two answers of a trait's pair have in common
 
 
 class MissingVector(VectorError):
@@ -82,34 +83,33 @@ def contrast_sides(
         VectorError: two answers to the same prompt and question on one side.
     """
     own = rows.filter(pl.col("split") == split)
-    if kind == "role":
-        positive = own.filter("counts", pl.col("label") == "pos")
-        negative = own.filter(pl.col("label") == "default")
-        for n, what in (
-            (positive.height, f"rows with a score of at least {behaviour.role_min_score}"),
-            (negative.height, "default rows"),
-        ):
-            if n < behaviour.min_count:
-                raise MissingVector(
-                    f"{n} {what} of {split} questions, behaviour.min_count is {behaviour.min_count}"
-                )
-        return positive, negative
-    key = ["prompt_index", "question_index"]
-    scored = own.filter(pl.col("score_status") == SCORED, pl.col("score").is_not_null())
-    sides = {label: scored.filter(pl.col("label") == label) for label in ("pos", "neg")}
-    for label, side in sides.items():
-        twice = side.filter(pl.struct(key).is_duplicated())
-        if twice.height:
-            raise VectorError(
-                f"label {label}: prompt {twice['prompt_index'][0]} and question {twice['question_index'][0]} "
-                "have more than one answer, so pairs are not matched; keep one row each"
+    return _role_sides(own, behaviour, split) if kind == "role" else _trait_sides(own, behaviour, split)
+
+
+def _role_sides(own: pl.DataFrame, behaviour: BehaviourSpec, split: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    positive = own.filter("counts", pl.col("label") == "pos")
+    negative = own.filter(pl.col("label") == "default")
+    for n, what in (
+        (positive.height, f"rows with a score of at least {behaviour.role_min_score}"),
+        (negative.height, "default rows"),
+    ):
+        if n < behaviour.min_count:
+            raise MissingVector(
+                f"{n} {what} of {split} questions, behaviour.min_count is {behaviour.min_count}"
             )
+    return positive, negative
+
+
+def _trait_sides(
+    own: pl.DataFrame, behaviour: BehaviourSpec, split: str
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    scored = own.filter(pl.col("score_status") == SCORED, pl.col("score").is_not_null())
+    pos, neg = (_one_answer_each(scored.filter(pl.col("label") == label), label) for label in ("pos", "neg"))
     pairs = (
-        sides["pos"]
-        .select(*key, "score", pos="row_id")
-        .join(sides["neg"].select(*key, other="score", neg="row_id"), on=key)
+        pos.select(*PAIRED, "score", pos="row_id")
+        .join(neg.select(*PAIRED, other="score", neg="row_id"), on=PAIRED)
         .filter(pl.col("score") - pl.col("other") > behaviour.score_gap)
-        .sort(key)
+        .sort(PAIRED)
     )
     if pairs.height < behaviour.min_count:
         raise MissingVector(
@@ -120,6 +120,16 @@ def contrast_sides(
         pairs.select(row_id=label).join(own, on="row_id", maintain_order="left") for label in ("pos", "neg")
     )
     return positive, negative
+
+
+def _one_answer_each(side: pl.DataFrame, label: str) -> pl.DataFrame:
+    twice = side.filter(pl.struct(PAIRED).is_duplicated())
+    if twice.height:
+        raise VectorError(
+            f"label {label}: prompt {twice['prompt_index'][0]} and question {twice['question_index'][0]} "
+            "have more than one answer, so pairs are not matched; keep one row each"
+        )
+    return side
 
 
 def sum_by_question(

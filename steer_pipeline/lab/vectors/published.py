@@ -16,7 +16,7 @@ set was written, so it is missing.
 import hashlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,15 +62,20 @@ def load_published(
     else:
         path = root / "roles_240" / "vectors" / f"{name}.pt"
         base = root / "roles_240" / DEFAULTS if defaults is None else defaults
-        held = _load(base)
-        if not isinstance(held.get("activations"), Mapping):
-            raise FormatError(f"{base}: no dict under key 'activations'; these are not role defaults")
-        _require_same_defaults(base, held.get("metadata"), root)
-        raw = _tensor(_load(path), ROLE_KEY, path, model)
-        raw = raw - _tensor(held["activations"], DEFAULT_KEY, base, model)
+        raw = _tensor(_load(path), ROLE_KEY, path, model) - _default(base, root, model)
         files, keys = [path, base], [ROLE_KEY, DEFAULT_KEY]
-    metadata = {
-        "model": model.name if model.is_called(root.name) else root.name,
+    try:
+        return PersonaVector(name, raw.astype(np.float32), _metadata(raw, root.name, model, files, keys))
+    except VectorError as error:
+        raise FormatError(f"{path}: {error}") from error
+
+
+def _metadata(
+    raw: np.ndarray, slug: str, model: LoadedModel, files: Sequence[Path], keys: Sequence[str]
+) -> dict[str, Any]:
+    """Where the contrast comes from; `slug` is how its files call their model."""
+    return {
+        "model": model.name if model.is_called(slug) else slug,
         "revision": None,
         "backend": None,
         "dtype": None,
@@ -80,17 +85,22 @@ def load_published(
         "method": "averaged",
         "source": {
             "kind": "published",
-            "model": root.name,
-            "keys": keys,
+            "model": slug,
+            "keys": list(keys),
             "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
         },
         "flags": [],
         "raw_norms": [round(float(norm), 6) for norm in np.linalg.norm(raw, axis=1)],
     }
-    try:
-        return PersonaVector(name, raw.astype(np.float32), metadata)
-    except VectorError as error:
-        raise FormatError(f"{path}: {error}") from error
+
+
+def _default(path: Path, root: Path, model: LoadedModel) -> np.ndarray:
+    """fp32 [n_blocks, hidden]: the mean response state without a role."""
+    held = _load(path)
+    if not isinstance(held.get("activations"), Mapping):
+        raise FormatError(f"{path}: no dict under key 'activations'; these are not role defaults")
+    _require_same_defaults(path, held.get("metadata"), root)
+    return _tensor(held["activations"], DEFAULT_KEY, path, model)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -208,6 +208,36 @@ def load_vector(folder: Path) -> PersonaVector:
     return vector
 
 
+def load_seeds(folder: Path) -> dict[int, PersonaVector]:
+    """The vectors of a trained_vector's folder by training seed, the best of each.
+
+    Raises:
+        VectorError: as `load_vector`.
+    """
+    return {int(one.name): load_vector(one) for one in sorted((folder / "seeds").iterdir())}
+
+
+def best_block(metadata: Mapping[str, Any]) -> int | None:
+    """The block at which the poles of unseen contexts are told apart best: what every table calls the best block.
+
+    The largest held-out AUC wins. Short contexts are often told apart perfectly at many blocks, so ties go to the
+    block whose direction owes least to single pairs (split-half cosine), then to the longest direction relative to
+    the residual stream, then to the lowest block. None where no AUC was measured.
+    """
+    aucs = metadata.get("held_out_auc") or []
+
+    def at(name: str, block: int) -> float:
+        values = metadata.get(name) or []
+        return values[block] if block < len(values) and values[block] is not None else 0.0
+
+    def rank(block: int) -> tuple[float, ...]:
+        norm = at("residual_norms", block)
+        length = at("raw_norms", block) / norm if norm else 0.0
+        return aucs[block], at("split_half_cosine", block), length, -block
+
+    return max((block for block, auc in enumerate(aucs) if auc is not None), key=rank, default=None)
+
+
 def model_fields(model: LoadedModel) -> dict[str, Any]:
     """What identifies a LoadedModel in a vector's metadata."""
     return {
@@ -233,18 +263,18 @@ def require_same_model(vector: PersonaVector, model: LoadedModel, *, allow_other
     """
     made_on = vector.metadata
     sha, name = made_on.get("weights_sha"), made_on.get("model")
-    told = [
+    differing = [
         f"{what} {made_on[what]} against {here}"
         for what, here in (("hidden_size", model.hidden_size), ("n_blocks", model.n_blocks))
         if made_on[what] != here
     ]
     if sha is not None and sha != model.weights_sha:
-        told.append(f"weights differ: {short_sha(sha)} against {short_sha(model.weights_sha)}")
+        differing.append(f"weights differ: {short_sha(sha)} against {short_sha(model.weights_sha)}")
     elif sha is None and name is not None and not model.is_called(name):
-        told.append("names of different models")
-    if told and (not allow_other_model or made_on["hidden_size"] != model.hidden_size):
+        differing.append("names of different models")
+    if differing and (not allow_other_model or made_on["hidden_size"] != model.hidden_size):
         raise VectorError(
             f"vector {vector.persona!r} was made on another model: on {name!r}, this is {model.name!r}; "
-            f"{'; '.join(told)}; materialise persona_vector for this model, or pass allow_other_model=True where the "
-            "width agrees"
+            f"{'; '.join(differing)}; materialise persona_vector for this model, or pass allow_other_model=True where "
+            "the width agrees"
         )

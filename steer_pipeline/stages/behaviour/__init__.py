@@ -1,8 +1,6 @@
 """Behaviour: what all arms say, several scales, and the table of all personas."""
 
-from steer_pipeline.stages.behaviour import judging, rollouts, table
-
-ASSETS = [*rollouts.ASSETS, *judging.ASSETS, *table.ASSETS]
-CHECKS = [*rollouts.CHECKS, *judging.CHECKS, *table.CHECKS]
+from steer_pipeline.stages.behaviour.assets import ASSETS
+from steer_pipeline.stages.behaviour.checks import CHECKS
 
 __all__ = ["ASSETS", "CHECKS"]

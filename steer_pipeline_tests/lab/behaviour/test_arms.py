@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from steer_pipeline.catalogue.specs import ModelSpec, RolloutSpec
-from steer_pipeline.lab.behaviour.arms import AveragedDose, build_arms, family_of, scales_with_both_signs
+from steer_pipeline.lab.arms import family_of
+from steer_pipeline.lab.behaviour.arms import AveragedDose, build_arms, scales_with_both_signs
 from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.vectors.vector import VectorError
 from steer_pipeline_tests.lab.behaviour.builders import averaged_vector, persona, trained_vector

@@ -12,8 +12,9 @@ import pytest
 
 from steer_pipeline.catalogue import load_personas, load_profile
 from steer_pipeline.lab.behaviour.rollouts import missing_answers
-from steer_pipeline.lab.behaviour.scoring import TraitScorer
-from steer_pipeline.lab.behaviour.table import NONE, UP, PersonaRows, joined, summarise
+from steer_pipeline.lab.behaviour.schema import NONE, UP, PersonaRows
+from steer_pipeline.lab.behaviour.scoring import CalibratedScorer
+from steer_pipeline.lab.behaviour.table import joined, summarise
 from steer_pipeline_tests.lab.behaviour.builders import ARMS, stored_rollouts, stored_scores
 
 HOME = Path(__file__).parents[3]
@@ -71,7 +72,7 @@ def shuffled_direction(model, dialogues: pl.DataFrame) -> np.ndarray:
     return (direction / np.linalg.norm(direction)).astype(np.float32)
 
 
-def scorer(dialogues: pl.DataFrame) -> TraitScorer:
+def scorer(dialogues: pl.DataFrame) -> CalibratedScorer:
     rows = dialogues.filter(
         ((pl.col("persona") == PERSONA) & (pl.col("score") == 3)) | (pl.col("persona") == "0_default")
     )
@@ -81,7 +82,7 @@ def scorer(dialogues: pl.DataFrame) -> TraitScorer:
     texts = few.select(
         text="response", positive=pl.col("persona") == PERSONA, question_index="question_index"
     )
-    return TraitScorer(n_shuffles=1).fit(texts)
+    return CalibratedScorer(n_shuffles=1).fit(texts)
 
 
 def dealt(answers: dict[str, np.ndarray], kind: str, run: int) -> PersonaRows:

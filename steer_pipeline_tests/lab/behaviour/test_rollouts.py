@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from steer_pipeline.catalogue.specs import ModelSpec, RolloutSpec, SamplingSpec
+from steer_pipeline.lab.arms import arm_label
 from steer_pipeline.lab.behaviour.arms import AveragedDose, build_arms
 from steer_pipeline.lab.behaviour.rollouts import (
     ROLLOUT_SCHEMA,
-    arm_label,
     leaked_prompt,
     leaks,
     make_rollouts,

@@ -6,8 +6,8 @@ import pytest
 
 from steer_pipeline.lab.behaviour.scoring import (
     REPORT_COLUMNS,
+    CalibratedScorer,
     ScorerError,
-    TraitScorer,
     calibration,
     paired_excerpts,
     score_by_length,
@@ -18,8 +18,8 @@ from steer_pipeline_tests.lab.behaviour.builders import PLAIN, TOPICS, behaviour
 
 
 @pytest.fixture(scope="module")
-def fitted() -> TraitScorer:
-    return TraitScorer(n_shuffles=6).fit(training_texts(behaviour_set(), "role", 600, 1))
+def fitted() -> CalibratedScorer:
+    return CalibratedScorer(n_shuffles=6).fit(training_texts(behaviour_set(), "role", 600, 1))
 
 
 def words(texts) -> list[int]:
@@ -76,7 +76,7 @@ def test_length_alone_teaches_nothing():
             said = [f"About {topic}: {PLAIN[i]}" for i in rng.integers(0, 4, 3 if positive else 1)]
             rows.append((" ".join(said), positive, question))
     texts = pl.DataFrame(rows, schema=["text", "positive", "question_index"], orient="row")
-    report = TraitScorer(n_shuffles=10).fit(texts).report
+    report = CalibratedScorer(n_shuffles=10).fit(texts).report
     assert report.length_auc_before == 1.0
     assert report.length_auc_after == 0.5
     assert not report.separates
@@ -96,7 +96,7 @@ def test_noise_is_not_separated():
     rows = [(f"About {topic}. {PLAIN[rng.integers(0, 4)]} {i}", bool(side), i)
             for i, topic in enumerate(TOPICS) for side in rng.permutation(2)]  # fmt: skip
     texts = pl.DataFrame(rows, schema=["text", "positive", "question_index"], orient="row")
-    assert not TraitScorer(n_shuffles=20).fit(texts).report.separates
+    assert not CalibratedScorer(n_shuffles=20).fit(texts).report.separates
 
 
 def test_scores_are_calibrated_probabilities(fitted):
@@ -128,7 +128,7 @@ def test_training_rows_are_never_scored_by_a_model_that_saw_them():
         for side in (0, 1)
     ]
     texts = pl.DataFrame(rows, schema=["text", "positive", "question_index"], orient="row")
-    scorer = TraitScorer(n_shuffles=2).fit(texts)
+    scorer = CalibratedScorer(n_shuffles=2).fit(texts)
     right = (scorer.score(texts["text"].to_list()) > 0.5) == texts["positive"].to_numpy()
     assert right.mean() < 0.75  # labels are noise: a model asked about its own rows would know them all
 
@@ -141,7 +141,7 @@ def test_the_report_stands_beside_every_score(fitted):
     assert set(REPORT_COLUMNS) <= set(scores.columns)
     assert scores["auc"].unique().to_list() == [fitted.report.auc.estimate]
     with pytest.raises(ValueError, match="not fitted"):
-        TraitScorer().score(["a"])
+        CalibratedScorer().score(["a"])
 
 
 def test_what_length_is_worth_is_told():
@@ -153,4 +153,4 @@ def test_what_length_is_worth_is_told():
 def test_questions_fewer_than_folds_are_an_error():
     texts = training_texts(behaviour_set(), "role", 600, 1).with_columns(question_index=pl.lit(1))
     with pytest.raises(ScorerError, match="over 1 questions"):
-        TraitScorer().fit(texts)
+        CalibratedScorer().fit(texts)

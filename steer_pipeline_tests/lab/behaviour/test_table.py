@@ -5,13 +5,9 @@ import polars as pl
 import pytest
 
 from steer_pipeline.lab.behaviour.agreement import quadratic_kappa, spearman
-from steer_pipeline.lab.behaviour.report import headline_rows, read_tables, write_behaviour
+from steer_pipeline.lab.behaviour.report import headline_rows, read_tables, summary_text, write_behaviour
+from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP, PersonaRows, TableError
 from steer_pipeline.lab.behaviour.table import (
-    DOWN,
-    NONE,
-    UP,
-    PersonaRows,
-    TableError,
     arms_table,
     joined,
     make_tables,
@@ -100,17 +96,17 @@ def test_noise_of_any_size_is_no_effect_in_95_of_100_runs():
 
 def test_the_gap_is_the_share_of_the_way_from_vanilla_to_prompted(tables):
     row = tables.arm("sailor", "minilm", "trained@1")
-    assert row["gap_closed"] == pytest.approx(0.6 / 0.7, abs=0.06)
-    assert row["gap_low"] < row["gap_closed"] < row["gap_high"]
-    assert row["gap_high"] - row["gap_low"] < 0.2
-    assert tables.arm("sailor", "minilm", "prompted")["gap_closed"] == pytest.approx(1.0)
-    assert tables.arm("sailor", "minilm", "vanilla")["gap_closed"] == pytest.approx(0.0)
-    assert tables.arm("sailor", "minilm", "random")["gap_closed"] == pytest.approx(0.0, abs=0.06)
+    assert row["trait_gap_closed"] == pytest.approx(0.6 / 0.7, abs=0.06)
+    assert row["trait_gap_low"] < row["trait_gap_closed"] < row["trait_gap_high"]
+    assert row["trait_gap_high"] - row["trait_gap_low"] < 0.2
+    assert tables.arm("sailor", "minilm", "prompted")["trait_gap_closed"] == pytest.approx(1.0)
+    assert tables.arm("sailor", "minilm", "vanilla")["trait_gap_closed"] == pytest.approx(0.0)
+    assert tables.arm("sailor", "minilm", "random")["trait_gap_closed"] == pytest.approx(0.0, abs=0.06)
 
 
 def test_without_an_effect_of_prompting_there_is_no_gap():
     flat = make_tables({"sailor": scored({"trained@1": 0.6})}, **FAST)
-    assert flat.of("sailor", "minilm")["gap_closed"].null_count() == len(ARMS) + 2
+    assert flat.of("sailor", "minilm")["trait_gap_closed"].null_count() == len(ARMS) + 2
     assert flat.arm("sailor", "minilm", "trained@1")["verdict"] == UP
 
 
@@ -267,7 +263,13 @@ def test_a_persona_without_averaged_arms_or_lexicon_is_compared_all_the_same():
 
 def test_the_report_says_what_the_tables_hold_and_what_they_were_made_from(tables, tmp_path):
     likelihood = pl.DataFrame(
-        {"arm": ["trained"], "perplexity": [1.5], "gap_closed": [0.8], "gap_low": [0.7], "gap_high": [0.9]}
+        {
+            "arm": ["trained"],
+            "perplexity": [1.5],
+            "nll_gap_closed": [0.8],
+            "nll_gap_low": [0.7],
+            "nll_gap_high": [0.9],
+        }
     )
     written = write_behaviour(
         tables, {"rollouts[sailor]": "0123456789abcdef"}, tmp_path,
@@ -278,7 +280,8 @@ def test_the_report_says_what_the_tables_hold_and_what_they_were_made_from(table
     assert "No averaged arms: 12 rows, 30 are needed" in text
     assert "0.80 [0.70, 0.90]" in text
     learned = tables.arm("sailor", "minilm", "trained@1")
-    assert f"{learned['gap_closed']:.2f} [{learned['gap_low']:.2f}, {learned['gap_high']:.2f}]" in text
+    closed, low, high = (learned[f"trait_gap_{name}"] for name in ("closed", "low", "high"))
+    assert f"{closed:.2f} [{low:.2f}, {high:.2f}]" in text
     assert [path.name for path in written.plots] == ["dose_response.png", "trait_against_coherence.png"]
     for path in written.plots:
         assert f"plots/{path.name}" in text
@@ -286,4 +289,9 @@ def test_the_report_says_what_the_tables_hold_and_what_they_were_made_from(table
     assert read_tables(tmp_path).summary.equals(tables.summary)
     head = headline_rows(pl.read_parquet(tmp_path / "arms.parquet")).row(0, named=True)
     assert head["verdict"] == UP
-    assert head["gap closed"] == learned["gap_closed"]
+    assert head["trait gap closed"] == closed
+    page = written.html.read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert 'src="plots/' not in page
+    assert "NLL gap closed" in page
+    assert "1 of 1 personas move up" in summary_text(pl.read_parquet(tmp_path / "arms.parquet"))

@@ -11,7 +11,7 @@ from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.specs import DialogueSource, ModelSpec
 from steer_pipeline.lab.dialogues import making
 from steer_pipeline.lab.dialogues.rows import DialogueError
-from steer_pipeline.lab.evaluation.judge import Verdict
+from steer_pipeline.lab.evaluation.judgement import Judgement
 from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline_tests.lab.dialogues.builders import answering
 from steer_pipeline_tests.tiny import tiny_model_dir
@@ -71,10 +71,10 @@ def test_the_judge_scores_and_what_it_does_not_score_is_missing(model, monkeypat
     monkeypatch.setattr("steer_pipeline.lab.generation.engine.generate", answering("Ay."))
     source = SOURCE.model_copy(update={"scores": "judge"})
     verdicts = [
-        Verdict(2, "scored"),
-        Verdict(None, "refusal"),
-        Verdict(None, "invalid"),
-        Verdict(None, "missing"),
+        Judgement(2, "scored"),
+        Judgement(None, "refusal"),
+        Judgement(None, "invalid"),
+        Judgement(None, "missing"),
     ]
     shown = []
 

@@ -18,16 +18,16 @@ import pytest
 
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.specs import JudgeSpec
-from steer_pipeline.lab.evaluation import JudgeError, JudgeUnavailable, Verdict, judge_texts, scale_of
+from steer_pipeline.lab.evaluation import JudgeError, Judgement, JudgeUnavailable, judge_texts
 from steer_pipeline.lab.evaluation import judge as judge_module
 from steer_pipeline.lab.evaluation.judge import (
     GIVE_UP_AFTER,
     AnswerCache,
     cache_key,
     fill_rubric,
-    read_verdict,
     shown_url,
 )
+from steer_pipeline.lab.evaluation.judgement import read_judgement
 from steer_pipeline_tests.lab.evaluation.judge_server import NOW, Request, ScriptedJudge, Step
 
 TRAIT, ROLE, AXIS = (load_personas()[name] for name in ("creative", "sailor", "paranoid"))
@@ -45,7 +45,7 @@ def number(prompt: str) -> int:
     return int(re.search(r"answer number (\d+)", prompt)[1])
 
 
-def statuses(verdicts: list[Verdict]) -> dict[str, int]:
+def statuses(verdicts: list[Judgement]) -> dict[str, int]:
     return dict(Counter(verdict.status for verdict in verdicts))
 
 
@@ -66,7 +66,7 @@ def statuses(verdicts: list[Verdict]) -> dict[str, int]:
     ],
 )
 def test_one_whole_number_of_the_scale_is_a_score(reply, score):
-    assert read_verdict(reply, 100) == Verdict(score, "scored", reply)
+    assert read_judgement(reply, TRAIT.scale) == Judgement(score, "scored", reply)
 
 
 @pytest.mark.parametrize(
@@ -100,21 +100,21 @@ def test_one_whole_number_of_the_scale_is_a_score(reply, score):
     ],
 )
 def test_anything_else_is_invalid_and_has_no_score(reply):
-    assert read_verdict(reply, 100) == Verdict(None, "invalid", reply)
+    assert read_judgement(reply, TRAIT.scale) == Judgement(None, "invalid", reply)
 
 
 @pytest.mark.parametrize("reply", ["REFUSAL", " REFUSAL.\n", '"REFUSAL"'])
 def test_a_refusal_is_one_word(reply):
-    assert read_verdict(reply, 3) == Verdict(None, "refusal", reply)
+    assert read_judgement(reply, ROLE.scale) == Judgement(None, "refusal", reply)
 
 
 def test_a_role_has_its_own_scale():
-    assert scale_of(ROLE) == 3
-    assert read_verdict("3", scale_of(ROLE)).score == 3
-    assert read_verdict("4", scale_of(ROLE)).status == "invalid"
-    assert read_verdict("85", scale_of(ROLE)).status == "invalid"
-    with pytest.raises(JudgeError, match="persona paranoid: an axis"):
-        scale_of(AXIS)
+    assert ROLE.scale.top == 3
+    assert read_judgement("3", ROLE.scale).score == 3
+    assert read_judgement("4", ROLE.scale).status == "invalid"
+    assert read_judgement("85", ROLE.scale).status == "invalid"
+    with pytest.raises(ValueError, match="persona paranoid: an axis"):
+        _ = AXIS.scale
 
 
 def test_texts_with_braces_fill_the_rubric_as_they_are():
@@ -155,7 +155,7 @@ def test_scores_refusals_invalid_and_missing_replies_are_counted_apart(tmp_path)
         verdicts = judge_texts(ROLE, pairs(15), SPEC, judge.url, tmp_path)
     assert statuses(verdicts) == {"scored": 3, "refusal": 3, "invalid": 6, "missing": 3}
     assert {verdict.score for verdict in verdicts} == {3, None}
-    assert verdicts[4] == Verdict(None, "missing")
+    assert verdicts[4] == Judgement(None, "missing")
     assert len(judge.requests) == 12 + 3 * (1 + SPEC.max_retries)
 
 
@@ -214,7 +214,7 @@ def test_nothing_to_judge_asks_nobody(tmp_path):
 
 
 def test_a_running_event_loop_is_no_obstacle(tmp_path):
-    async def notebook() -> list[Verdict]:
+    async def notebook() -> list[Judgement]:
         return judge_texts(TRAIT, pairs(1), SPEC, judge.url, tmp_path)
 
     with ScriptedJudge() as judge:

@@ -4,9 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from steer_pipeline.lab.arms import Arm
 from steer_pipeline.lab.dialogues.requests import encode_rows, response_requests
 from steer_pipeline.lab.likelihood.classifier import LabelledStates, labelled_states, vector_as_classifier
-from steer_pipeline.lab.likelihood.measuring import Arm
 from steer_pipeline.lab.models.hidden import collect_means
 from steer_pipeline.lab.models.sites import Site, SteeringTerm
 from steer_pipeline.lab.stats import auc
@@ -26,9 +26,8 @@ def states(seed=0, n_questions=20, gap=3.0):
 
 
 def arm(axis, block=1, name="averaged", seed=None, sign=1.0):
-    return Arm(
-        name, SteeringTerm(name, sign * np.eye(HIDDEN, dtype=np.float32)[axis], Site(block), 2.0), seed, 1.0
-    )
+    term = SteeringTerm(name, sign * np.eye(HIDDEN, dtype=np.float32)[axis], Site(block), 2.0)
+    return Arm(name, term, 1.0, seed)
 
 
 def test_the_planted_direction_separates_at_its_own_block_only():

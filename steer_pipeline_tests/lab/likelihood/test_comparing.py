@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steer_pipeline.lab.likelihood.claims import judge
+from steer_pipeline.lab.likelihood.claims import judge_comparison
 from steer_pipeline.lab.likelihood.comparing import compare_vectors, tabulate
 from steer_pipeline.lab.likelihood.cosines import COSINE_SCHEMA
 from steer_pipeline.lab.likelihood.tables import comparison_table, headline, summary
@@ -32,7 +32,7 @@ def test_a_comparison_on_each_architecture(tmp_path, arch, kind):
         "selection.parquet",
         "averaged",
         "scales.json",
-        "gap_closed.png",
+        "nll_gap_closed.png",
         "cosines.png",
     }
     assert table["arm"].to_list() == ["vanilla", "prompted", "trained", "averaged", "random"]
@@ -60,11 +60,11 @@ def test_a_comparison_on_each_architecture(tmp_path, arch, kind):
     classifier = pl.read_parquet(folder / "classifier.parquet")
     assert classifier["arm"].to_list() == ["trained"] * 3 + ["random"] * 8 + ["averaged"]
     assert classifier["auc"].is_not_null().all()
-    verdicts = {verdict.check: verdict.passed for verdict in judge(folder, half=0.5, min_seeds=3)}
+    verdicts = {verdict.claim: verdict.passed for verdict in judge_comparison(folder)}
     assert verdicts["same_tokens_in_every_arm"]
     assert verdicts["averaged_exists"]
     assert verdicts["at_least_three_seeds"]
-    assert set(headline(folder)) == {"gap_closed", "low", "high", "random_gap", "random_gap_low"}
+    assert set(headline(folder)) == {"nll_gap_closed", "low", "high", "random_gap", "random_gap_low"}
 
 
 def test_without_an_averaged_vector_the_rest_stands(tmp_path):
@@ -80,9 +80,9 @@ def test_without_an_averaged_vector_the_rest_stands(tmp_path):
     assert pl.read_parquet(folder / "cosines.parquet").is_empty()
     assert summary(folder)["averaged_gap"] is None
     assert summary(folder)["cosine"] is None
-    verdicts = {verdict.check: verdict for verdict in judge(folder, half=0.5, min_seeds=3)}
+    verdicts = {verdict.claim: verdict for verdict in judge_comparison(folder)}
     assert not verdicts["averaged_exists"].passed
-    assert verdicts["averaged_exists"].told == reason
+    assert verdicts["averaged_exists"].message == reason
     assert not verdicts["at_least_three_seeds"].passed
 
 
@@ -127,15 +127,15 @@ def gained(folder, prompted, trained_gain, random_gain):
     stored_rows(gains, questions, tokens).write_parquet(folder / "rows.parquet")
     pl.DataFrame(schema=COSINE_SCHEMA).write_parquet(folder / "cosines.parquet")
     tabulate(folder, "analytical", 0)
-    return {verdict.check: verdict for verdict in judge(folder, half=0.5, min_seeds=3)}
+    return {verdict.claim: verdict for verdict in judge_comparison(folder)}
 
 
 def test_verdicts_say_what_the_rows_say(tmp_path):
     folder = tmp_path
     good = gained(folder, 0.8, 0.6, -0.1)
     assert all(verdict.passed for verdict in good.values())
-    assert headline(folder)["gap_closed"] == pytest.approx(0.75)
-    assert "trained closes 0.750" in good["trained_closes_half_of_the_gap"].told
+    assert headline(folder)["nll_gap_closed"] == pytest.approx(0.75)
+    assert "trained closes 0.750" in good["trained_closes_half_of_the_gap"].message
 
     poor = gained(folder, 0.8, 0.3, 0.2)
     failed = {name for name, verdict in poor.items() if not verdict.passed}
@@ -144,16 +144,18 @@ def test_verdicts_say_what_the_rows_say(tmp_path):
     dumb = gained(folder, -0.2, 0.3, 0.0)
     failed = {name for name, verdict in dumb.items() if not verdict.passed}
     assert failed == {"prompting_has_an_effect", "trained_closes_half_of_the_gap"}
-    assert "there is no gap to close" in dumb["trained_closes_half_of_the_gap"].told
-    assert headline(folder) == dict.fromkeys(("gap_closed", "low", "high", "random_gap", "random_gap_low"))
+    assert "there is no gap to close" in dumb["trained_closes_half_of_the_gap"].message
+    assert headline(folder) == dict.fromkeys(
+        ("nll_gap_closed", "low", "high", "random_gap", "random_gap_low")
+    )
 
     rows = pl.read_parquet(folder / "rows.parquet")
     other = rows.with_columns(
         n_tokens=pl.col("n_tokens") + ((pl.col("arm") == "random") & (pl.col("seed") == 52)).cast(pl.Int64)
     )
     other.write_parquet(folder / "rows.parquet")
-    verdict = next(judge(folder, half=0.5, min_seeds=3))
-    assert verdict.check == "same_tokens_in_every_arm"
+    verdict = next(judge_comparison(folder))
+    assert verdict.claim == "same_tokens_in_every_arm"
     assert not verdict.passed
-    assert "random, row r0: other response tokens than vanilla" in verdict.told
+    assert "random, row r0: other response tokens than vanilla" in verdict.message
     assert np.isfinite(verdict.numbers["unequal_measurements"])

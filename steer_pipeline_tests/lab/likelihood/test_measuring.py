@@ -5,9 +5,9 @@ import polars as pl
 import pytest
 import torch
 
+from steer_pipeline.lab.arms import Arm
 from steer_pipeline.lab.dialogues.requests import encode_rows
 from steer_pipeline.lab.likelihood.measuring import (
-    Arm,
     choose_scale,
     measure,
     site_of,
@@ -51,10 +51,10 @@ def test_every_arm_is_transformers_own_likelihood_of_the_same_tokens(tmp_path, a
     for arm in arms:
         plan = None if arm.term is None else SteeringPlan("x", (arm.term,))
         own = found.filter(
-            pl.col("arm") == arm.name, pl.col("seed").eq_missing(pl.lit(arm.seed, dtype=pl.Int64))
+            pl.col("arm") == arm.arm, pl.col("seed").eq_missing(pl.lit(arm.seed, dtype=pl.Int64))
         )
         for one, got in zip(rows.head(2).iter_rows(named=True), own.iter_rows(named=True), strict=False):
-            system = one["instruction"] if arm.name == "prompted" else None
+            system = one["instruction"] if arm.arm == "prompted" else None
             nll, tokens = reference_nll(model, one, system=system, plan=plan)
             assert got["row_id"] == one["row_id"]
             assert got["nll_sum"] == pytest.approx(nll, rel=2e-4)
@@ -104,7 +104,7 @@ def test_random_directions_have_the_trained_norms_and_site(tmp_path):
     vectors = trained(loaded(tmp_path))
     vectors[42] = type(vectors[42])("analytical", vectors[42].raw * 3, vectors[42].metadata, (2,))
     arms = trained_and_random(dict(reversed(vectors.items())), [51, 52, 60])
-    assert [arm.name for arm in arms] == ["trained"] * 3 + ["random"] * 8
+    assert [arm.arm for arm in arms] == ["trained"] * 3 + ["random"] * 8
     assert [arm.seed for arm in arms] == [41, 42, 43, 51, 52, 60, 61, 62, 63, 64, 65]
     lengths = [arm.term.alpha for arm in arms]
     assert lengths == pytest.approx([2, 6, 2, 2, 6, 2, 2, 6, 2, 2, 6], rel=1e-5)
@@ -135,7 +135,7 @@ def test_block_and_scale_are_chosen_on_validation_rows(tmp_path):
     refined = table.filter(pl.col("block") == best["block"])["scale"].to_list()
     assert len(refined) == 6  # four coarse, two around the best of them
     assert best["alpha"] == pytest.approx(best["scale"] * np.linalg.norm(vector.at(best["block"])), rel=1e-5)
-    plan = SteeringPlan("x", (Arm("x", trained_and_random({0: at(vector, best)}, [51])[0].term).term,))
+    plan = SteeringPlan("x", (trained_and_random({0: at(vector, best)}, [51])[0].term,))
     total = sum(reference_nll(model, one, plan=plan)[0] for one in validation.iter_rows(named=True))
     assert best["nll"] == pytest.approx(total / found.filter(arm="vanilla")["n_tokens"].sum(), rel=1e-3)
 

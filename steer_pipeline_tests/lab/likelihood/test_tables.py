@@ -45,9 +45,9 @@ def test_the_fraction_is_a_ratio_of_sums_and_lies_in_its_interval():
     gains = {("prompted", None): question_gains(1, 0.8), ("trained", 41): question_gains(2, 0.5)}
     found = arm(comparison_table(stored_rows(gains, QUESTIONS, TOKENS)), "trained")
     sums = [float((gains[key] * TOKENS).sum()) for key in (("trained", 41), ("prompted", None))]
-    assert found["gap_closed"] == pytest.approx(sums[0] / sums[1])
+    assert found["nll_gap_closed"] == pytest.approx(sums[0] / sums[1])
     assert found["gain"] == pytest.approx(sums[0] / TOKENS.sum())
-    assert found["gap_low"] < found["gap_closed"] < found["gap_high"]
+    assert found["nll_gap_low"] < found["nll_gap_closed"] < found["nll_gap_high"]
     assert (found["norm"], found["norm_fraction"], found["block"]) == (3.0, 0.5, 2)
 
 
@@ -55,10 +55,14 @@ def test_identical_answers_close_all_and_zero_vectors_nothing():
     prompted = question_gains(1, 0.8)
     same = {("prompted", None): prompted, ("trained", 1): prompted, ("averaged", None): np.zeros(N)}
     table = comparison_table(stored_rows(same, QUESTIONS, TOKENS))
-    assert [arm(table, "trained")[key] for key in ("gap_closed", "gap_low", "gap_high")] == pytest.approx(
-        [1, 1, 1]
-    )
-    assert [arm(table, "averaged")[key] for key in ("gap_closed", "gap_low", "gap_high")] == [0, 0, 0]
+    assert [
+        arm(table, "trained")[key] for key in ("nll_gap_closed", "nll_gap_low", "nll_gap_high")
+    ] == pytest.approx([1, 1, 1])
+    assert [arm(table, "averaged")[key] for key in ("nll_gap_closed", "nll_gap_low", "nll_gap_high")] == [
+        0,
+        0,
+        0,
+    ]
 
 
 def test_seeds_are_averaged_and_their_spread_widens_the_interval():
@@ -75,11 +79,11 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval():
     )
     narrow, wide = (arm(comparison_table(rows), "trained") for rows in (alike, apart))
     assert narrow["n_seeds"] == wide["n_seeds"] == 3
-    assert wide["gap_high"] - wide["gap_low"] > 2 * (narrow["gap_high"] - narrow["gap_low"])
+    assert wide["nll_gap_high"] - wide["nll_gap_low"] > 2 * (narrow["nll_gap_high"] - narrow["nll_gap_low"])
     by_seed = seed_table(apart).sort("seed")
     assert by_seed["seed"].to_list() == [41, 42, 43]
-    assert by_seed["gap_closed"].mean() == pytest.approx(wide["gap_closed"])
-    assert by_seed["gap_closed"].is_sorted()
+    assert by_seed["nll_gap_closed"].mean() == pytest.approx(wide["nll_gap_closed"])
+    assert by_seed["nll_gap_closed"].is_sorted()
 
 
 @pytest.mark.parametrize("gain", [0.0, -0.4])
@@ -91,12 +95,12 @@ def test_where_prompting_gains_nothing_there_is_no_fraction_and_no_big_number(ga
     table = comparison_table(pl.concat([rows, bare.filter(arm="prompted")]))
     for name in ("trained", "random"):
         found = arm(table, name)
-        assert found["gap_closed"] is None
-        assert found["gap_low"] is None
-        assert found["gap_high"] is None
+        assert found["nll_gap_closed"] is None
+        assert found["nll_gap_low"] is None
+        assert found["nll_gap_high"] is None
         assert "includes 0: there is no gap to close" in found["reason"]
         assert found["gain_low"] is not None
-    assert seed_table(pl.concat([rows, bare.filter(arm="prompted")]))["gap_closed"].is_null().all()
+    assert seed_table(pl.concat([rows, bare.filter(arm="prompted")]))["nll_gap_closed"].is_null().all()
 
 
 @pytest.mark.parametrize("kind", ["zeros", "noise"])
@@ -110,8 +114,8 @@ def test_a_null_vector_has_no_effect_in_95_of_100_runs_and_a_real_one_has(kind):
             ("trained", 1): question_gains(2000 + run, 0.4),
         }
         table = comparison_table(stored_rows(gains, QUESTIONS, TOKENS), seed=run)
-        said += arm(table, "averaged")["gap_low"] <= 0
-        seen += arm(table, "trained")["gap_low"] > 0
+        said += arm(table, "averaged")["nll_gap_low"] <= 0
+        seen += arm(table, "trained")["nll_gap_low"] > 0
     assert said >= 95
     assert seen == 100
 
@@ -125,7 +129,7 @@ def test_what_a_few_random_directions_happen_to_do_is_no_effect(n_seeds):
         gains = {("prompted", None): question_gains(run, 0.8)}
         gains |= {("random", seed): question_gains(9 * run + seed, mean) for seed, mean in enumerate(luck)}
         found = arm(comparison_table(stored_rows(gains, QUESTIONS, TOKENS), seed=run), "random")
-        said += found["gap_low"] <= 0
+        said += found["nll_gap_low"] <= 0
     assert said >= 95
 
 

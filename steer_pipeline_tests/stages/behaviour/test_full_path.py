@@ -68,7 +68,7 @@ def test_a_profile_is_all_that_another_architecture_needs(arch, persona, kind, t
     assert {"vanilla", "trained", "random"} <= set(said["arm"])
     assert any(arm.startswith("prompted") for arm in said["arm"].unique())
     assert lab.numbers()[persona].keys() == {
-        "gap_closed",
+        "nll_gap_closed",
         "low",
         "high",
         "random_gap",

@@ -11,12 +11,12 @@ from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.io.bundle import BundleIO
 from steer_pipeline.io.parquet import ParquetIO
 from steer_pipeline.io.store import ArtifactStore
+from steer_pipeline.lab.behaviour.rollouts import known_questions
 from steer_pipeline.lab.models import loading
 from steer_pipeline.lab.vectors.vector import save_vector
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
-from steer_pipeline.stages.behaviour import rollouts as stage
-from steer_pipeline.stages.behaviour import table
+from steer_pipeline.stages.behaviour import assets, checks
 from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.lab.behaviour.builders import averaged_vector, behaviour_set, trained_vector
 from steer_pipeline_tests.stages.origins import READER, STUDIED
@@ -31,6 +31,8 @@ rollouts: {{n_questions: 3, trained_scales: [0.5], averaged_scales: [1.0], rando
            sampling: {{temperature: 0.8, max_new_tokens: 6, seed: 50}}, minilm_texts: 25}}
 """
 TABLE_IO, BUNDLE_IO = {"dagster/io_manager_key": "parquet_io"}, {"dagster/io_manager_key": "bundle_io"}
+MADE = [assets.rollouts, assets.minilm_scores, assets.behaviour_table]
+CHECKS = [checks.rollouts_checks, checks.minilm_scores_checks, checks.behaviour_table_checks]
 N_ARMS = 1 + 5 + 3 + 2 + 1
 
 
@@ -48,8 +50,8 @@ class Project:
         ]
         self.driver = Driver(
             dg.Definitions(
-                assets=[*STUDIED, *stage.ASSETS, *table.ASSETS, *elsewhere],
-                asset_checks=[*stage.CHECKS, *table.CHECKS],
+                assets=[*STUDIED, *MADE, *elsewhere],
+                asset_checks=CHECKS,
                 resources={
                     "store": shelf,
                     "language_model": LanguageModelResource(),
@@ -74,7 +76,7 @@ class Project:
     def verdicts(self, asset: str) -> dict[str, tuple[bool, str]]:
         """Check -> (passed, description), of the last evaluations."""
         found = {}
-        for check in (*stage.CHECKS, *table.CHECKS):
+        for check in CHECKS:
             for spec in check.check_specs:
                 key = dg.AssetCheckKey(dg.AssetKey(asset), spec.name)
                 records = self.instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
@@ -156,10 +158,6 @@ def test_two_personas_make_rollouts_scores_and_the_table_with_one_model_load(pro
     assert "analytical" in told["every_persona_is_in_the_table"][1]
     assert not told["steering_moves_the_trait"][0]  # a tiny model says nothing of ships
     assert told["random_moves_nothing"][0]
-    assert table.minilm_headline(project.store) == {
-        "creative": project.rows("minilm_scores", "creative")["auc"][0],
-        "sailor": scores["auc"][0],
-    }
 
 
 def test_the_same_inputs_make_the_same_version_and_a_journal_is_kept(project):
@@ -219,8 +217,8 @@ def broken(rows: pl.DataFrame, fault: str) -> pl.DataFrame:
 def test_broken_rollouts_are_stopped_by_the_check_that_names_the_fault(project, fault, check):
     project.driver.materialize(["rollouts"], partition="sailor")
     project.put("rollouts", broken(project.rows("rollouts"), fault))
-    checks = [("rollouts", spec.name) for spec in stage.CHECKS[0].check_specs]
-    outcome = project.driver.materialize(["minilm_scores"], partition="sailor", checks=checks)
+    gates = [("rollouts", spec.name) for spec in checks.rollouts_checks.check_specs]
+    outcome = project.driver.materialize(["minilm_scores"], partition="sailor", checks=gates)
     failed = {name for name, (passed, _) in project.verdicts("rollouts").items() if not passed}
     assert check in failed
     assert failed <= {check, "all_arms_present"}
@@ -234,9 +232,8 @@ def test_scores_of_other_rollouts_and_scorers_that_see_nothing_are_told(project)
         auc=pl.lit(0.52), auc_low=pl.lit(0.4), length_auc_after=pl.lit(0.9)
     )
     project.put("minilm_scores", blind)
-    project.driver.materialize(
-        [], partition="sailor", checks=[("minilm_scores", spec.name) for spec in stage.CHECKS[1].check_specs]
-    )
+    gates = [("minilm_scores", spec.name) for spec in checks.minilm_scores_checks.check_specs]
+    project.driver.materialize([], partition="sailor", checks=gates)
     verdicts = project.verdicts("minilm_scores")
     assert not any(passed for passed, _ in verdicts.values())
     assert "0.520" in verdicts["scorer_separates"][1]
@@ -251,6 +248,4 @@ def test_a_set_without_negatives_fails_with_a_sentence(project):
 
 def test_known_questions_are_found_whatever_their_case():
     stored = pl.LazyFrame({"question": ["Tell me  about THE harbour."]})
-    assert stage.known_questions(["tell me about the harbour.", "Why?"], stored) == [
-        "tell me about the harbour."
-    ]
+    assert known_questions(["tell me about the harbour.", "Why?"], stored) == ["tell me about the harbour."]

@@ -1,5 +1,7 @@
 """The table reads what is stored, refuses what does not go together, and its checks name personas."""
 
+import re
+
 import dagster as dg
 import numpy as np
 import polars as pl
@@ -7,7 +9,6 @@ import pytest
 
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.partitions import TRAIT_OR_ROLE
-from steer_pipeline.stages.behaviour import table
 from steer_pipeline_tests.lab.behaviour.builders import ARMS, stored_rollouts, stored_scores
 from steer_pipeline_tests.stages.behaviour.test_rollouts import Project
 
@@ -42,8 +43,14 @@ def test_all_personas_that_work_pass_every_check(project):
     verdicts = project.verdicts("behaviour_table")
     assert len(verdicts) == 4
     assert all(passed for passed, _ in verdicts.values()), verdicts
-    headline = table.minilm_headline(project.store)
-    assert headline == dict.fromkeys(TRAIT_OR_ROLE.get_partition_keys(), 0.95)
+    folder = project.store.current("behaviour_table", None).path
+    page = (folder / "behaviour.html").read_text()
+    assert page.count("data:image/png;base64,") == 2, "the page loads nothing"
+    event = project.instance.get_latest_materialization_event(dg.AssetKey("behaviour_table"))
+    shown = event.asset_materialization.metadata
+    assert list(shown)[:3] == ["dose_response", "trait_against_coherence", "summary"]
+    n = len(TRAIT_OR_ROLE.get_partition_keys())
+    assert f"{n} of {n} personas move up" in shown["summary"].value
 
 
 def test_what_does_not_work_is_named_persona_by_persona(project):
@@ -56,7 +63,9 @@ def test_what_does_not_work_is_named_persona_by_persona(project):
     assert not passed
     assert "sailor random@51 (+0." in told
     assert "coach" not in told
-    assert verdicts["steering_moves_the_trait"] == (False, "do not move up: coach")
+    passed, told = verdicts["steering_moves_the_trait"]
+    assert not passed
+    assert re.search(r"do not move up: coach \([+-]0\.\d{3} \[.*\], p .*\). To go on: look at the dose", told)
 
 
 def test_a_scorer_that_contradicts_the_lexicon_is_told(project):

@@ -159,7 +159,7 @@ def test_sides_that_do_not_match_stop_the_vector(project):
     ]
     outcome = project.driver.materialize(["persona_vector"], checks=gates, partition="paranoid")
     assert not outcome.success
-    assert "sides_share_their_contexts: 1 contexts differ" in outcome.stopped_by[0]
+    assert "sides_share_their_contexts: 1 of 16 contexts differ" in outcome.stopped_by[0]
     assert project.store.current("persona_vector", "paranoid") is None
 
 

@@ -15,7 +15,8 @@ from steer_pipeline.lab.dialogues.schema import BEHAVIOUR_SCHEMA
 from steer_pipeline.lab.models.loading import load_tokenizer
 from steer_pipeline.resources import ArtifactStoreResource, JudgeResource, LanguageModelResource
 from steer_pipeline.settings import settings
-from steer_pipeline.stages.vectors.data import ASSETS, CHECKS
+from steer_pipeline.stages.vectors.assets import behaviour_set
+from steer_pipeline.stages.vectors.checks import behaviour_set_checks
 from steer_pipeline_tests.lab.dialogues.builders import answering, records, scores_of, write_responses
 from steer_pipeline_tests.stages.origins import ORIGINS, READER
 from steer_pipeline_tests.tiny import tiny_model_dir
@@ -38,7 +39,7 @@ def store(tmp_path, monkeypatch):
 def run(persona):
     shelf = ArtifactStoreResource()
     return dg.materialize(
-        [*ORIGINS, *ASSETS, *CHECKS],
+        [*ORIGINS, behaviour_set, behaviour_set_checks],
         partition_key=persona,
         resources={
             "store": shelf,

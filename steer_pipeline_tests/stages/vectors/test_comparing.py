@@ -13,7 +13,7 @@ from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.vectors.vector import save_vector
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
-from steer_pipeline.stages.vectors import comparing
+from steer_pipeline.stages.vectors import assets, checks
 from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.lab.likelihood.builders import behaviour_rows, trained
 from steer_pipeline_tests.stages.origins import READER, STUDIED
@@ -37,7 +37,7 @@ class Project:
             dg.Definitions(
                 assets=[
                     *STUDIED,
-                    *comparing.ASSETS,
+                    assets.vector_comparison,
                     dg.AssetSpec(
                         "behaviour_set",
                         partitions_def=TRAIT_OR_ROLE,
@@ -49,7 +49,7 @@ class Project:
                         metadata={"dagster/io_manager_key": "bundle_io"},
                     ),
                 ],
-                asset_checks=comparing.CHECKS,
+                asset_checks=[checks.vector_comparison_checks],
                 resources={
                     "store": shelf,
                     "language_model": LanguageModelResource(),
@@ -68,7 +68,7 @@ class Project:
     def checks(self):
         """Check name -> (passed, severity, description)."""
         found = {}
-        for spec in comparing.vector_comparison_checks.check_specs:
+        for spec in checks.vector_comparison_checks.check_specs:
             key = dg.AssetCheckKey(dg.AssetKey("vector_comparison"), spec.name)
             for record in self.instance.event_log_storage.get_asset_check_execution_history(key, limit=1):
                 evaluation = record.event.dagster_event.event_specific_data
@@ -109,20 +109,20 @@ def test_one_run_compares_and_judges(project):
     for name, arm, column in (
         ("vanilla_nll", "vanilla", "nll"),
         ("prompted_nll", "prompted", "nll"),
-        ("gap_closed", "trained", "gap_closed"),
-        ("random_gap_high", "random", "gap_high"),
+        ("nll_gap_closed", "trained", "nll_gap_closed"),
+        ("random_gap_high", "random", "nll_gap_high"),
     ):
         if table[arm][column] is not None:
-            assert metadata[name].value == table[arm][column]
+            assert metadata[name].value == pytest.approx(table[arm][column], rel=1e-4)
     assert {
         "comparison",
         "by_seed",
         "vector_as_classifier",
         "cosines",
-        "plot_gap_closed",
+        "plot_nll_gap_closed",
         "plot_cosines",
     } <= set(metadata)
-    assert headline(folder)["gap_closed"] == table["trained"]["gap_closed"]
+    assert headline(folder)["nll_gap_closed"] == table["trained"]["nll_gap_closed"]
 
     checks = project.checks()
     assert {name: severity for name, (_, severity, _) in checks.items()} == {

@@ -16,6 +16,7 @@ import polars as pl
 
 from steer_pipeline.catalogue.specs import Profile
 from steer_pipeline.lab.dialogues.encoding import encode_dialogue
+from steer_pipeline.lab.dialogues.rules import foreign_answers
 from steer_pipeline.lab.models.loaded import LoadedModel
 
 
@@ -107,7 +108,7 @@ def encode_split(rows: pl.DataFrame, split: str, model: LoadedModel, profile: Pr
             f"{who}: no row of split {split!r} counts; lower the minimum score or the token budgets in "
             "`behaviour`, or bring more scored dialogues"
         )
-    _require_same_model(counted, model, profile, who)
+    _require_own_answers(counted, model, profile, who)
     encoded = [_encode(row, model.tokenizer, profile) for row in counted.iter_rows(named=True)]
     for row_id, one in zip(counted["row_id"], encoded, strict=True):
         if len(one.ids) > model.max_positions:
@@ -133,11 +134,11 @@ def _encode(row: dict[str, Any], tokenizer: Any, profile: Profile) -> Any:
     )
 
 
-def _require_same_model(rows: pl.DataFrame, model: LoadedModel, profile: Profile, who: str) -> None:
-    strange = [name for name in rows["model"].unique().sort() if not model.is_called(name)]
-    others = rows.filter(pl.col("model").is_in(strange))
+def _require_own_answers(rows: pl.DataFrame, model: LoadedModel, profile: Profile, who: str) -> None:
+    others = foreign_answers(rows, model.is_called)
     if others.height and not profile.behaviour.allow_other_model:
+        name, row_id = others.row(0, named=True)["model"], others["row_id"][0]
         raise TrainingError(
-            f"{who}, row {others['row_id'][0]}: answered by {others['model'][0]!r}, the model is {model.name!r}; "
+            f"{who}, row {row_id}: answered by {name!r}, the model is {model.name!r}; "
             "train on dialogues of this model, or set behaviour.allow_other_model"
         )

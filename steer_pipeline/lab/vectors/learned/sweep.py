@@ -16,7 +16,6 @@ import numpy as np
 import polars as pl
 
 from steer_pipeline.catalogue.specs import Persona, Profile
-from steer_pipeline.lab.models.identity import ModelIdentity
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import resolve_site
 from steer_pipeline.lab.vectors.learned.data import Dialogues, TrainingError, encode_split
@@ -94,7 +93,11 @@ def make_trained(
     """
     spec, trainer = profile.training, make_trainer(model, rows, profile)
     choice, facts = json.loads((sweep / CHOICE).read_text()), _facts(model, trainer)
-    _require_same_identity(choice, model, persona.name)
+    if differing := model.identity.differences_from(choice.get("model_identity")):
+        raise TrainingError(
+            f"{persona.name}: lr_sweep is of another model, {choice['model']!r} where this is {model.name!r}; "
+            f"{differing}; materialise lr_sweep again"
+        )
     for name, cure in (("block", "site"), ("rows_sha", "behaviour set")):
         if choice[name] != facts[name]:
             raise TrainingError(f"{persona.name}: lr_sweep is of another {cure}; materialise lr_sweep again")
@@ -128,19 +131,6 @@ def make_trained(
     }
     _write_json(folder / REPORT, report)
     return chosen
-
-
-def _require_same_identity(choice: dict[str, Any], model: LoadedModel, who: str) -> None:
-    """The sweep was made with this model: the same base, tokenizer and adapters."""
-    if choice.get("model_identity") == str(model.identity):
-        return
-    differing = "it does not say which weights it was made with"
-    if "model_identity" in choice:
-        differing = ModelIdentity.parse(choice["model_identity"]).differences(model.identity)
-    raise TrainingError(
-        f"{who}: lr_sweep is of another model, {choice['model']!r} where this is {model.name!r}; {differing}; "
-        "materialise lr_sweep again"
-    )
 
 
 def _vector(

@@ -11,7 +11,7 @@ from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.vectors.learned.loop import Lane
 from steer_pipeline.lab.vectors.learned.sweep import make_trainer
 
-HOME = Path(__file__).resolve().parents[3]
+HOME = Path(__file__).resolve().parents[4]
 PERSONAS = [name for name, persona in load_personas().items() if persona.kind != "axis"]
 
 

@@ -1,0 +1,39 @@
+"""What a trait scorer is, and which one a persona has: its lexicon, or MiniLM fitted on its contrast set."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import polars as pl
+
+from steer_pipeline.catalogue.specs import Persona
+from steer_pipeline.lab.evaluation.lexicon import LexiconScorer
+from steer_pipeline.lab.evaluation.minilm import MiniLMScorer
+
+
+class TraitScorer(Protocol):
+    """How much of a persona texts show: `score_many` gives float64 [n] in [-1, 1], positive towards its positive
+    pole. `LexiconScorer` and `MiniLMScorer` are such.
+    """
+
+    def score_many(self, texts: Sequence[str]) -> np.ndarray: ...
+    def shows(self, text: str) -> bool: ...
+    def shows_opposite(self, text: str) -> bool: ...
+
+
+def trait_scorer(persona: Persona, contrast: pl.DataFrame) -> TraitScorer:
+    """The persona's lexicon, or, where it has none, a MiniLM classifier fitted on its contrast set.
+
+    Args:
+        contrast: rows of `personas.contrast.CONTRAST_SCHEMA`.
+    """
+    if persona.positive.lexicon:
+        return LexiconScorer(persona)
+    positive, negative = (
+        contrast.filter(pl.col("side") == side).sort("context_id") for side in ("positive", "negative")
+    )
+    return MiniLMScorer().fit(
+        positive.get_column("completion").to_list(),
+        negative.get_column("completion").to_list(),
+        positive.get_column("context_id").to_list(),
+    )

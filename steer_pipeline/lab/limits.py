@@ -1,0 +1,19 @@
+"""The numbers at which claims cease to hold, each once: the lab judges by them, the graph names them."""
+
+# Contrast sets, persona vectors, dose curves.
+MIN_CONTRAST_AUC = 0.6  # between the completions of the two sides
+MIN_SPLIT_HALF_COSINE = 0.8  # of directions from random halves of the pairs
+MIN_LOGIT_DELTA = 1e-3  # what the largest dose of a block must change
+
+# Trained vectors and their comparison.
+MIN_SEEDS = 3
+MIN_SEED_COSINE = 0.5  # mean over pairs of seeds
+MAX_NORM_FRACTION = 1.0  # of the mean residual norm at the site
+MAX_LATE_SHARE = 0.1  # of the gain, in the last quarter of the steps
+MIN_GAP_CLOSED = 0.5  # of the likelihood gap, by the trained vector
+
+# Behaviour.
+MAX_LENGTH_AUC = 0.6  # of matched excerpts; 0.5 is what matching aims at
+MAX_LENGTH_SHIFT = 0.1  # of the score between longer and shorter answers in which nothing should show
+MAX_UNREADABLE = 0.05  # share of the judge's replies
+MIN_AGREEMENT = 0.8  # AUC of MiniLM for answers in which the lexicon finds the persona

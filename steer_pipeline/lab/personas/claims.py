@@ -1,0 +1,138 @@
+"""What must hold of contrast sets, persona vectors and dose curves. In: what is stored. Out: verdicts."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+
+from steer_pipeline.catalogue.specs import Persona
+from steer_pipeline.lab.evaluation import trait_scorer
+from steer_pipeline.lab.limits import MIN_CONTRAST_AUC, MIN_LOGIT_DELTA, MIN_SPLIT_HALF_COSINE
+from steer_pipeline.lab.personas.contrast import measure_contrast, mismatched_contexts
+from steer_pipeline.lab.personas.steps import PROBE, SWEEP
+from steer_pipeline.lab.vectors.doses import Recommendation, load_recommendation
+from steer_pipeline.lab.vectors.vector import PersonaVector, best_block
+from steer_pipeline.lab.verdict import Verdict
+
+# ------------------------------------------------------------------------------------ contrast sets
+
+
+def sides_match(rows: pl.DataFrame) -> Verdict:
+    """Both sides hold the same contexts, and both splits are there."""
+    broken, splits = mismatched_contexts(rows), rows["split"].n_unique()
+    contexts = rows["context_id"].n_unique()
+    message = f"{contexts} contexts, all on both sides"
+    if broken.height:
+        first = broken.row(0, named=True)
+        message = f"{broken.height} of {contexts} contexts differ (limit 0); {first['context_id']}: {first['problem']}"
+    elif splits != 2:
+        message += f", but {splits} split where train and held_out are needed"
+    numbers = {"contexts": contexts, "mismatched_contexts": broken.height, "splits": splits}
+    return Verdict("sides_share_their_contexts", broken.is_empty() and splits == 2, message, numbers)
+
+
+def contrast_shows(rows: pl.DataFrame, persona: Persona) -> Verdict:
+    """What is said under the two instructions differs in the trait."""
+    apart = measure_contrast(rows, trait_scorer(persona, rows))
+    return Verdict(
+        "completions_show_the_contrast",
+        apart["difference_low"] > 0 and apart["auc"] >= MIN_CONTRAST_AUC,
+        f"trait score {apart['positive']:+.2f} against {apart['negative']:+.2f}: difference "
+        f"{apart['difference']:+.2f} [{apart['difference_low']:+.2f}, {apart['difference_high']:+.2f}], which must be "
+        f"above 0; AUC {apart['auc']:.2f}, at least {MIN_CONTRAST_AUC} is wanted",
+        apart,
+    )
+
+
+# ------------------------------------------------------------------------------------------ vectors
+
+
+def vector_verdicts(vector: PersonaVector) -> Iterator[Verdict]:
+    """Of a vector that could be loaded, so that its directions are sound."""
+    blocks, width = len(vector.present_blocks), int(vector.raw.shape[1])
+    numbers = {"directions": blocks, "width": width}
+    yield Verdict("directions_are_sound", True, f"{blocks} directions of {width} values", numbers)
+    best = best_block(vector.metadata)
+    if best is None:
+        for claim in ("halves_agree", "separates_held_out_contexts"):
+            yield Verdict(claim, False, "the vector was not judged on a contrast set")
+        return
+    yield halves_agree(vector, best)
+    yield separates(vector, best)
+
+
+def halves_agree(vector: PersonaVector, block: int) -> Verdict:
+    """Random halves of the pairs give the same direction."""
+    cosines = vector.metadata.get("split_half_cosine")
+    if cosines is None:
+        return Verdict("halves_agree", True, "imported: there are no pairs to halve")
+    return Verdict(
+        "halves_agree",
+        cosines[block] >= MIN_SPLIT_HALF_COSINE,
+        f"mean cosine of halves {cosines[block]:.3f} at block {block}, at least {MIN_SPLIT_HALF_COSINE} is wanted",
+        {"split_half_cosine": cosines[block], "best_block": block},
+    )
+
+
+def separates(vector: PersonaVector, block: int) -> Verdict:
+    """The best block does better than the best blocks of shuffled refits."""
+    facts = vector.metadata
+    auc, limit = facts["held_out_auc"][block], facts["auc_max_null_95th"]
+    return Verdict(
+        "separates_held_out_contexts",
+        auc > limit,
+        f"AUC {auc:.3f} at block {block}, which must be above {limit:.3f}: 95% of shuffled refits stay under that at "
+        "their best block",
+        {
+            "held_out_auc": auc,
+            "auc_max_null_95th": limit,
+            "auc_max_p": facts["auc_max_p"],
+            "best_block": block,
+        },
+    )
+
+
+# -------------------------------------------------------------------------------------- dose curves
+
+
+def dose_verdicts(folder: Path) -> Iterator[Verdict]:
+    """Of a dose_curve's folder."""
+    yield takes_effect(folder)
+    recommendation = load_recommendation(folder)
+    yield Verdict(
+        "a_coherent_dose_exists",
+        recommendation.found,
+        recommendation.reason,
+        {"dose_fraction": recommendation.fraction or 0.0},
+    )
+    yield random_moves_nothing(pl.read_parquet(folder / SWEEP), recommendation)
+
+
+def takes_effect(folder: Path) -> Verdict:
+    """The largest dose of every block changes logits."""
+    probes = json.loads((folder / PROBE).read_text())
+    weakest = min(probe["max_abs_logit_delta"] for probe in probes)
+    return Verdict(
+        "steering_takes_effect",
+        weakest >= MIN_LOGIT_DELTA,
+        f"the weakest block changes a logit by {weakest:.3g}, at least {MIN_LOGIT_DELTA:g} is needed",
+        {"min_logit_delta": weakest},
+    )
+
+
+def random_moves_nothing(sweep: pl.DataFrame, recommendation: Recommendation) -> Verdict:
+    """A random direction of the recommended norm (the largest swept, where there is none) leaves the trait."""
+    claim, random = "random_direction_moves_nothing", sweep.filter(direction="random")
+    if recommendation.found:
+        random = random.filter(fraction=recommendation.fraction)
+    if random.is_empty():
+        return Verdict(claim, True, "no positive dose was swept")
+    row = random.sort("fraction").row(-1, named=True)
+    return Verdict(
+        claim,
+        row["shift_low"] <= 0 <= row["shift_high"],
+        f"shift {row['shift']:+.3f} [{row['shift_low']:+.3f}, {row['shift_high']:+.3f}] at dose {row['fraction']:+g}; "
+        "the interval must include 0",
+        {"random_shift": row["shift"], "dose_fraction": row["fraction"]},
+    )

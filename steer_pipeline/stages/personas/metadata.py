@@ -1,0 +1,88 @@
+"""What a person sees of the personas' assets."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import polars as pl
+
+from steer_pipeline import show
+from steer_pipeline.stages.kit import picture
+
+if TYPE_CHECKING:
+    from steer_pipeline.lab.vectors.doses import Recommendation
+    from steer_pipeline.lab.vectors.vector import PersonaVector
+
+PREVIEWED = ("side", "category", "system", "user", "completion")
+BY_BLOCK = ("held_out_auc", "auc_null_95th", "auc_p", "split_half_cosine", "raw_norms", "residual_norms")
+
+
+def of_contrast(rows: pl.DataFrame, dropped_pairs: int) -> dict[str, Any]:
+    """Sizes, and both sides of the first two contexts."""
+    from steer_pipeline.lab.personas.schema import CONTRAST_COLUMNS
+
+    return {
+        "preview": show.preview(rows.head(4).select(PREVIEWED), CONTRAST_COLUMNS),
+        "contexts": rows.height // 2,
+        "dropped_pairs": dropped_pairs,
+        "held_out_contexts": rows.filter(split="held_out").height // 2,
+        "mean_tokens": show.significant(float(rows["n_tokens"].mean() or 0.0)),
+        "truncated_rate": show.significant(float((rows["finish_reason"] == "length").mean() or 0.0)),
+    }
+
+
+def of_vector(vector: "PersonaVector") -> dict[str, Any]:
+    """The block that tells the poles apart best, and all blocks: as a plot and as a table."""
+    from steer_pipeline.lab.vectors.vector import best_block
+
+    facts, best = vector.metadata, best_block(vector.metadata)
+    measured = [name for name in BY_BLOCK if facts.get(name) is not None]
+    blocks = pl.DataFrame(
+        [
+            {"block": block, **{name: facts[name][block] for name in measured}}
+            for block in vector.present_blocks
+        ]
+    )
+    at_best = {} if best is None else {"best_block": best, **{name: facts[name][best] for name in measured}}
+    return {
+        "separation": show.curves(
+            {name: list(blocks.select("block", name).iter_rows()) for name in measured[:2]},
+            "block",
+            "held-out AUC beside its null",
+        ),
+        "blocks": show.markdown_table(blocks),
+        **{name: show.significant(value) for name, value in at_best.items()},
+        "auc_max_p": show.significant(facts["auc_max_p"]),
+        "source": facts["source"]["kind"],
+        "flags": dg.MetadataValue.json(list(facts["flags"])),
+    }
+
+
+def of_dose(recommendation: "Recommendation", folder: Path) -> dict[str, Any]:
+    """The curve, and the numbers of the recommended cell."""
+    from steer_pipeline.lab.personas.steps import PLOT, SWEEP
+
+    sweep = pl.read_parquet(folder / SWEEP)
+    numbers: dict[str, Any] = {
+        "plot": picture(folder / PLOT),
+        "reason": recommendation.reason,
+        "dose_found": int(recommendation.found),
+        "cells": sweep.height,
+        "rows_a_cell": int(sweep["n"].max() or 0),
+    }
+    if not recommendation.found:
+        return numbers
+    at_dose = {"direction": "persona", "block": recommendation.block, "fraction": recommendation.fraction}
+    cell = sweep.filter(**at_dose).row(0, named=True)
+    of_cell = {
+        "recommended_block": recommendation.block,
+        "dose_fraction": recommendation.fraction,
+        "dose_alpha": recommendation.alpha,
+        "trait_shift": cell["shift"],
+        "trait_shift_low": cell["shift_low"],
+        "trait_shift_high": cell["shift_high"],
+        "shown_rate": cell["shown_rate"],
+        "suspect_rate": cell["suspect_rate"],
+        "kl_nats": cell["kl"],
+    }
+    return numbers | {name: show.significant(value) for name, value in of_cell.items()}
