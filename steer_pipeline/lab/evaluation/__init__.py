@@ -1,7 +1,8 @@
 """Scorers of text: how much of a persona it shows, by marker words, by a sentence-embedding classifier, by a judge.
 
 The first two have `score_many(texts) -> float64 [n]` in [-1, 1], positive towards the persona's positive pole;
-`judge_texts` gives verdicts on the persona's own scale.
+`judge_texts` gives verdicts on the persona's own scale. `example_scorer` fits the classifier on what a persona itself
+brings, so it needs no text of the model that is studied.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from steer_pipeline.lab.evaluation.examples import ExamplesError, example_scorer
 from steer_pipeline.lab.evaluation.judge import (
     JudgeError,
     JudgeUnavailable,
@@ -27,6 +29,7 @@ class TraitScorer(Protocol):
 
 
 __all__ = [
+    "ExamplesError",
     "JudgeError",
     "JudgeUnavailable",
     "LexiconHits",
@@ -35,6 +38,7 @@ __all__ = [
     "SeparationReport",
     "TraitScorer",
     "Verdict",
+    "example_scorer",
     "judge_texts",
     "scale_of",
 ]
