@@ -13,12 +13,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from steer_pipeline.catalogue.loading import load_persona, persona_names
+from steer_pipeline.catalogue.loading import load_persona
 from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.settings import Settings
 
 # How a text is recognised as a persona's; all else of a persona says how it is asked for.
 SCALE_FIELDS = ("lexicon", "judge_rubric")
+# Told to people, or read by no asset yet: what is made of a persona does not depend on them.
+UNREAD_FIELDS = ("summary", "examples")
 SHOWN = 16
 
 
@@ -47,7 +49,7 @@ class Origin:
 
 def versions(now: Settings) -> Iterator[tuple[str, str | None, Found]]:
     """(origin, partition, what is there now) of everything that the graph stands on."""
-    keys = {"persona": persona_names(), "variant": now.variant_names}
+    keys = {"persona": now.persona_names, "variant": now.variant_names}
     for origin in ORIGINS:
         for partition in keys[origin.partitions] if origin.partitions else [None]:
             yield origin.name, partition, look(origin, now, partition)
@@ -68,7 +70,7 @@ def _persona(now: Settings, name: str) -> Found:
     content = None if isinstance(vector, str) else _content(_below(now.home / vector.path))
     for pole in ("positive", "negative"):
         persona[pole] = {key: value for key, value in persona[pole].items() if key not in SCALE_FIELDS}
-    asked = {key: value for key, value in persona.items() if key not in (*SCALE_FIELDS, "summary")}
+    asked = {key: value for key, value in persona.items() if key not in (*SCALE_FIELDS, *UNREAD_FIELDS)}
     return Found(_digest([asked, content]))
 
 

@@ -1,22 +1,22 @@
 """Partitions of the graph and their mappings, computed from the catalogue, nowhere else.
 
-A new persona or variant is a new entry of the catalogue and appears when the definitions are loaded again. One whose
-entry is broken keeps its partition: its assets fail by name, the others go on.
+A new persona or variant is a new entry of the catalogue and appears when the definitions are loaded again, unless the
+profile does without it. One whose entry is broken keeps its partition: its assets fail by name, the others go on.
 """
 
 from collections.abc import Iterable, Mapping
 
 import dagster as dg
 
-from steer_pipeline.catalogue.loading import persona_names, read_personas
+from steer_pipeline.catalogue.loading import read_personas
 from steer_pipeline.settings import settings
 
 _SOUND, _BROKEN = read_personas()
 
-PERSONA = dg.StaticPartitionsDefinition(persona_names())
+PERSONA = dg.StaticPartitionsDefinition(settings().persona_names)
 # The behaviour lab studies what has scored dialogues; an axis has two poles and none.
 TRAIT_OR_ROLE = dg.StaticPartitionsDefinition(
-    [name for name in persona_names() if name in _BROKEN or _SOUND[name].kind != "axis"]
+    [name for name in settings().persona_names if name in _BROKEN or _SOUND[name].kind != "axis"]
 )
 VARIANT = dg.StaticPartitionsDefinition(settings().variant_names)
 

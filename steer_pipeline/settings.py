@@ -6,7 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from steer_pipeline import environment
-from steer_pipeline.catalogue.loading import CatalogueError, load_profile, profile_path, read_variants
+from steer_pipeline.catalogue.loading import (
+    CatalogueError,
+    load_profile,
+    profile_path,
+    read_variants,
+    studied_names,
+)
 from steer_pipeline.catalogue.specs import Profile, VariantSpec
 from steer_pipeline.environment import DEFAULT_PROFILE
 
@@ -34,8 +40,13 @@ class Settings:
         return self.home / "assets_data" / "newsroom"
 
     @property
+    def persona_names(self) -> list[str]:
+        """All personas that the profile studies, sound or not."""
+        return studied_names(self.profile)
+
+    @property
     def variant_names(self) -> list[str]:
-        """All variants of the catalogue, sound or not."""
+        """All variants that the profile studies, sound or not."""
         return [*self.variants, *self.broken_variants]
 
     def resolve(self, path: str) -> str:

@@ -6,6 +6,7 @@ from steer_pipeline.catalogue.loading import (
     load_personas,
     load_profile,
     load_variants,
+    studied_names,
 )
 from steer_pipeline.catalogue.specs import Persona, Profile, VariantSpec
 
@@ -18,4 +19,5 @@ __all__ = [
     "load_personas",
     "load_profile",
     "load_variants",
+    "studied_names",
 ]

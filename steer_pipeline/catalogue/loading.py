@@ -49,6 +49,21 @@ def persona_names(place: Path | None = None) -> list[str]:
     return names
 
 
+def studied_names(profile: Profile, place: Path | None = None) -> list[str]:
+    """The personas of the catalogue that a profile studies, sorted.
+
+    Raises:
+        CatalogueError: the profile does without a persona that has no file.
+    """
+    names = persona_names(place)
+    if unknown := sorted(set(profile.without_personas) - set(names)):
+        raise CatalogueError(
+            f"profile {profile.name}: without_personas: no file in personas/ for {', '.join(unknown)}; "
+            f"known: {', '.join(names)}"
+        )
+    return [name for name in names if name not in profile.without_personas]
+
+
 def load_persona(name: str, place: Path | None = None) -> Persona:
     """`personas/<name>.yaml`; the file's stem is the persona's name."""
     path = (place or catalogue_folder() / "personas") / f"{name}.yaml"
@@ -109,6 +124,8 @@ def read_variants(
 ) -> tuple[dict[str, VariantSpec], dict[str, CatalogueError]]:
     """The variants that are sound, in file order, and what is wrong with the others.
 
+    Those that name a persona which the profile does without are neither.
+
     Raises:
         CatalogueError: the file is no list of named variants, or a name comes twice, or base is not as it must be:
         nothing can be compared then.
@@ -126,6 +143,8 @@ def read_variants(
             variant = _validate(VariantSpec, entry, path)
             variant = variant.model_copy(update={"terms": own[name]}) if name in own else variant
             _check_references(variant, path)
+            if profile is not None and _named(variant) & set(profile.without_personas):
+                continue
             sound[name] = variant
         except CatalogueError as error:
             broken[name] = error
@@ -152,11 +171,15 @@ def _entries(path: Path) -> dict[str, Any]:
     return entries
 
 
+def _named(variant: VariantSpec) -> set[str]:
+    """Every persona that a variant speaks of."""
+    prompted = {variant.prompted_by} if variant.prompted_by else set()
+    return {term.persona for term in variant.terms} | set(variant.targets) | prompted
+
+
 def _check_references(variant: VariantSpec, path: Path) -> None:
-    named = [term.persona for term in variant.terms] + list(variant.targets)
-    named += [variant.prompted_by] if variant.prompted_by else []
     known = persona_names()
-    for persona in named:
+    for persona in sorted(_named(variant)):
         if persona not in known:
             raise CatalogueError(
                 f"{path}: variant {variant.name!r} names persona {persona!r}, "

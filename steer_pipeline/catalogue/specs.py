@@ -6,6 +6,7 @@ that `dose_curve` recommends for the persona).
 """
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -38,6 +39,58 @@ class Pole(Strict):
     )
 
 
+Statement = Annotated[
+    str, Field(description="What a speaker of the pole answers or comments, in natural English.")
+]
+MIN_FIT, MIN_HELD_OUT = 16, 8
+
+
+class StatementPair(Strict):
+    """The two poles on one subject, about as long as each other: neither subject nor length may tell them apart."""
+
+    positive: Statement
+    negative: Statement
+
+
+class Examples(Strict):
+    """How each pole sounds in plain English: what a scorer and a vector of any model can be fitted on.
+
+    Pairs and not two lists, so that a reader sees the match, and so that what is shuffled or resampled is a subject.
+    """
+
+    prompts: list[str] = Field(
+        min_length=1,
+        description="Questions that leave room for both poles; every statement can stand as an answer to each.",
+    )
+    fit: list[StatementPair] = Field(description=f"What is learned from; at least {MIN_FIT} pairs.")
+    held_out: list[StatementPair] = Field(
+        description=f"What it is judged on, never learned from; at least {MIN_HELD_OUT} pairs on other subjects."
+    )
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        for split, least in (("fit", MIN_FIT), ("held_out", MIN_HELD_OUT)):
+            if (count := len(getattr(self, split))) < least:
+                raise ValueError(f"{split} has {count} pairs; at least {least} are needed")
+        seen: dict[str, str] = {}
+        for place, text in self._texts():
+            plain = " ".join(re.findall(r"\w+", text.casefold()))
+            if not plain:
+                raise ValueError(f"{place} is empty")
+            if plain in seen:
+                raise ValueError(f"{place} says the same as {seen[plain]}: {text!r}; write another")
+            seen[plain] = place
+        return self
+
+    def _texts(self) -> Iterator[tuple[str, str]]:
+        """(where it stands, text) of every prompt and statement."""
+        yield from ((f"prompts.{number}", prompt) for number, prompt in enumerate(self.prompts))
+        for split in ("fit", "held_out"):
+            for number, pair in enumerate(getattr(self, split)):
+                yield f"{split}.{number}.positive", pair.positive
+                yield f"{split}.{number}.negative", pair.negative
+
+
 class ImportedVector(Strict):
     """Where a persona's vector comes from when it is imported and not computed."""
 
@@ -58,6 +111,10 @@ class Persona(Strict):
     positive: Pole
     negative: Pole
     questions: list[str] = Field(default_factory=list, description="Persona-specific questions.")
+    examples: Examples | None = Field(
+        default=None,
+        description="Pairs of statements of the two poles, and prompts; a role's negative pole is a plain speaker.",
+    )
     judge_rubric: str = Field(
         default="",
         description="Judge prompt with `{question}` and `{answer}`; scores as `catalogue/scale.py` has them.",
@@ -411,6 +468,11 @@ class Profile(Strict):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
     summary: str
     model: ModelSpec
+    without_personas: list[Name] = Field(
+        default_factory=list,
+        description="Personas of the catalogue that mean nothing to this model: the profile studies neither them nor "
+        "variants that name them.",
+    )
     corpus: CorpusSpec = CorpusSpec()
     contrast: ContrastSpec = ContrastSpec()
     vector: VectorSpec = VectorSpec()
