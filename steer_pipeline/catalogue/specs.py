@@ -266,7 +266,11 @@ class ModelSpec(Strict):
 class NewsSource(Strict):
     """Where news comes from."""
 
-    kind: Literal["sample", "files", "directory", "hub"] = "sample"
+    kind: Literal["sample", "news_en", "files", "directory", "hub"] = Field(
+        default="sample",
+        description="`sample`: the newsroom's articles; `news_en`: news in plain English that come with the checkout; "
+        "`files`, `directory`, `hub`: at `path`.",
+    )
     path: str | None = Field(default=None, description="JSONL/Parquet path or glob, directory, or hub id.")
     split: str = "train"
     limit: int | None = Field(default=None, ge=1, description="First N accepted rows.")

@@ -10,6 +10,7 @@ from steer_pipeline.lab.corpus.invariants import (
     schema_problems,
     set_aside,
 )
+from steer_pipeline.lab.corpus.sentences import sentence_ends
 from steer_pipeline.lab.corpus.snapshots import (
     NEWS_SCHEMA,
     NewsSnapshot,
@@ -19,7 +20,7 @@ from steer_pipeline.lab.corpus.snapshots import (
     snapshot_truncated,
 )
 from steer_pipeline.lab.corpus.sources import QUARANTINE_SCHEMA, NewsBatch, SourceError, news_files, read_news
-from steer_pipeline.lab.corpus.truncation import TRUNCATED_SCHEMA, sentence_ends, truncate_news
+from steer_pipeline.lab.corpus.truncation import TRUNCATED_SCHEMA, truncate_news
 
 __all__ = [
     "NEWS_SCHEMA",

@@ -4,13 +4,13 @@ In: lazy frames of `cc_news` and `truncated_news`. Out: counts of rows that brea
 empty list) where the rule holds. Tables are scanned, not held in memory, but for ids and indices.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from steer_pipeline.lab.corpus.snapshots import BATCH_ROWS, originals
-from steer_pipeline.lab.corpus.truncation import count_tokens, ends_on_sentence
+from steer_pipeline.lab.corpus.sentences import ends_on_sentence
+from steer_pipeline.lab.corpus.snapshots import BATCH_ROWS, SetAside, originals
+from steer_pipeline.lab.corpus.truncation import count_tokens
 
 RECOUNTED_ROWS = 1000
 
@@ -32,31 +32,16 @@ def schema_problems(table: pl.LazyFrame, expected: pl.Schema, nullable: tuple[st
     return problems + [f"column {name} has {counts[name][0]} nulls" for name in full if counts[name][0]]
 
 
-@dataclass(frozen=True)
-class SetAside:
-    """Lines of a source that gave no article, beside all its lines; `reasons` counts them, most frequent first."""
-
-    lines: int
-    quarantined: int
-    reasons: dict[str, int]
-
-    @property
-    def rate(self) -> float:
-        return self.quarantined / max(1, self.lines)
-
-    def sentence(self) -> str:
-        """With the most frequent reason, where there is one."""
-        most = f", most of them: {next(iter(self.reasons))}" if self.reasons else ""
-        return f"{self.quarantined} of {self.lines} lines gave no article ({self.rate:.1%}){most}"
-
-
 def set_aside(news: pl.LazyFrame, quarantine: pl.LazyFrame) -> SetAside:
     """How much of a source is missing from `cc_news`, by reason without its details."""
     kept = news.select(pl.len()).collect().item()
     reason = pl.col("reason").str.split(":").list.first()
     reasons = quarantine.group_by(reason).len().sort("len", "reason", descending=[True, False]).collect()
     quarantined = int(reasons["len"].sum())
-    return SetAside(kept + quarantined, quarantined, dict(reasons.rows()))
+    first = quarantine.select("file", "line").head(1).collect().rows()
+    return SetAside(
+        kept + quarantined, quarantined, dict(reasons.rows()), *(SetAside.place(*row) for row in first)
+    )
 
 
 def id_problems(news: pl.LazyFrame) -> dict[str, int]:

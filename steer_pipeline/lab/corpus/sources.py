@@ -1,24 +1,26 @@
-"""Reads news as a stream of batches, from the shipped sample, files, a directory or the hub.
+"""Reads news as a stream of batches, from the shipped news, files, a directory or the hub.
 
 In: a `NewsSource` and the project home. Out: `NewsBatch`es of accepted rows and of quarantined lines, in
 source order; every line that is not blank ends in one of the two. Memory is bounded by one batch.
-Formats: JSONL, gzipped JSONL and Parquet, with the CC-News fields; only `text` is required.
+Formats: JSONL, gzipped JSONL and Parquet, with the CC-News fields; only `text` is required, and only `text`
+and `url` can set a line aside: an odd title, date or author is read as well as it goes, or left empty.
 """
 
 import codecs
-import datetime
 import glob
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from steer_pipeline.catalogue.specs import NewsSource
+from steer_pipeline.lab.corpus.cleaning import author_list, clean_text, date_string, is_missing, plain_string
 from steer_pipeline.lab.corpus.identity import row_id
 
 TEXT_FIELDS = ("title", "description", "text", "domain", "date", "url")
@@ -54,10 +56,16 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class NewsBatch:
-    """Accepted rows (`ROW_SCHEMA`) and quarantined lines (`QUARANTINE_SCHEMA`) of one stretch of a source."""
+    """Accepted rows (`ROW_SCHEMA`) and quarantined lines (`QUARANTINE_SCHEMA`) of one stretch of a source.
+
+    Attributes:
+        mended: accepted rows by what was done to them: HTML or mojibake taken out of the text, an optional
+            field read from another type (`date_coerced`) or left empty (`title_blanked`).
+    """
 
     rows: pl.DataFrame
     quarantine: pl.DataFrame
+    mended: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,7 @@ class _Line:
 
 
 def read_news(source: NewsSource, home: Path, batch_rows: int = BATCH_ROWS) -> Iterator[NewsBatch]:
-    """Streams a news source; at least one batch, possibly empty.
+    """Streams a news source; at least one batch.
 
     `source_index` is the ordinal, over all files in order, of the lines that parse to an object: an
     article that is quarantined for its content (empty text, a wrong type, too short) uses up an index
@@ -85,17 +93,21 @@ def read_news(source: NewsSource, home: Path, batch_rows: int = BATCH_ROWS) -> I
         batch_rows: lines of a batch; a batch also ends after `BATCH_CHARS` characters of text.
 
     Raises:
-        SourceError: nothing to read at the path, a format that is not supported, a file that is
-            damaged as a whole, or a missing package.
+        SourceError: nothing to read at the path or in its files, a format that is not supported, a file
+            that is damaged as a whole, or a missing package.
     """
     rows: list[dict[str, Any]] = []
     bad: list[tuple[str, int, str, str]] = []
+    mended: Counter[str] = Counter()
     index = accepted = chars = 0
+    seen = False
     for line in _lines(source, home):
+        seen = True
         problem = line.problem
         if not problem:
-            row, problem = _row(line.value, source.min_chars)
+            row, problem, done = _row(line.value, source.min_chars)
             if not problem:
+                mended.update(done)
                 row["source_index"] = index
                 rows.append(row)
                 accepted += 1
@@ -105,18 +117,26 @@ def read_news(source: NewsSource, home: Path, batch_rows: int = BATCH_ROWS) -> I
             excerpt = line.excerpt or _excerpt(str(line.value))
             bad.append((line.file, line.number, problem, excerpt))
         if len(rows) + len(bad) >= batch_rows or chars >= BATCH_CHARS:
-            yield _batch(rows, bad)
-            rows, bad, chars = [], [], 0
+            yield _batch(rows, bad, mended)
+            rows, bad, mended, chars = [], [], Counter(), 0
         if accepted == source.limit:
             break
-    if rows or bad or not index:
-        yield _batch(rows, bad)
+    if not seen:
+        raise SourceError(
+            f"{_names(source, home)}: empty, not one line with an article; "
+            "put news there (JSONL or Parquet with a field `text`), or correct corpus.source.path"
+        )
+    if rows or bad:
+        yield _batch(rows, bad, mended)
 
 
-def _batch(rows: list[dict[str, Any]], bad: list[tuple[str, int, str, str]]) -> NewsBatch:
+def _batch(
+    rows: list[dict[str, Any]], bad: list[tuple[str, int, str, str]], mended: Counter[str]
+) -> NewsBatch:
     return NewsBatch(
         pl.DataFrame(rows, schema=ROW_SCHEMA),
         pl.DataFrame(bad, schema=QUARANTINE_SCHEMA, orient="row"),
+        mended,
     )
 
 
@@ -124,35 +144,47 @@ def _excerpt(text: str) -> str:
     return text[:EXCERPT_CHARS].encode("utf-8", "replace").decode()
 
 
-def _row(value: dict[str, Any], min_chars: int) -> tuple[dict[str, Any], str]:
-    """A row without its index, or the reason why there is none."""
+def _row(value: dict[str, Any], min_chars: int) -> tuple[dict[str, Any], str, set[str]]:
+    """A row without its index, or the reason why there is none; and what was mended in it."""
     row: dict[str, Any] = {}
-    for name in TEXT_FIELDS:
-        field = value.get(name)
-        if isinstance(field, datetime.date):  # datetime included: Parquet files carry real dates
-            field = str(field)
-        if field is None and name != "text":
-            field = ""
-        if field is None:
-            return row, "missing text"
-        if not isinstance(field, str):
-            return row, f"wrong type: {name} is {type(field).__name__}, expected a string"
-        row[name] = field
-    authors = value.get("authors")
-    authors = [] if authors is None else authors
-    if not isinstance(authors, list) or not all(isinstance(name, str) for name in authors):
-        return row, "wrong type: authors is not a list of strings"
-    row["authors"] = authors
+    for name in ("text", "url"):
+        given = value.get(name)
+        if is_missing(given):
+            if name == "text":
+                return row, "missing text", set()
+            given = ""
+        if not isinstance(given, str):
+            return row, f"wrong type: {name} is {type(given).__name__}, expected a string", set()
+        try:
+            given.encode()
+        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+            return row, f"not Unicode: unpaired surrogate {error.object[error.start]!r} in {name}", set()
+        row[name] = given
+    row["text"], done = clean_text(row["text"])
     if not row["text"].strip():
-        return row, "empty text"
+        return row, "empty text", done
     if len(row["text"]) < min_chars:
-        return row, f"short text: fewer than {min_chars} characters"
-    try:
-        row["row_id"] = row_id(row["url"], row["text"])
-        "".join((row["title"], row["description"], row["domain"], row["date"], *authors)).encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
-        return row, f"not Unicode: unpaired surrogate {error.object[error.start]!r}"
-    return row, ""
+        return row, f"short text: fewer than {min_chars} characters", done
+    row["row_id"] = row_id(row["url"], row["text"])
+    for name, read in _OPTIONAL.items():
+        given = value.get(name)
+        found = read(given)
+        if found is None:
+            done.add(f"{name}_blanked")
+            found = [] if name == "authors" else ""
+        elif not (is_missing(given) or found == given):
+            done.add(f"{name}_coerced")
+        row[name] = clean_text(found)[0] if name in ("title", "description") else found
+    return row, "", done
+
+
+_OPTIONAL: dict[str, Callable[[Any], Any]] = {
+    "title": plain_string,
+    "description": plain_string,
+    "domain": plain_string,
+    "date": date_string,
+    "authors": author_list,
+}
 
 
 # ----------------------------------------------------------------------------------- where lines come from
@@ -167,8 +199,14 @@ def _lines(source: NewsSource, home: Path) -> Iterator[_Line]:
         yield from _parquet_lines(path, name) if path.suffix == ".parquet" else _json_lines(path, name)
 
 
+def _names(source: NewsSource, home: Path) -> str:
+    if source.kind == "hub":
+        return f"{source.path or HUB_DATASET}[{source.split}]"
+    return ", ".join(str(path) for path in news_files(source, home)[:5])
+
+
 def news_files(source: NewsSource, home: Path) -> list[Path]:
-    """The files of a `sample`, `files` or `directory` source, in reading order.
+    """The files of a `sample`, `news_en`, `files` or `directory` source, in reading order.
 
     Raises:
         SourceError: there are none, or one has a suffix that is not supported.
@@ -177,6 +215,10 @@ def news_files(source: NewsSource, home: Path) -> list[Path]:
         folder = home / "assets_data" / "newsroom"
         found = [folder / f"news{suffix}" for suffix in SUFFIXES if (folder / f"news{suffix}").is_file()][:1]
         cure = "restore it from the repository (git checkout -- assets_data/newsroom)"
+    elif source.kind == "news_en":
+        folder = home / "assets_data" / "news_en"
+        found = sorted(folder.glob("*.jsonl"))
+        cure = "restore them from the repository (git checkout -- assets_data/news_en)"
     elif source.path is None:
         raise SourceError(f"corpus.source.path: a source of kind {source.kind} needs one")
     elif source.kind == "directory":

@@ -14,7 +14,7 @@ from functools import lru_cache
 import polars as pl
 
 from steer_pipeline.lab.quality.loops import find_loop
-from steer_pipeline.lab.quality.numbers import digit_values, source_values
+from steer_pipeline.lab.quality.numbers import digit_values, reworded, source_values, writings
 from steer_pipeline.lab.quality.text import words
 
 JANUS_RULES: dict[str, str] = {
@@ -97,24 +97,44 @@ def foreign_digits(text: str, source: str) -> list[str]:
     """Digit strings of `text` whose value the source does not give, in digits or in words.
 
     "1,200", "1200" and "1.2 thousand" are one value, "twelve" allows "12", ":00" is a way of writing an hour,
-    and a number cut off by the end of the text may be the beginning of one of the source.
+    and a number cut off by the end of the text may be the beginning of one of the source ("$2." of "$2.5 million").
+
+    Two kinds of known false alarm are left out here and found by `reworded_digits`: a percentage for a fraction
+    ("25 percent" for "a quarter") and a time by another clock ("18:30" for "6:30 p.m."). False alarms that stay:
+    what a rewrite has computed ("up 20" for "from 100 to 120"), converted ("5 miles" for "8 km") or concluded
+    from a date ("aged 34").
     """
+    return [match[0] for match in _ungiven(text, source) if not reworded(text, match, source)]
+
+
+def reworded_digits(text: str, source: str) -> list[str]:
+    """Digit strings that are not in the source and say what it says in another way; no ground for suspicion."""
+    return [match[0] for match in _ungiven(text, source) if reworded(text, match, source)]
+
+
+def _ungiven(text: str, source: str) -> list[re.Match[str]]:
+    """Digit strings whose value the source does not give, but for those that the end of the text has cut."""
     given = digit_values(source)
     written: set[Decimal] = set().union(*(readings for _, readings in given))
     found = [(match, readings) for match, readings in digit_values(text) if not readings & written]
     if not found:
         return []
     allowed = source_values(source)
-    foreign = []
-    for match, readings in found:
-        if readings & allowed or (re.search(r"\d:$", text[: match.start()]) and match[0] == "00"):
-            continue
-        cut = match.end() == len(text) and any(
-            whole[0].replace(",", "").startswith(match[0].replace(",", "")) for whole, _ in given
-        )
-        if not cut:
-            foreign.append(match[0])
-    return foreign
+    whole = text.rstrip()
+    cut = len(whole.rstrip("0123456789.,"))  # where digits begin that the end may have cut
+    cut += len(whole[cut:]) - len(whole[cut:].lstrip(".,"))
+    if cut < len(whole):
+        tail = whole[cut:]
+        forms = {match[0] for match, _ in given} | {match[0].replace(",", "") for match, _ in given}
+        if not any(form.startswith(tail) for form in forms | writings(allowed)):
+            cut = len(text)
+    return [
+        match
+        for match, readings in found
+        if match.start() < cut
+        and not readings & allowed
+        and not (match[0] == "00" and re.search(r"\d:\Z", text[max(0, match.start() - 2) : match.start()]))
+    ]
 
 
 RULES: dict[str, SuspectRule] = {
@@ -188,7 +208,8 @@ RULES: dict[str, SuspectRule] = {
         SuspectRule(
             "foreign_digits",
             "ours",
-            "A number in digits that the source does not give, in digits or in words.",
+            "A number in digits that the source does not give, in digits or in words; percentages for its "
+            "fractions, times by another clock and digits cut by the end of the text do not count.",
             "The council met 17 times (source: no number)",
             lambda text, source, special: bool(foreign_digits(text, source)),
         ),
@@ -234,6 +255,12 @@ def count_suspects(frame: pl.DataFrame) -> dict[str, int]:
     counts = {name: int(frame["suspects"].list.contains(name).sum()) for name in RULES}
     ours = frame["suspects"].list.eval(pl.element().is_in(list(OUR_RULES))).list.any().fill_null(False)
     return counts | {"any": int((frame["suspects"].list.len() > 0).sum()), "any_ours": int(ours.sum())}
+
+
+def count_excused(frame: pl.DataFrame, *, text: str = "output", source: str = "prompt") -> dict[str, int]:
+    """Rows with digits that only seem foreign (see `reworded_digits`). They are no suspects and in no rate of them."""
+    rows = zip(frame[text], frame[source], strict=True)
+    return {"reworded_digits": sum(bool(reworded_digits(output, given or "")) for output, given in rows)}
 
 
 def rules_table() -> pl.DataFrame:

@@ -18,8 +18,9 @@ from steer_pipeline.settings import settings
 from steer_pipeline.stages.kit import cpu, staging, user_errors
 
 TABLE = cpu("corpus", io_manager_key="parquet_io", kinds={"polars", "parquet"})
+TOP_REASONS = 3
 OUT = {name: value for name, value in TABLE.items() if name != "group_name"}
-READ = made_of("1", "corpus.source", "corpus.near_duplicate_threshold")
+READ = made_of("2", "corpus.source", "corpus.near_duplicate_threshold")
 
 
 @dg.multi_asset(
@@ -43,28 +44,38 @@ READ = made_of("1", "corpus.source", "corpus.near_duplicate_threshold")
     deps=["news_source"],
     retry_policy=RETRY_NETWORK,
 )
-def read_news(store: ArtifactStoreResource) -> Iterator[dg.Output]:
+def read_news(context: dg.AssetExecutionContext, store: ArtifactStoreResource) -> Iterator[dg.Output]:
     """Reads the profile's news source once, batch by batch."""
     from steer_pipeline.lab.corpus import SourceError, snapshot_news
 
     profile = settings().profile
     with staging(store, "cc_news") as folder, user_errors(SourceError):
         read = snapshot_news(profile.corpus, settings().home, folder)
-        yield dg.Output(read.rows, "cc_news", metadata={**read.shares(), "preview": _preview(read.rows)})
+        missing = read.set_aside()
+        (context.log.warning if missing.quarantined else context.log.info)(missing.sentence())
+        if read.mended:
+            context.log.info(f"articles with something to mend: {_counted(read.mended)}")
+        told = {"set_aside": missing.sentence(), "mended": read.mended}
+        yield dg.Output(
+            read.rows, "cc_news", metadata={**read.shares(), **told, "preview": _preview(read.rows)}
+        )
         reasons = {f"reason_{name.replace(' ', '_')}": n for name, n in read.reasons.items()}
-        shown = {**reasons, "preview": _preview(read.quarantine)}
+        shown = {**reasons, "set_aside": missing.sentence(), "preview": _preview(read.quarantine)}
         yield dg.Output(read.quarantine, "news_quarantine", metadata=shown)
 
 
 @dg.asset(
     deps=["tokenizer"],
-    code_version=made_of("1", "corpus.max_tokens", "corpus.language"),
+    code_version=made_of("2", "corpus.max_tokens", "corpus.language"),
     **TABLE,
 )
-def truncated_news(cc_news: pl.LazyFrame, store: ArtifactStoreResource) -> Iterator[dg.Output]:
+def truncated_news(
+    context: dg.AssetExecutionContext, cc_news: pl.LazyFrame, store: ArtifactStoreResource
+) -> Iterator[dg.Output]:
     """The articles that the model is given: at most the profile's token cap, cut after a whole sentence.
 
-    Left out: duplicates and near duplicates, and articles without a whole sentence within the cap.
+    Left out: duplicates and near duplicates, articles without a whole sentence within the cap, and such as the
+    tokenizer or the segmenter cannot take; `dropped` names them.
     """
     from steer_pipeline.lab.corpus import snapshot_truncated
     from steer_pipeline.lab.models.loading import load_tokenizer
@@ -73,8 +84,15 @@ def truncated_news(cc_news: pl.LazyFrame, store: ArtifactStoreResource) -> Itera
     tokenizer = load_tokenizer(profile.model, settings().home)
     with staging(store, "truncated_news") as folder:
         cut = snapshot_truncated(cc_news, tokenizer, profile.corpus, folder)
-        shown = {**_lengths(cut.rows), "preview": _preview(cut.rows)}
+        if cut.n_dropped:
+            reasons = dict(cut.dropped.collect()["reason"].value_counts(sort=True).head(TOP_REASONS).rows())
+            context.log.warning(f"{cut.n_dropped} articles left out: {_counted(reasons)}")
+        shown = {**_lengths(cut.rows), "dropped": _preview(cut.dropped), "preview": _preview(cut.rows)}
         yield dg.Output(cut.rows, metadata={**cut.counts(), "max_tokens": profile.corpus.max_tokens, **shown})
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} ({n})" for name, n in counts.items())
 
 
 def _preview(rows: pl.LazyFrame) -> dg.TableMetadataValue:

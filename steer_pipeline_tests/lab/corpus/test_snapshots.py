@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -6,6 +7,8 @@ import polars as pl
 import pytest
 
 from steer_pipeline.catalogue.specs import CorpusSpec, NewsSource
+from steer_pipeline.lab.corpus import truncation
+from steer_pipeline.lab.corpus.invariants import set_aside
 from steer_pipeline.lab.corpus.snapshots import (
     DROPPED_SCHEMA,
     NEWS_SCHEMA,
@@ -13,7 +16,7 @@ from steer_pipeline.lab.corpus.snapshots import (
     snapshot_news,
     snapshot_truncated,
 )
-from steer_pipeline.lab.corpus.sources import QUARANTINE_SCHEMA
+from steer_pipeline.lab.corpus.sources import QUARANTINE_SCHEMA, SourceError
 from steer_pipeline.lab.corpus.truncation import TRUNCATED_SCHEMA
 from steer_pipeline_tests.lab.corpus.test_duplicates import article, edited
 
@@ -39,10 +42,76 @@ def test_a_snapshot_holds_every_line_marked_and_counted(tmp_path):
     assert originals(snapshot.rows).collect()["source_index"].to_list() == [0, 1]
 
 
+def test_lines_set_aside_are_said_with_reasons_and_place(tmp_path):
+    spec = corpus(
+        tmp_path, [article(1)], ["broken", "{", '{"text": ""}', "[]", '{"url": 3, "text": "It rained."}']
+    )
+    snapshot = snapshot_news(spec, tmp_path, tmp_path / "staged")
+    told = (
+        "5 of 6 lines gave no article (83.3%): not JSON (2), empty text (1), not an object (1) and 1 more reasons; "
+        "the first is news.jsonl, line 2"
+    )
+    assert snapshot.set_aside().sentence() == told
+    assert set_aside(snapshot.rows, snapshot.quarantine).sentence() == told
+
+
+def test_what_was_mended_is_counted(tmp_path):
+    spec = corpus(tmp_path, ["A &amp; B met.", "It&#8217;s cafÃ© day.", "It rained."])
+    snapshot = snapshot_news(spec, tmp_path, tmp_path / "staged")
+    assert snapshot.mended == {"html_entities": 2, "mojibake_mended": 1}
+
+
+def test_a_text_that_the_segmenter_or_tokenizer_cannot_take_is_set_aside_alone(
+    tmp_path, tokenizer, monkeypatch
+):
+    texts = [
+        "It rained. It stopped.",
+        "A cursed text. It ends.",
+        "The sun rose. It set.",
+        "An evil text. It ends.",
+    ]
+    news = snapshot_news(corpus(tmp_path, texts), tmp_path, tmp_path / "a").rows
+    ends, encode = truncation.sentence_ends, truncation._encode_batch
+
+    def fail_at_curse(text, *args):
+        if "cursed" in text:
+            raise re.error("missing )")
+        return ends(text, *args)
+
+    def fail_at_evil(tokenizer, batch):
+        if any("evil" in text for text in batch):
+            raise TypeError("TextInputSequence must be str")
+        return encode(tokenizer, batch)
+
+    monkeypatch.setattr(truncation, "sentence_ends", fail_at_curse)
+    monkeypatch.setattr(truncation, "_encode_batch", fail_at_evil)
+    result = snapshot_truncated(news, tokenizer, corpus(tmp_path, texts), tmp_path / "b")
+    assert result.rows.collect()["text"].to_list() == [texts[0], texts[2]]
+    assert result.dropped.collect().select("source_index", "reason").rows() == [
+        (1, "sentence segmenter failed: error: missing )"),
+        (3, "tokenizer failed: TypeError: TextInputSequence must be str"),
+    ]
+    assert result.counts()["dropped_by_failure"] == 2
+    assert result.counts()["dropped_without_sentence"] == 0
+
+
+def test_a_language_without_rules_is_an_error_and_no_dropped_row(tmp_path, tokenizer):
+    spec = corpus(tmp_path, ["It rained."])
+    news = snapshot_news(spec, tmp_path, tmp_path / "a").rows
+    with pytest.raises(ValueError, match="corpus.language"):
+        snapshot_truncated(news, tokenizer, spec.model_copy(update={"language": "xx"}), tmp_path / "b")
+
+
 def test_an_unusable_source_still_gives_both_tables(tmp_path):
     snapshot = snapshot_news(corpus(tmp_path, [], ["broken"]), tmp_path, tmp_path / "staged")
     assert snapshot.rows.collect().schema == NEWS_SCHEMA
     assert (snapshot.n_rows, snapshot.n_quarantined) == (0, 1)
+
+
+def test_an_empty_file_is_named(tmp_path):
+    spec = corpus(tmp_path, [])
+    with pytest.raises(SourceError, match=r"news\.jsonl: empty"):
+        snapshot_news(spec, tmp_path, tmp_path / "staged")
 
 
 def test_truncation_keeps_originals_in_order_and_says_what_it_dropped(tmp_path, tokenizer):

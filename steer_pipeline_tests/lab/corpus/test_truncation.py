@@ -2,12 +2,8 @@ import random
 
 import pytest
 
-from steer_pipeline.lab.corpus.truncation import (
-    TRUNCATED_SCHEMA,
-    ends_on_sentence,
-    sentence_ends,
-    truncate_news,
-)
+from steer_pipeline.lab.corpus.sentences import ends_on_sentence, sentence_ends
+from steer_pipeline.lab.corpus.truncation import TRUNCATED_SCHEMA, truncate_news
 
 LONG = " and so on and on" * 40 + "."
 

@@ -17,6 +17,7 @@ from steer_pipeline.lab.quality import (
     scan_frame,
     scan_suspects,
 )
+from steer_pipeline.lab.quality.suspects import count_excused, reworded_digits
 
 NEWS = (
     "The council of Thornmere met on Monday, officials said. It approved 1,200 homes worth $3.50 million "
@@ -135,6 +136,90 @@ def test_formatting_of_numbers_is_no_invention(text, source):
 )
 def test_invented_numbers_are_named(text, source, found):
     assert foreign_digits(text, source) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("The price is $2.", "The price is $2.5 million."),
+        ("The price is $2. ", "The price is $2.5 million."),
+        ("The price is $2.5", "The price is $2.54 million."),
+        ("It drew 1,", "It drew 1,250 people."),
+        ("It drew 1,2", "It drew 1,250 people."),
+        ("It drew 1,2", "It drew 1250 people."),
+        ("It cost 2,5", "It cost $2.5 million."),
+        ("It cost 12,0", "It cost twelve thousand."),
+    ],
+)
+def test_digits_cut_by_the_end_of_the_text_are_not_foreign(text, source):
+    assert scan(text, source) == []
+    assert foreign_digits(text + " more", source) != []
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("The price is $3.", "The price is $2.5 million."),
+        ("The price is $25.", "The price is $2.5 million."),
+        ("It drew 2,", "It drew 1,250 people."),
+        ("It came to 7. In the end it was 1,", "It drew 1,250 people."),
+    ],
+)
+def test_other_digits_at_the_end_are(text, source):
+    assert foreign_digits(text, source)
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("25 percent of homes", "a quarter of homes"),
+        ("25% of homes", "one-quarter of homes"),
+        ("75 per cent of homes", "three quarters of homes"),
+        ("33 percent, or 33.3%", "a third of homes"),
+        ("67 percent of homes", "two-thirds of homes"),
+        ("20 percent of homes", "one in five homes"),
+        ("0.25 of it", "a quarter of it"),
+        ("It began at 18:30.", "It began at 6:30 p.m."),
+        ("It began at 6:30 p.m.", "It began at 18:30."),
+        ("It began at 18:00.", "It began at six p.m."),
+        ("It began at 20:15.", "It began at quarter past eight."),
+        ("It began at 7:45.", "It began at quarter to eight."),
+        ("It began at 12:00.", "It began at noon."),
+    ],
+)
+def test_another_way_of_writing_is_counted_apart(text, source):
+    assert foreign_digits(text, source) == []
+    assert scan(text, source) == []
+    frame = scan_frame(pl.DataFrame({"prompt": [source, source], "output": [text, "nothing"]}))
+    assert count_suspects(frame)["any"] == 0
+    assert count_excused(frame) == {"reworded_digits": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("25 homes", "a quarter of homes"),
+        ("35 percent of homes", "a third of homes"),
+        ("It began at 18:45.", "It began at 6:30 p.m."),
+        ("It began at 17:30.", "It began at 6:30 p.m."),
+        ("18 people came", "It began at 6:30 p.m."),
+        ("It cost 18.30 euros", "It cost 7 euros and 6 men"),
+    ],
+)
+def test_what_only_looks_so_is_foreign(text, source):
+    assert foreign_digits(text, source)
+    assert reworded_digits(text, source) == []
+
+
+@pytest.mark.parametrize(
+    "shape", ["1", "1,", "1.", "1:", "1 in ", "one in ", "a quarter ", "6:30 p.m. ", "12:"]
+)
+def test_numbers_take_linear_time(shape):
+    text = shape * (20_000 // len(shape))
+    start = time.perf_counter()
+    foreign_digits(text + " 77 x", text + "2")
+    foreign_digits("25% at 18:30 or 3.33 " * 1000, text)
+    assert time.perf_counter() - start < 5
 
 
 def test_ten_thousand_rows_scan_in_seconds():

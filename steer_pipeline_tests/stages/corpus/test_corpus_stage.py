@@ -60,6 +60,12 @@ def stored(asset) -> pl.DataFrame:
     return pl.read_parquet(ArtifactStore(settings().store).current(asset, None).path / "data.parquet")
 
 
+def of_asset(result, name):
+    """Metadata of the asset's materialisation."""
+    (found,) = [e for e in result.get_asset_materialization_events() if e.asset_key.path == [name]]
+    return found.materialization.metadata
+
+
 def failed(result) -> set[str]:
     return {e.check_name for e in result.get_asset_check_evaluations() if not e.passed}
 
@@ -102,7 +108,7 @@ def test_the_same_news_give_the_same_version(project):
     assert before == {asset: store.current(asset, None).sha for asset in before}
 
 
-def test_many_unreadable_lines_warn_with_the_reasons_and_do_not_stop(project):
+def test_many_unreadable_lines_warn_with_the_reasons_and_do_not_stop(project, capfd):
     write_news(project, [TALE], ["broken", '{"text": ""}', "also broken"])
     result = run()
     assert result.success
@@ -111,6 +117,33 @@ def test_many_unreadable_lines_warn_with_the_reasons_and_do_not_stop(project):
     assert evaluation.severity == dg.AssetCheckSeverity.WARN
     assert evaluation.metadata["reasons"].value == {"not JSON": 2, "empty text": 1}
     assert evaluation.metadata["quarantine_rate"].value == 0.75
+    told = (
+        "3 of 4 lines gave no article (75.0%): not JSON (2), empty text (1); the first is news.jsonl, line 2"
+    )
+    assert told in capfd.readouterr().err
+    for asset in ("cc_news", "news_quarantine"):
+        assert of_asset(result, asset)["set_aside"].value == told
+
+
+def test_what_was_mended_is_metadata_and_said(project, capfd):
+    write_news(project, [TALE + "Smith &amp; Sons<br/>won.", TALE + "<b>Two</b> won."])
+    result = run(raise_on_error=True)
+    assert of_asset(result, "cc_news")["mended"].value == {"html_tags": 2, "html_entities": 1}
+    assert "html tags (2), html entities (1)" in capfd.readouterr().err
+
+
+def test_articles_left_out_are_named_and_said(project, capfd):
+    write_news(project, [TALE, "no stop at all"])
+    result = run(raise_on_error=True)
+    assert "1 articles left out: no whole sentence within 40 tokens (1)" in capfd.readouterr().err
+    (left_out,) = of_asset(result, "truncated_news")["dropped"].value.records
+    assert left_out.data["source_index"] == 1
+
+
+def test_an_empty_file_is_an_error_that_names_it(project):
+    (project / "news.jsonl").write_text("\n")
+    (failure,) = [e for e in run().all_events if e.is_step_failure]
+    assert "news.jsonl: empty" in failure.step_failure_data.error.message
 
 
 def test_a_source_without_one_article_stops_before_truncation(project):
