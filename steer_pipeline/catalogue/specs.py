@@ -233,7 +233,10 @@ class VariantSpec(Strict):
 class ModelSpec(Strict):
     """Which language model, and how it is loaded."""
 
-    path: str = Field(description="Hub id or directory; a relative directory starts at the project root.")
+    path: str = Field(
+        description="Hub id, directory or GGUF file; relative ones start at the project root. A chat template beside a "
+        "GGUF file (NAME.jinja or chat_template.jinja) takes the place of the one in it."
+    )
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -183,7 +183,7 @@ class Replica:
         except tuple(_NAMED.values()) as error:
             kind = next(name for name, known in _NAMED.items() if isinstance(error, known))
             return _answer(error=kind, message=str(error))
-        return _answer(generated=generated, memory_bytes=peak_memory(self._model.device))
+        return _answer(said=generated, memory_bytes=peak_memory(self._model.device))
 
 
 def _packed(jobs: Sequence[Job]) -> pa.Table:

@@ -23,6 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from steer_pipeline.lab.models.adapters import AdaptersSwitched, switches_of
 from steer_pipeline.lab.models.identity import ModelLoadError
 from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.plain import long_after
 from steer_pipeline.lab.models.sites import INNER
 
 NAME = "steer_blocks"  # our entry in the attention interface
@@ -55,6 +56,8 @@ class Stop(Exception):
 
 
 def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, **kwargs: Any) -> Any:
+    if kwargs.get("s_aux") is not None:
+        raise TypeError("its attention has sinks")
     scale = kwargs.get("scaling")
     call = Call(
         module.layer_idx,
@@ -82,6 +85,7 @@ class Blocks:
         self.norm = inner.norm
         self.head = causal_lm.get_output_embeddings()
         self.softcap = getattr(self.config, "final_logit_softcapping", None)
+        self.long_after = long_after(self.config)
         self._rotary = inner.rotary_emb
         self._by_type = "layer_type" in signature(inner.rotary_emb.forward).parameters
         declared = getattr(self.config, "layer_types", None)

@@ -4,8 +4,8 @@ In: token ids from `prompts.py` and perhaps a steering plan. Out: numpy fp32, on
 order given. Sequences run block by block in right-padded batches of similar length; states are read at the
 output of each block, before the final norm, or at what its attention or MLP adds: where plans also add their
 vectors, so that collection and injection are the same site. Under a plan with scope "generated", positions from
-`start` on are steered. Both back ends: the blocks of an MLX model are tapped, its numbers come over as Torch tensors
-on the CPU.
+`start` on are steered. All back ends: a model whose blocks cannot be run one by one runs as it is, with hooks; the
+blocks of an MLX model are tapped, its numbers come over as Torch tensors on the CPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +20,13 @@ from torch import Tensor
 
 from steer_pipeline.lab.models.blocks import Blocks, Call, Inner, Stop, blocks_of, causal, masked
 from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.plain import Plain, plain_of
 from steer_pipeline.lab.models.plans import NOT_IN_MLX, block_deltas, check_plans, inner_deltas
+from steer_pipeline.lab.models.proof import GENERAL
 from steer_pipeline.lab.models.sites import INNER, SteeringPlan
 
 _BATCH_TOKENS = {"cpu": 512, "mps": 16384, "cuda": 65536, "mlx": 4096}  # of one pass
+_LOGITS = {"cpu": 1 << 26, "mps": 1 << 28, "cuda": 1 << 30}  # of one pass, where all of them exist at a time
 _HEAD_ROWS = 2048  # positions whose logits exist at the same time
 
 
@@ -75,12 +78,12 @@ def collect_means(
                 f"request {i}: span [{request.start}, {request.stop}) of {len(request.ids)} tokens; "
                 "give a non-empty span inside the sequence"
             )
-    number: dict[tuple[int, tuple[int, ...]], int] = {}  # of each different request
-    same = [number.setdefault((one.start, tuple(one.ids[: one.stop])), len(number)) for one in requests]
-    different = [HiddenRequest(list(ids), start, len(ids)) for start, ids in number]
+    runner = _runner(model, plan)
+    number: dict[tuple[tuple[int, ...], int, int], int] = {}  # of each different request
+    same = [number.setdefault((runner.needed(one), one.start, one.stop), len(number)) for one in requests]
+    different = [HiddenRequest(list(ids), start, stop) for ids, start, stop in number]
     out = np.zeros((len(different), len(wanted), model.hidden_size), dtype=np.float32)
     place = {block: i for i, block in enumerate(wanted)}
-    runner = _runner(model, plan)
     spans = np.array([(request.start, request.stop) for request in different]).reshape(-1, 2)
 
     def work(rows: np.ndarray, ids: Tensor) -> None:
@@ -224,11 +227,15 @@ def _positions(hidden: Tensor, at: Tensor) -> Tensor:
 def _runner(model: LoadedModel, plan: SteeringPlan | None) -> "_Runner":
     plans = [] if plan is None else [plan]
     check_plans(model, plans)
-    return _MlxRunner(model, plans) if model.backend == "mlx" else _Runner(model, plans)
+    if model.backend == "mlx":
+        return _MlxRunner(model, plans)
+    return (_PlainRunner if model.backend == GENERAL else _Runner)(model, plans)
 
 
 class _Runner:
     """A model under at most one plan."""
+
+    long_after: int | None = None  # of a model whose longer sequences turn all their positions otherwise
 
     def __init__(self, model: LoadedModel, plans: list[SteeringPlan]):
         self.everywhere = all(plan.scope == "all" for plan in plans)
@@ -236,8 +243,12 @@ class _Runner:
         self._load(model, plans)
 
     def _load(self, model: LoadedModel, plans: list[SteeringPlan]) -> None:
-        self.blocks: Blocks = blocks_of(model)
+        self.blocks: Blocks | Plain = blocks_of(model)
+        self._tables(plans)
+
+    def _tables(self, plans: list[SteeringPlan]) -> None:
         self.device = self.blocks.device
+        self.long_after = self.blocks.long_after
         self.deltas = {block: self._tensor(table[0]) for block, table in block_deltas(plans).items()}
         self.inner = {
             block: {kind: self._tensor(table[0]) for kind, table in tables.items()}
@@ -259,11 +270,24 @@ class _Runner:
         while order:
             longest = len(sequences[order[-1]])
             rows = order[-max(1, self.room // longest) :]
+            rows = [row for row in rows if self._together(len(sequences[row]), longest)]
             del order[-len(rows) :]
             padded = np.zeros((len(rows), longest), dtype=np.int64)
             for i, row in enumerate(rows):
                 padded[i, : len(sequences[row])] = sequences[row]
             yield np.array(rows), torch.from_numpy(padded).to(self.device)
+
+    def needed(self, request: HiddenRequest) -> tuple[int, ...]:
+        """The tokens that decide the states of a span: what follows it does not, but for a sequence's length."""
+        stop, limit = request.stop, self.long_after
+        if limit is not None and len(request.ids) > limit:
+            stop = max(stop, limit + 1)
+        return tuple(request.ids[:stop])
+
+    def _together(self, length: int, longest: int) -> bool:
+        """Whether a row of `length` tokens may be padded to `longest`: not where that turns its positions otherwise."""
+        limit = self.long_after
+        return limit is None or (length > limit) == (longest > limit)
 
     def run(
         self,
@@ -285,7 +309,10 @@ class _Runner:
                 others where a span is shorter than the longest.
         """
         blocks = self.blocks
+        assert isinstance(blocks, Blocks)
         last = len(blocks.layers) - 1 if stop_after is None else stop_after
+        if self.long_after is not None and ids.shape[1] > self.long_after:
+            last_spans = None  # a span alone would be turned as short sequences are
         at = torch.arange(ids.shape[1], device=ids.device)[None]
         begin = torch.from_numpy(np.asarray(starts, dtype=np.int64)).to(ids.device)[:, None]
         with blocks.ready():
@@ -328,6 +355,7 @@ class _Runner:
         inner: Callable[[Tensor], Inner],
     ) -> tuple[Tensor, Tensor]:
         """One block's output at the spans' positions, [n, widest span, hidden], and these positions."""
+        assert isinstance(self.blocks, Blocks)
         bounds = torch.from_numpy(spans).to(hidden.device)
         width = int((spans[:, 1] - spans[:, 0]).max())
         first = bounds[:, :1].clamp(max=hidden.shape[1] - width)
@@ -365,7 +393,78 @@ class _Runner:
             if self.bias is not None:
                 bias = self.bias[None] / hidden.float().pow(2).mean(-1, keepdim=True).sqrt()
                 bias = bias if self.everywhere else bias * (at >= start)[:, None]
+            assert isinstance(self.blocks, Blocks)
             return self.blocks.logits(hidden, bias)
+
+
+class _Enough(Exception):
+    """Raised inside a forward pass once the last block that is wanted has been seen."""
+
+
+class _PlainRunner(_Runner):
+    """The same through the model's own forward, with hooks.
+
+    Where states stand for what `predictions` reads, they are the model's own logits: what lies between its last block
+    and its logits is its own business.
+    """
+
+    def _load(self, model: LoadedModel, plans: list[SteeringPlan]) -> None:
+        self.blocks: Plain = plain_of(model)
+        self._tables(plans)
+        self.room = min(self.room, max(1, _LOGITS[self.device.type] // self.blocks.config.vocab_size))
+
+    def _together(self, length: int, longest: int) -> bool:
+        return length == longest or self.blocks.right_padding
+
+    def run(
+        self,
+        ids: Tensor,
+        starts: np.ndarray,
+        read: _Read | None = None,
+        *,
+        stop_after: int | None = None,
+        last_spans: np.ndarray | None = None,
+        kind: str = "output",
+    ) -> Tensor:
+        plain, at = self.blocks, torch.arange(ids.shape[1], device=ids.device)[None]
+        begin = torch.from_numpy(np.asarray(starts, dtype=np.int64)).to(ids.device)[:, None]
+        states_only = read is not None or stop_after is not None
+        last = len(plain.layers) - 1 if stop_after is None else stop_after
+        final: list[Tensor] = []
+
+        def output(block: int, hidden: Tensor) -> Tensor:
+            if block in self.deltas:
+                hidden = self._steered(hidden, self.deltas[block], at, begin)
+            if read is not None and kind == "output":
+                read(block, hidden, at)
+            if block == last:
+                final[:] = [hidden]
+                if states_only:
+                    raise _Enough
+            return hidden
+
+        def biased(logits: Tensor) -> Tensor:
+            assert self.bias is not None
+            rms = final[0].float().pow(2).mean(-1, keepdim=True).sqrt()[:, -logits.shape[1] :]
+            bias = self.bias / rms
+            seen = at[:, -logits.shape[1] :]
+            return logits + (bias if self.everywhere else bias * (seen >= begin)[..., None]).to(logits.dtype)
+
+        blocks = range(last + 1)
+        outputs = {block: partial(output, block) for block in blocks}
+        inner = {
+            block: self._inner(block, begin, None if kind == "output" else read, kind, at) for block in blocks
+        }
+        inner = {block: changes for block, changes in inner.items() if changes}
+        with plain.hooked(outputs, inner, None if self.bias is None or states_only else biased):
+            if states_only:
+                with suppress(_Enough):
+                    plain.logits(ids, last=True)
+                return final[0]
+            return plain.logits(ids)
+
+    def logits_at(self, hidden: Tensor, at: Tensor, start: int) -> Tensor:
+        return hidden.float()
 
 
 class _MlxRunner(_Runner):

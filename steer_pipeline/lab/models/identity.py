@@ -25,6 +25,7 @@ _CONFIGS = ("config.json", "generation_config.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _TEMPLATES = ("chat_template.*", "additional_chat_templates/*")
 _SLOW_TOKENIZER = ("vocab.*", "merges.txt", "*.model", "tekken.json", "*.tiktoken")
+_GGUF = ".gguf"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -117,6 +118,8 @@ def model_identity(spec: ModelSpec, home: Path) -> ModelIdentity | None:
     Raises:
         ModelLoadError: no such directory, no model or no adapter in it.
     """
+    if (gguf := gguf_file(spec, home)) is not None:
+        return _with_adapters(_gguf_identity(gguf), adapter_folders(spec, home))
     source = model_source(spec, home)
     folder = local_folder(source, spec.revision)
     if folder is None:
@@ -129,12 +132,28 @@ def folder_identity(folder: Path, adapters: Iterable[Path] = ()) -> ModelIdentit
     weights = _weight_files(folder)
     if not weights:
         return None
+    if folder.parent == gguf_cache():  # known by the file that it was made of
+        base, _, tokenizer = folder.name.partition("-")
+        return _with_adapters(ModelIdentity(base, tokenizer), adapters)
     with _Hashes() as hashes:
         return ModelIdentity(
             hashes.of(folder, [*_named(folder, _CONFIGS), *weights]),
             hashes.of(folder, _tokenizer_files(folder)),
             tuple(hashes.of(one, _adapter_files(one)) for one in adapters),
         )
+
+
+def _with_adapters(identity: ModelIdentity, adapters: Iterable[Path]) -> ModelIdentity:
+    return replace(identity, adapters=tuple(adapter_identity(one) for one in adapters))
+
+
+def _gguf_identity(path: Path) -> ModelIdentity:
+    """The file's hash for weights and tokenizer; a chat template beside it is part of the latter."""
+    template = gguf_template(path)
+    with _Hashes() as hashes:
+        own = hashes.content(path)
+        both = own if template is None else f"{own} {hashes.content(template)}"
+    return ModelIdentity(own, own if template is None else hashlib.sha256(both.encode()).hexdigest())
 
 
 def tokenizer_identity(folder: Path) -> str:
@@ -207,6 +226,8 @@ def known_name(source: str) -> str:
 def name_of(spec: ModelSpec, home: Path) -> str:
     """`known_name` of what a spec names."""
     local = (home / spec.path).resolve()
+    if gguf_file(spec, home) is not None:
+        return local.stem
     known = known_name(str(local)) if local.is_dir() else spec.path
     return spec.path if known == str(local) else known
 
@@ -231,12 +252,18 @@ def _like_hub_id(path: str) -> bool:
 
 
 def model_source(spec: ModelSpec, home: Path) -> str:
-    """An existing directory as absolute path, or the hub id.
+    """An existing directory as absolute path, or the hub id; of a GGUF file, the directory that it is converted to, now
+    if it has not been before.
 
     Raises:
-        ModelLoadError: the path is neither, or its directory has no config.json or holds an adapter.
+        ModelLoadError: the path is neither, or its directory has no config.json or holds an adapter; a GGUF file that
+            cannot be converted.
     """
     local = home / spec.path
+    if (gguf := gguf_file(spec, home)) is not None:
+        from steer_pipeline.lab.models.gguf import converted
+
+        return str(converted(gguf))
     if local.is_dir():
         if (local / ADAPTER_CONFIG).is_file():
             raise ModelLoadError(
@@ -247,11 +274,33 @@ def model_source(spec: ModelSpec, home: Path) -> str:
                 f"model {local}: no config.json; give the directory that save_pretrained wrote"
             )
         return str(local.resolve())
-    if not _like_hub_id(spec.path):
-        raise ModelLoadError(
-            f"model {spec.path}: no such directory under {home}; correct model.path in the profile"
-        )
+    if local.is_file() or spec.path.lower().endswith(_GGUF) or not _like_hub_id(spec.path):
+        what = "no GGUF file or directory" if local.is_file() else "no such directory"
+        raise ModelLoadError(f"model {spec.path}: {what} under {home}; correct model.path in the profile")
     return spec.path
+
+
+def gguf_file(spec: ModelSpec, home: Path) -> Path | None:
+    """The GGUF file that a spec names, if it names one."""
+    local = (home / spec.path).absolute()
+    return local if local.suffix.lower() == _GGUF and local.is_file() else None
+
+
+def gguf_template(path: Path) -> Path | None:
+    """A chat template that lies beside a GGUF file, in place of the one in it."""
+    beside = (path.with_suffix(".jinja"), path.parent / "chat_template.jinja")
+    return next((one for one in beside if one.is_file()), None)
+
+
+def gguf_cache() -> Path:
+    """Where GGUF files are kept as directories that load fast."""
+    return cache_file().parent / "gguf"
+
+
+def gguf_folder(path: Path) -> Path:
+    """Where one is kept; called by its identity."""
+    identity = _gguf_identity(path)
+    return gguf_cache() / f"{identity.base}-{identity.tokenizer}"
 
 
 def adapter_folders(spec: ModelSpec, home: Path) -> list[Path]:
@@ -317,10 +366,10 @@ class _Hashes:
         """One sha256 over names and contents."""
         digest = hashlib.sha256()
         for path in files:
-            digest.update(f"{path.relative_to(folder).as_posix()}\0{self._file(path)}\n".encode())
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{self.content(path)}\n".encode())
         return digest.hexdigest()
 
-    def _file(self, path: Path) -> str:
+    def content(self, path: Path) -> str:
         while True:
             began, before = time.time_ns(), _state(path)
             entry = self._known.get(str(path.absolute()))

