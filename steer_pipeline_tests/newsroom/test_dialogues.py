@@ -73,5 +73,5 @@ def test_every_persona_is_read_and_only_roles_bring_the_defaults():
     wrong = STUDIED["sailor"].model_copy(update={"kind": "trait"})
     with pytest.raises(ValueError, match="no dialogues of the trait sailor; it has analytical"):
         read_dialogues(PROFILE.behaviour.source, wrong, project_home(), SHIPPED)
-    with pytest.raises(ValueError, match="make it: python -m steer_pipeline"):
+    with pytest.raises(ValueError, match="make it: python -m newsroom"):
         read_dialogues(PROFILE.behaviour.source, STUDIED["sailor"], project_home(), project_home())
