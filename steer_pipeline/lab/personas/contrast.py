@@ -104,7 +104,7 @@ def complete_contrast(
         ContrastError: the sides differ in more than their instruction, or every pair has an empty side.
     """
     from steer_pipeline.lab.generation.engine import generate
-    from steer_pipeline.lab.generation.schema import PromptRow
+    from steer_pipeline.lab.generation.jobs import PromptRow
 
     require_matched_sides(prompts)
     ids: dict[str, dict[str, list[int]]] = {}
