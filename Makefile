@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 
 .PHONY: help pilot behaviour test test-slow ui newsroom newsroom-card newsroom-data newsroom-dialogues \
-	smollm2 bench-rewrite bench-extract bench-vectors chaos lint clean-store
+	smollm2 gpu bench-rewrite bench-extract bench-vectors chaos lint clean-store
 
 help: ## what there is to make
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -65,6 +65,9 @@ bench-extract: $(DEV) ## persona vectors against steering-vectors and repeng; AR
 
 bench-vectors: $(DEV) ## trained vectors: five rates against one, an epoch against a Trainer's; same ARGS
 	$(BIN)/python -m benchmarks.bench_vectors $(ARGS)
+
+gpu: $(CORE) ## what the lab does on a CUDA device, in at most eight minutes; needs one
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 chaos: $(DEV) ## seeded faults: kills, torn journals, full disks, damaged releases, swapped weights, bad inputs
 	$(BIN)/python -m benchmarks.chaos $(ARGS)

@@ -25,8 +25,8 @@ from steer_pipeline.catalogue.specs import CorpusSpec, ImportedVector, ModelSpec
 from steer_pipeline.io.store import ArtifactStore, Version
 from steer_pipeline.lab.corpus.snapshots import snapshot_news, snapshot_truncated
 from steer_pipeline.lab.generation.engine import generate
+from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.generation.probe import probe_steering
-from steer_pipeline.lab.generation.schema import PromptRow
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.models.prompts import encode_prompt

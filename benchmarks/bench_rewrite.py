@@ -15,15 +15,15 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 
 from benchmarks.models import HELP, HOME, profile_for
 from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation.engine import generate
-from steer_pipeline.lab.generation.schema import PromptRow
+from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.models.blocks import blocks_of
 from steer_pipeline.lab.models.hidden import residual_norms
 from steer_pipeline.lab.models.loaded import LoadedModel
@@ -197,11 +197,20 @@ def main() -> None:
     print(json.dumps(result))
 
 
+def _polars() -> Any:
+    """None on a machine that has torch and transformers alone; prompts are random tokens there."""
+    try:
+        import polars
+    except ModuleNotFoundError:
+        return None
+    return polars
+
+
 def prompts(model: LoadedModel, n: int, tokens: int) -> list[PromptRow]:
     """`n` prompts of about `tokens` tokens: the longest shipped articles, or random tokens for a random model."""
     news = HOME / "assets_data" / "newsroom" / "news.parquet"
     rng = np.random.default_rng(1)
-    if model.tokenizer.chat_template and news.is_file():
+    if model.tokenizer.chat_template and news.is_file() and (pl := _polars()):
         articles = pl.read_parquet(news).sort(pl.col("text").str.len_chars(), descending=True)["text"].head(n)
         texts = [model.tokenizer.encode(text)[:tokens] for text in articles]
         return [

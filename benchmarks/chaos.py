@@ -48,8 +48,8 @@ from steer_pipeline.catalogue.specs import ModelSpec, SamplingSpec
 from steer_pipeline.io.store import ArtifactStore, StoreError, StoreFull, Version
 from steer_pipeline.lab.generation import journal as journal_module
 from steer_pipeline.lab.generation.engine import generate
+from steer_pipeline.lab.generation.jobs import FinishedRow, PromptRow
 from steer_pipeline.lab.generation.journal import JournalError
-from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.models.prompts import encode_prompt

@@ -21,7 +21,7 @@ from newsroom.training import Recipe
 from steer_pipeline.catalogue import load_personas, load_profile
 from steer_pipeline.catalogue.specs import ContrastSpec, ModelSpec, SamplingSpec, VectorSpec
 from steer_pipeline.lab.generation.engine import generate
-from steer_pipeline.lab.generation.schema import PromptRow
+from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.models.hidden import answer_logits
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.loading import load_model

@@ -106,7 +106,7 @@ def answer(model: LoadedModel, rows: list[Asked], seed: int) -> pl.DataFrame:
         ValueError: an answer did not end within `SAMPLING.max_new_tokens`.
     """
     from steer_pipeline.lab.generation.engine import generate
-    from steer_pipeline.lab.generation.schema import PromptRow
+    from steer_pipeline.lab.generation.jobs import PromptRow
     from steer_pipeline.lab.models.prompts import encode_prompt
     from steer_pipeline.lab.models.sites import SteeringPlan
 

@@ -326,6 +326,20 @@ class VectorSpec(Strict):
     seed: int = 12
 
 
+class CoherenceSpec(Strict):
+    """What a steered text may lose against base on the same rows, as means of paired differences; null: not judged."""
+
+    max_extra_suspects: float | None = Field(default=0.05, ge=0, le=1, description="Share of texts.")
+    max_lost_facts: float | None = Field(default=0.1, ge=0, le=1, description="Share of the source's facts.")
+    max_extra_loops: float | None = Field(default=0.05, ge=0, le=1, description="Share of texts.")
+    max_length_ratio: float | None = Field(
+        default=2.0, gt=1, description="Words against base's, either way, as a geometric mean."
+    )
+    max_extra_nll: float | None = Field(
+        default=0.6, gt=0, description="Nats a token under the unsteered model, either way."
+    )
+
+
 class DoseSpec(Strict):
     """The sweep of dose_curve: blocks x dose fractions, on held-out rows."""
 

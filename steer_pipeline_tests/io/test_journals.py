@@ -9,7 +9,7 @@ from steer_pipeline.io import journals as journals_module
 from steer_pipeline.io.journals import journals, mirror_of, open_journal
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.evaluation.judge import AnswerCache
-from steer_pipeline.lab.generation.schema import FinishedRow
+from steer_pipeline.lab.generation.jobs import FinishedRow
 
 
 @pytest.fixture

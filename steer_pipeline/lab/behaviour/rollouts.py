@@ -20,9 +20,8 @@ from steer_pipeline.lab.behaviour.schema import ROLLOUT_SCHEMA
 from steer_pipeline.lab.dialogues.selection import plain
 from steer_pipeline.lab.evaluation.lexicon import LexiconScorer
 from steer_pipeline.lab.generation.engine import Progress, generate
-from steer_pipeline.lab.generation.jobs import decoding_hash
+from steer_pipeline.lab.generation.jobs import FinishedRow, PromptRow, decoding_hash
 from steer_pipeline.lab.generation.journal import Journal
-from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_prompt
 from steer_pipeline.lab.quality.loops import duplicate_mass, find_loop

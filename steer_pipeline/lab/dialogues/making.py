@@ -15,8 +15,8 @@ from steer_pipeline.catalogue.specs import DialogueSource, Persona, SamplingSpec
 from steer_pipeline.lab.dialogues.rows import Dialogue, DialogueError, Reading, require_scores
 from steer_pipeline.lab.dialogues.schema import Label
 from steer_pipeline.lab.evaluation.lexicon import LexiconScorer
+from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.generation.journal import Journal
-from steer_pipeline.lab.generation.schema import PromptRow
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_prompt
 from steer_pipeline.lab.models.sites import SteeringPlan

@@ -21,10 +21,17 @@ import numpy as np
 
 from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation.backends import back_end
-from steer_pipeline.lab.generation.fanout import Fanout
-from steer_pipeline.lab.generation.jobs import Generated, Job, decoding_hash, peak_memory, plan_hash
+from steer_pipeline.lab.generation.jobs import (
+    FinishedRow,
+    Generated,
+    Job,
+    PromptRow,
+    Workers,
+    decoding_hash,
+    peak_memory,
+    plan_hash,
+)
 from steer_pipeline.lab.generation.journal import Journal
-from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
 from steer_pipeline.lab.models.identity import ModelIdentity
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.plans import check_plans
@@ -73,7 +80,7 @@ def generate(
     journal: Path | Journal | None = None,
     config_hash: str = "",
     progress: Callable[[Progress], None] | None = None,
-    fanout: Fanout | None = None,
+    fanout: Workers | None = None,
 ) -> Iterator[FinishedRow]:
     """Every plan on every row, in the order in which they finish.
 
@@ -121,7 +128,7 @@ class _Run:
         config_hash: str,
         progress: Callable[[Progress], None] | None,
         total: int | None,
-        fanout: Fanout | None,
+        fanout: Workers | None,
     ):
         self.model, self.plans, self.sampling, self.total = model, plans, sampling, total
         self.fanout = fanout

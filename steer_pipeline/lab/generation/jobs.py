@@ -1,4 +1,4 @@
-"""What the engine and its back ends pass to each other: jobs, what was generated, errors, hashes of what decides it.
+"""What goes into the engine, between it and its back ends, and out: rows, jobs, errors, hashes of what decides them.
 
 Plain values; runs no model.
 """
@@ -6,13 +6,50 @@ Plain values; runs no model.
 import hashlib
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 
 from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import SteeringPlan
+
+FinishReason = Literal["eos", "length"]
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A row to rewrite. `ids`: prompt token ids by variant name; "*" serves the variants that have none of
+    their own.
+    """
+
+    row_id: str
+    ids: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class FinishedRow:
+    """One variant of one row.
+
+    Attributes:
+        text: decoded without special tokens.
+        token_ids: what was generated, without the end token.
+        n_new_tokens: tokens drawn, the end token included.
+        truncated: stopped by the token limit, not by an end token.
+        seed: of the sampling spec; with row id and stream it gives the random numbers.
+    """
+
+    row_id: str
+    variant: str
+    text: str
+    token_ids: list[int]
+    n_prompt_tokens: int
+    n_new_tokens: int
+    finish_reason: FinishReason
+    truncated: bool
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -35,6 +72,26 @@ class Generated:
     n_prompt_tokens: int
     tokens: list[int]
     ended: bool
+
+
+class Workers(Protocol):
+    """Replicas of a model that do its jobs; `fanout.Fanout` is one.
+
+    Attributes:
+        memory_bytes: peak of the largest replica.
+    """
+
+    memory_bytes: int
+
+    def run_jobs(
+        self,
+        model: LoadedModel,
+        plans: Sequence[SteeringPlan],
+        sampling: SamplingSpec,
+        jobs: Iterator[Job],
+    ) -> Iterator[list[Generated]]:
+        """As the back ends' own."""
+        ...
 
 
 class BrokenLogits(RuntimeError):

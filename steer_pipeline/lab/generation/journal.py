@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from steer_pipeline.lab.generation.schema import FinishedRow
+from steer_pipeline.lab.generation.jobs import FinishedRow
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation.engine import generate
-from steer_pipeline.lab.generation.schema import PromptRow
+from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.plans import check_plans
 from steer_pipeline.lab.models.sites import SteeringPlan

@@ -1,51 +1,16 @@
-"""Rows that go into the engine, come out of it, and are stored in a rewrite pack.
+"""Rows of a rewrite pack.
 
 No torch here: stages and checks import it. `RewriteRow` is a superset of a Janus rewrite record;
 `REWRITE_SCHEMA` is the same as a polars schema, in column order.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import polars as pl
 from pydantic import Field
 
 from steer_pipeline.catalogue.specs import Name, Strict
-
-FinishReason = Literal["eos", "length"]
-
-
-@dataclass(frozen=True)
-class PromptRow:
-    """A row to rewrite. `ids`: prompt token ids by variant name; "*" serves the variants that have none of
-    their own.
-    """
-
-    row_id: str
-    ids: dict[str, list[int]]
-
-
-@dataclass(frozen=True)
-class FinishedRow:
-    """One variant of one row.
-
-    Attributes:
-        text: decoded without special tokens.
-        token_ids: what was generated, without the end token.
-        n_new_tokens: tokens drawn, the end token included.
-        truncated: stopped by the token limit, not by an end token.
-        seed: of the sampling spec; with row id and stream it gives the random numbers.
-    """
-
-    row_id: str
-    variant: str
-    text: str
-    token_ids: list[int]
-    n_prompt_tokens: int
-    n_new_tokens: int
-    finish_reason: FinishReason
-    truncated: bool
-    seed: int
+from steer_pipeline.lab.generation.jobs import FinishReason
 
 
 class PersonaDose(Strict):

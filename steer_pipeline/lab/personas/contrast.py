@@ -114,7 +114,7 @@ def _prompt_ids(
 def _answers(model: LoadedModel, ids: Mapping[str, dict[str, list[int]]], spec: ContrastSpec) -> pl.DataFrame:
     """What the model generates for every context and side."""
     from steer_pipeline.lab.generation.engine import generate
-    from steer_pipeline.lab.generation.schema import PromptRow
+    from steer_pipeline.lab.generation.jobs import PromptRow
 
     finished = generate(
         model,

@@ -16,7 +16,7 @@ import polars as pl
 from steer_pipeline.catalogue.specs import DoseSpec, RewriteSpec
 from steer_pipeline.lab.evaluation import TraitScorer
 from steer_pipeline.lab.generation.engine import generate
-from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
+from steer_pipeline.lab.generation.jobs import FinishedRow, PromptRow
 from steer_pipeline.lab.models.hidden import mean_kl
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_prompt

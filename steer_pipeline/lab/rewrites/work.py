@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import polars as pl
 
 from steer_pipeline.catalogue.specs import Persona, Profile, VariantSpec
-from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, FinishedRow, PromptRow
+from steer_pipeline.lab.generation.jobs import FinishedRow, PromptRow
+from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_prompt
 from steer_pipeline.lab.models.sites import SteeringPlan

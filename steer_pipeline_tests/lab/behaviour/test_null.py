@@ -27,7 +27,7 @@ PERSONA, SAILOR_DOSE = "sailor", 2.0
 def answers() -> dict[str, np.ndarray]:
     """kind -> MiniLM scores [questions, streams]: `vanilla`, `shuffled`, `prompted`."""
     from steer_pipeline.lab.generation.engine import generate
-    from steer_pipeline.lab.generation.schema import PromptRow
+    from steer_pipeline.lab.generation.jobs import PromptRow
     from steer_pipeline.lab.models.loading import load_model
     from steer_pipeline.lab.models.prompts import encode_prompt
     from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from steer_pipeline.lab.dialogues.rows import Dialogue
-from steer_pipeline.lab.generation.schema import FinishedRow
+from steer_pipeline.lab.generation.jobs import FinishedRow
 
 INSTRUCTIONS = {
     "pos": ["You are an old sailor.", "Speak like a sailor."],

@@ -7,9 +7,8 @@ import torch
 from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation import engine, torch_engine
 from steer_pipeline.lab.generation.engine import generate
-from steer_pipeline.lab.generation.jobs import BrokenLogits
+from steer_pipeline.lab.generation.jobs import BrokenLogits, PromptRow
 from steer_pipeline.lab.generation.probe import SteeringHasNoEffect, probe_steering
-from steer_pipeline.lab.generation.schema import PromptRow
 from steer_pipeline.lab.models import blocks
 from steer_pipeline.lab.models.blocks import blocks_of
 from steer_pipeline.lab.models.loading import forget_models

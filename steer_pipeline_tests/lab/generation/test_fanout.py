@@ -12,8 +12,7 @@ from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation import fanout as fanout_module
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.fanout import Fanout, FanoutError, Replica
-from steer_pipeline.lab.generation.jobs import Job, decoding_hash
-from steer_pipeline.lab.generation.schema import PromptRow
+from steer_pipeline.lab.generation.jobs import Job, PromptRow, decoding_hash
 from steer_pipeline.lab.models.loading import forget_models
 from steer_pipeline_tests.lab.generation.reference import loaded, plans, prompts, with_budget
 

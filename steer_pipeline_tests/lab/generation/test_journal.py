@@ -9,8 +9,8 @@ from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation import journal as journal_module
 from steer_pipeline.lab.generation import torch_engine
 from steer_pipeline.lab.generation.engine import generate
+from steer_pipeline.lab.generation.jobs import FinishedRow, PromptRow
 from steer_pipeline.lab.generation.journal import Journal, JournalError
-from steer_pipeline.lab.generation.schema import FinishedRow, PromptRow
 from steer_pipeline_tests.lab.generation.reference import loaded, plans, prompts, with_budget
 
 SPEC = SamplingSpec(temperature=0.8, max_new_tokens=8)

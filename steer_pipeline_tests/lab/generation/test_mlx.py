@@ -5,9 +5,8 @@ import pytest
 
 from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation.engine import generate
-from steer_pipeline.lab.generation.jobs import OutOfMemory
+from steer_pipeline.lab.generation.jobs import OutOfMemory, PromptRow
 from steer_pipeline.lab.generation.probe import probe_steering
-from steer_pipeline.lab.generation.schema import PromptRow
 from steer_pipeline.lab.models import hidden
 from steer_pipeline.lab.models.identity import ModelLoadError
 from steer_pipeline.lab.models.sites import SteeringPlan

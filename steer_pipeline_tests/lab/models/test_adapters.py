@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from steer_pipeline.catalogue.specs import ModelSpec, SamplingSpec
 from steer_pipeline.lab.generation.engine import generate
-from steer_pipeline.lab.generation.schema import PromptRow
+from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.models import loading
 from steer_pipeline.lab.models.adapters import AdapterHasNoEffect, AdaptersSwitched
 from steer_pipeline.lab.models.blocks import blocks_of

@@ -9,8 +9,8 @@ import torch
 
 from steer_pipeline.catalogue.specs import ModelSpec, SamplingSpec
 from steer_pipeline.lab.generation.engine import generate
+from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.generation.probe import probe_steering
-from steer_pipeline.lab.generation.schema import PromptRow
 from steer_pipeline.lab.models import proof
 from steer_pipeline.lab.models.hidden import (
     HiddenRequest,

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from steer_pipeline.catalogue.specs import ModelSpec, SamplingSpec
 from steer_pipeline.lab.generation.engine import generate
-from steer_pipeline.lab.generation.schema import PromptRow
+from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.models import gguf, identity
 from steer_pipeline.lab.models.identity import ModelLoadError, model_identity, name_of
 from steer_pipeline.lab.models.loading import forget_models, load_model, load_tokenizer

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from steer_pipeline.catalogue.specs import ModelSpec, SamplingSpec
 from steer_pipeline.lab.generation.engine import generate
-from steer_pipeline.lab.generation.schema import PromptRow
+from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.models import identity
 from steer_pipeline.lab.models.identity import ModelIdentity, ModelLoadError, adapter_identity, model_identity
 from steer_pipeline.lab.models.loading import load_model, load_tokenizer

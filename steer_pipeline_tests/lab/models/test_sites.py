@@ -10,8 +10,8 @@ from transformers import GraniteConfig, GraniteForCausalLM
 
 from steer_pipeline.catalogue.specs import SamplingSpec, VectorSpec
 from steer_pipeline.lab.generation.engine import generate
+from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.generation.probe import probe_steering
-from steer_pipeline.lab.generation.schema import PromptRow
 from steer_pipeline.lab.models.blocks import Blocks
 from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means, sequence_nll
 from steer_pipeline.lab.models.identity import ModelLoadError

@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 
 from steer_pipeline.catalogue import load_personas, load_profile, load_variants
-from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, FinishedRow, RewriteRow
+from steer_pipeline.lab.generation.jobs import FinishedRow
+from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, RewriteRow
 from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
 from steer_pipeline.lab.rewrites import work
 from steer_pipeline_tests.lab.rewrites.packs import news

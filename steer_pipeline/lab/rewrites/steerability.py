@@ -1,0 +1,136 @@
+"""How far a variant moved where it should, and how far everywhere else: aim and side effects over all axes.
+
+In: scores of every text on every axis of the catalogue, and what each variant aims at. Out: one row a variant and axis
+(the matrix), and one row a variant: movement along its aim, and what is left of the movement at right angles to it,
+beside a band of random directions. Axes are measured in standard deviations of base, so that they can be added. Source:
+Chang et al. (2025), "A course correction in steerability evaluation": miscalibration and orthogonal side effects.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+
+from steer_pipeline.lab.stats import bootstrap_means, mean_intervals
+
+MATRIX_SCHEMA = pl.Schema(
+    {
+        "variant": pl.String(),
+        "axis": pl.String(),
+        "aimed": pl.Int64(),  # 1 up, -1 down, 0 not aimed at
+        "moved": pl.Float64(),  # mean paired difference to base, in standard deviations of base
+        "low": pl.Float64(),
+        "high": pl.Float64(),
+        "band_low": pl.Float64(),  # smallest and largest movement of the random directions
+        "band_high": pl.Float64(),
+        "beyond_band": pl.Boolean(),
+    }
+)
+AIM_SCHEMA = pl.Schema(
+    {
+        "variant": pl.String(),
+        "aim": pl.Float64(),  # movement along the aimed axes, null for a variant without an aim
+        "aim_low": pl.Float64(),
+        "aim_high": pl.Float64(),
+        "side": pl.Float64(),  # length of the movement at right angles to the aim
+        "side_low": pl.Float64(),
+        "side_high": pl.Float64(),
+        "random_side": pl.Float64(),  # largest movement of a random direction, all axes
+        "n": pl.Int64(),
+    }
+)
+
+
+def moved(scores: pl.DataFrame, base: str) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Axes, and variant -> paired differences to base [rows, axes] in standard deviations of base.
+
+    Args:
+        scores: row_id, variant, axis, score; every variant has every row of base on every axis.
+
+    Raises:
+        ValueError: base is constant on an axis (nothing can be measured in its deviations), or a variant lacks a row.
+    """
+    axes = scores["axis"].unique().sort().to_list()
+    wide = {
+        variant: part.pivot(on="axis", index="row_id", values="score").sort("row_id")
+        for (variant,), part in scores.partition_by("variant", as_dict=True).items()
+    }
+    reference = wide[base].select(axes).to_numpy()
+    spread = reference.std(axis=0, ddof=1)
+    flat = [axis for axis, sd in zip(axes, spread, strict=True) if not sd > 0]
+    if flat:
+        raise ValueError(
+            f"axis {flat[0]!r}: base scores the same on every row; the scorer measures nothing there"
+        )
+    found = {}
+    for variant, table in wide.items():
+        if table["row_id"].to_list() != wide[base]["row_id"].to_list():
+            raise ValueError(f"variant {variant!r} and {base!r} have other rows; score the same news")
+        found[variant] = (table.select(axes).to_numpy() - reference) / spread
+    return axes, found
+
+
+def steerability(
+    scores: pl.DataFrame,
+    targets: Mapping[str, Mapping[str, int]],
+    *,
+    base: str,
+    band: Sequence[str],
+    seed: int,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """`MATRIX_SCHEMA` and `AIM_SCHEMA` of every variant but base.
+
+    Args:
+        scores: as `moved` takes them.
+        targets: variant -> axis -> 1 or -1.
+        band: variants of random directions; they set the floor.
+
+    Raises:
+        ValueError: as `moved`, or a target is not among the axes.
+    """
+    axes, differences = moved(scores, base)
+    means = {name: table.mean(axis=0) for name, table in differences.items()}
+    drawn = np.stack([means[name] for name in band]) if band else np.zeros((1, len(axes)))
+    low, high = drawn.min(axis=0), drawn.max(axis=0)
+    matrix, aims = [], []
+    for variant, table in differences.items():
+        if variant == base:
+            continue
+        aim = _aim(axes, targets.get(variant, {}), variant)
+        for index, interval in enumerate(mean_intervals(table, seed=seed)):
+            matrix.append(
+                {"variant": variant, "axis": axes[index], "aimed": int(np.sign(aim[index]))}
+                | {"moved": interval.estimate, "low": interval.low, "high": interval.high}
+                | {"band_low": float(low[index]), "band_high": float(high[index])}
+                | {"beyond_band": not low[index] <= interval.estimate <= high[index]}
+            )
+        along, side = _parts(table, aim, seed)
+        aims.append(
+            {"variant": variant, "n": len(table), "random_side": float(np.linalg.norm(drawn, axis=1).max())}
+            | dict(zip(("aim", "aim_low", "aim_high"), along, strict=True))
+            | dict(zip(("side", "side_low", "side_high"), side, strict=True))
+        )
+    return pl.DataFrame(matrix, schema=MATRIX_SCHEMA), pl.DataFrame(aims, schema=AIM_SCHEMA)
+
+
+def _aim(axes: Sequence[str], targets: Mapping[str, int], variant: str) -> np.ndarray:
+    """Unit vector [axes] of what a variant aims at; zeros without an aim."""
+    if unknown := sorted(set(targets) - set(axes)):
+        raise ValueError(f"variant {variant!r} aims at {unknown[0]!r}, which nothing scores")
+    aim = np.array([float(targets.get(axis, 0)) for axis in axes])
+    return aim / max(np.linalg.norm(aim), 1e-12)
+
+
+def _parts(
+    table: np.ndarray, aim: np.ndarray, seed: int
+) -> tuple[tuple[float | None, ...], tuple[float, ...]]:
+    """(estimate, low, high) along the aim, and of the length at right angles to it."""
+    resampled = np.vstack([table.mean(axis=0), bootstrap_means(table, seed=seed, n_boot=2000)])
+    along = resampled @ aim
+    side = np.linalg.norm(resampled - along[:, None] * aim, axis=1)
+
+    def shown(values: np.ndarray) -> tuple[float, ...]:
+        edges = np.quantile(values[1:], [0.025, 0.975])
+        return float(values[0]), float(edges[0]), float(edges[1])
+
+    return (shown(along) if aim.any() else (None, None, None)), shown(side)
