@@ -16,7 +16,7 @@ from steer_pipeline import show
 from steer_pipeline.execution import GPU_POOL, GPU_TAGS
 from steer_pipeline.io.reader import Reader
 from steer_pipeline.io.store import StoreError
-from steer_pipeline.io.versioned import note_input
+from steer_pipeline.io.versioned import COLUMNS, note_input
 from steer_pipeline.keys import key
 from steer_pipeline.lab.verdict import Verdict
 from steer_pipeline.resources import ArtifactStoreResource
@@ -35,7 +35,7 @@ def cpu(stage: str, **more: Any) -> dict[str, Any]:
 
 def columns(schema: pl.Schema, descriptions: Mapping[str, str]) -> dict[str, dg.TableSchema]:
     """Metadata of an asset whose rows have `schema`: what each column holds, for the UI."""
-    return {"dagster/column_schema": show.column_schema(pl.LazyFrame(schema=schema), descriptions)}
+    return {COLUMNS: show.column_schema(pl.LazyFrame(schema=schema), descriptions)}
 
 
 def gpu(stage: str, **more: Any) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def of_vector(vector: "PersonaVector") -> dict[str, Any]:
             for block in vector.present_blocks
         ]
     )
-    at_best = {} if best is None else {"best_block": best, **{name: facts[name][best] for name in measured}}
+    at_best = {} if best is None else {name.removesuffix("s"): facts[name][best] for name in measured}
     return {
         "separation": show.curves(
             {name: list(blocks.select("block", name).iter_rows()) for name in measured[:2]},
@@ -51,6 +51,7 @@ def of_vector(vector: "PersonaVector") -> dict[str, Any]:
             "held-out AUC beside its null",
         ),
         "blocks": show.markdown_table(blocks),
+        **({} if best is None else {"best_block": best}),
         **{name: show.significant(value) for name, value in at_best.items()},
         "auc_max_p": show.significant(facts["auc_max_p"]),
         "source": facts["source"]["kind"],
