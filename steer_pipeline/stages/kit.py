@@ -141,8 +141,8 @@ class Claims:
         return result if verdict.blocking else result._replace(severity=WARN)
 
     def unjudged(self, name: str, why: str = "an earlier claim does not hold") -> dg.AssetCheckResult:
-        """A claim that cannot be looked at: it does not hold, and says why."""
-        return self.result(name, False, f"not judged: {why}")
+        """A claim that cannot be looked at: it does not hold, and says why. Its cure would lead nowhere."""
+        return self.result(name, False, "")._replace(description=f"not judged: {why}")
 
 
 # ------------------------------------------------------------------------------ errors, folders, store

@@ -18,6 +18,11 @@ def test_a_cure_follows_only_where_the_claim_does_not_hold():
     assert CLAIMS.result("fresh", False, "old").severity == dg.AssetCheckSeverity.WARN
 
 
+def test_what_cannot_be_judged_says_why_and_offers_no_cure():
+    result = CLAIMS.unjudged("whole", "the file cannot be read")
+    assert (result.passed, result.description) == (False, "not judged: the file cannot be read")
+
+
 def test_a_verdict_becomes_a_result_with_sensible_digits_and_its_examples():
     verdict = Verdict("whole", False, "broken", {"p": 0.00009999000099990002}, [{"row": 1}])
     result = CLAIMS.judged(verdict)
