@@ -77,7 +77,7 @@ def column_schema(
     columns = [
         dg.TableColumn(
             name,
-            _shown_type(kind) if texts_only else str(kind),
+            _shown_type(kind) if texts_only else kind_name(kind),
             description=(descriptions or {}).get(name),
         )
         for name, kind in frame.collect_schema().items()
@@ -129,6 +129,13 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return significant(value) if math.isfinite(value) else str(value)
     return cut(str(value))
+
+
+def kind_name(kind: pl.DataType) -> str:
+    """A column's type, nested ones in short: `List(Struct)`."""
+    if isinstance(kind, pl.List):
+        return f"List({kind_name(kind.inner)})"
+    return "Struct" if isinstance(kind, pl.Struct) else str(kind)
 
 
 def _shown_type(kind: pl.DataType) -> str:

@@ -133,3 +133,15 @@ def test_the_code_is_named_by_commit():
 def test_code_outside_a_checkout_is_called_unknown(tmp_path, monkeypatch):
     monkeypatch.setattr(show, "project_home", lambda: tmp_path)
     assert show.git_state() == {"git_commit": "unknown"}
+
+
+def test_numbers_have_the_digits_that_matter():
+    shown = [show.number(value) for value in (0.12345, 1.23456, 12.3456, 1234.56, 0.00009999, 0.0, -2.5)]
+    assert shown == ["0.123", "1.235", "12.35", "1235", "0.0001", "0", "-2.500"]
+    assert show.significant(0.00009999000099990002) == 0.00009999
+    assert (show.significant(7), show.significant(math.inf)) == (7, math.inf)
+
+
+def test_a_preview_says_what_its_columns_hold():
+    (_, x, _) = show.preview(LONG, {"x": "a number"}).schema.columns
+    assert x.description == "a number"

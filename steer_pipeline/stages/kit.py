@@ -16,7 +16,7 @@ from steer_pipeline import show
 from steer_pipeline.execution import GPU_POOL, GPU_TAGS
 from steer_pipeline.io.reader import Reader
 from steer_pipeline.io.store import StoreError
-from steer_pipeline.io.versioned import note_input
+from steer_pipeline.io.versioned import COLUMNS, note_input
 from steer_pipeline.keys import key
 from steer_pipeline.lab.verdict import Verdict
 from steer_pipeline.resources import ArtifactStoreResource
@@ -35,7 +35,7 @@ def cpu(stage: str, **more: Any) -> dict[str, Any]:
 
 def columns(schema: pl.Schema, descriptions: Mapping[str, str]) -> dict[str, dg.TableSchema]:
     """Metadata of an asset whose rows have `schema`: what each column holds, for the UI."""
-    return {"dagster/column_schema": show.column_schema(pl.LazyFrame(schema=schema), descriptions)}
+    return {COLUMNS: show.column_schema(pl.LazyFrame(schema=schema), descriptions)}
 
 
 def gpu(stage: str, **more: Any) -> dict[str, Any]:
@@ -141,8 +141,8 @@ class Claims:
         return result if verdict.blocking else result._replace(severity=WARN)
 
     def unjudged(self, name: str, why: str = "an earlier claim does not hold") -> dg.AssetCheckResult:
-        """A claim that cannot be looked at: it does not hold, and says why."""
-        return self.result(name, False, f"not judged: {why}")
+        """A claim that cannot be looked at: it does not hold, and says why. Its cure would lead nowhere."""
+        return self.result(name, False, "")._replace(description=f"not judged: {why}")
 
 
 # ------------------------------------------------------------------------------ errors, folders, store

@@ -39,7 +39,7 @@ AGREEMENT_SCHEMA = pl.Schema(
 
 def agreement(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
     """`AGREEMENT_SCHEMA`: pairs of scales that both have values; a number that is undefined is null."""
-    found = []
+    pairs = []
     for own in rows.partition_by("persona", maintain_order=True):
         for first, second in PAIRS:
             both = own.drop_nulls([first, second])
@@ -55,8 +55,8 @@ def agreement(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
             if second == JUDGE:
                 x, y = (np.rint(SCALES[own["kind"][0]].steps(share)) for share in (a, b))
                 row |= _interval("kappa", quadratic_kappa, x, y, questions, seed)
-            found.append(row)
-    return pl.DataFrame(found, schema=AGREEMENT_SCHEMA)
+            pairs.append(row)
+    return pl.DataFrame(pairs, schema=AGREEMENT_SCHEMA)
 
 
 def _interval(

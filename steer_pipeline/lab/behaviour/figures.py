@@ -140,11 +140,11 @@ def trait_against_coherence(arms: pl.DataFrame) -> bytes:
     _legend(figure, figure.axes[0])
     figure.draw_without_rendering()  # the layout is settled: from here on places in pixels hold
     for axes, shown in labelled:
-        _label_scales(axes, shown)
+        label_scales(axes, shown)
     return _png(figure)
 
 
-def _label_scales(axes: Axes, points: pl.DataFrame) -> None:
+def label_scales(axes: Axes, points: pl.DataFrame) -> None:
     """The scale beside each steered point, where it covers neither points nor other labels.
 
     Steered points that lie on one another share a label.

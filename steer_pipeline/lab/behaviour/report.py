@@ -104,7 +104,7 @@ def headline_rows(arms: pl.DataFrame) -> pl.DataFrame:
         "gap high": (LEARNED_ARM, "trait_gap_high"),
         "verdict": (LEARNED_ARM, "verdict"),
         "perplexity": (LEARNED_ARM, "perplexity"),
-        "minilm auc": (VANILLA, "auc"),
+        "MiniLM AUC": (VANILLA, "auc"),
     }
     rows = []
     for persona in arms["persona"].unique(maintain_order=True):

@@ -151,7 +151,7 @@ class BehaviourTables:
         Raises:
             KeyError: there is no such row.
         """
-        found = self.of(persona, metric).filter(arm_name=arm_name)
-        if found.is_empty():
+        rows = self.of(persona, metric).filter(arm_name=arm_name)
+        if rows.is_empty():
             raise KeyError(f"{persona}: no arm {arm_name!r} with metric {metric!r} in the summary")
-        return found.row(0, named=True)
+        return rows.row(0, named=True)

@@ -164,7 +164,7 @@ def summarise(rows: pl.DataFrame, *, seed: int, alpha: float = 0.05, n_boot: int
     for name in POOLED:
         if parts[name]:
             arms[name] = {"arm_name": name, "arm": name, "scale": None, "seed": None, "pooled": True}
-    found = []
+    records = []
     for metric in (*TRAIT_METRICS, *COHERENCE_METRICS):
         if rows[metric].null_count() == rows.height:
             continue
@@ -174,11 +174,11 @@ def summarise(rows: pl.DataFrame, *, seed: int, alpha: float = 0.05, n_boot: int
             raise TableError(f"{persona}: vanilla lacks {metric} for {int(missing.sum())} questions")
         pooled = {name: parts[name] for name in POOLED if name in arms}
         table = _compare(values, list(arms), pooled, metric in TRAIT_METRICS, seed, alpha, n_boot)
-        found += [
+        records += [
             {"persona": persona, "kind": rows["kind"][0], "metric": metric, **arm, **numbers}
             for arm, numbers in zip(arms.values(), table, strict=True)
         ]
-    return pl.DataFrame(found, schema=SUMMARY_SCHEMA)
+    return pl.DataFrame(records, schema=SUMMARY_SCHEMA)
 
 
 def _by_question(

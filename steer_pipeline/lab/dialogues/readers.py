@@ -85,10 +85,10 @@ def _of_newsroom(rows: pl.DataFrame) -> Iterator[Dialogue]:
 
 def _numbered_defaults(sets: Sequence[Sequence[Dialogue]]) -> list[Dialogue]:
     """The rows of all default sets; their prompts are counted on from one set to the next."""
-    found: list[Dialogue] = []
+    numbered: list[Dialogue] = []
     first = 0
     for rows in sets:
-        found += [
+        numbered += [
             replace(
                 row,
                 label="default",
@@ -99,7 +99,7 @@ def _numbered_defaults(sets: Sequence[Sequence[Dialogue]]) -> list[Dialogue]:
             for row in rows
         ]
         first += 1 + max((row.prompt_index for row in rows), default=-1)
-    return found
+    return numbered
 
 
 # ------------------------------------------------------------------------------------- responses
@@ -139,14 +139,14 @@ def _kind_folder(path: Path, kind: str) -> tuple[Path, str]:
             raise DialogueError(f"{path} holds {named[0]}, the persona is a {kind}; give the folder above it")
         folder = path
     else:
-        found = sorted(p for p in path.glob(f"{kind}s*") if (p / "responses").is_dir())
-        if len(found) != 1:
-            seen = ", ".join(p.name for p in found) or "none"
+        folders = sorted(p for p in path.glob(f"{kind}s*") if (p / "responses").is_dir())
+        if len(folders) != 1:
+            seen = ", ".join(p.name for p in folders) or "none"
             raise DialogueError(
                 f"{path}: one folder {kind}s*/ with responses/ in it is expected, found {seen}; "
                 "behaviour.source.path is the folder of one model"
             )
-        folder = found[0]
+        folder = folders[0]
     slug = folder.parent.name if re.match(r"(role|trait)s", folder.name) else folder.name
     return folder, MODEL_SLUGS.get(slug, slug)
 
@@ -304,7 +304,7 @@ def _of_processed(one: _Set, kind: str, reading: Reading) -> list[Dialogue]:
         raise DialogueError(
             f"{one.path}: rows of {kind} {others[0]!r} in the set of {one.name}; split the file"
         )
-    found = []
+    dialogues = []
     for number, record in enumerate(rows.iter_rows(named=True)):
         where = f"{one.path}, row {number}"
         model = record["model"] or one.model
@@ -313,8 +313,8 @@ def _of_processed(one: _Set, kind: str, reading: Reading) -> list[Dialogue]:
         if isinstance(dialogue, str):
             reading.left_out[dialogue] += 1
         else:
-            found.append(replace(dialogue, score=score, score_status=status))
-    return found
+            dialogues.append(replace(dialogue, score=score, score_status=status))
+    return dialogues
 
 
 def _read_parquet(path: Path) -> pl.DataFrame:

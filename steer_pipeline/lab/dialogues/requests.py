@@ -27,7 +27,7 @@ def encode_rows(
     Raises:
         VectorError: a dialogue has more tokens than the model has positions.
     """
-    found = []
+    dialogues = []
     for row_id, instruction, messages in rows.select("row_id", "instruction", "messages").iter_rows():
         one = encode_dialogue(
             model.tokenizer,
@@ -42,8 +42,8 @@ def encode_rows(
                 f"row {row_id}: {len(one.ids)} tokens{' with its instruction' if instructed else ''}, the model "
                 f"has {model.max_positions} positions; lower behaviour.max_response_tokens"
             )
-        found.append(one)
-    return found
+        dialogues.append(one)
+    return dialogues
 
 
 def response_requests(tokenizer: Any, dialogues: Sequence[EncodedDialogue]) -> list[HiddenRequest]:

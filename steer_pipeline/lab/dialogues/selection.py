@@ -117,15 +117,15 @@ def assign_splits(tokens: Mapping[int, int], wanted: Mapping[str, int], seed: in
 def split_table(rows: pl.DataFrame, spec: BehaviourSpec) -> pl.DataFrame:
     """One row a split: `split, wanted_tokens, got_tokens, rows, questions`; wanted is null for `unused`."""
     counted = rows.filter("counts")
-    found: dict[str, list[Any]] = defaultdict(list)
+    columns: dict[str, list[Any]] = defaultdict(list)
     for split in (*SPLITS, UNUSED):
         mine = counted.filter(split=split)
-        found["split"].append(split)
-        found["wanted_tokens"].append(budgets(spec).get(split))
-        found["got_tokens"].append(int(mine["n_response_tokens"].sum()))
-        found["rows"].append(mine.height)
-        found["questions"].append(mine["question_index"].n_unique())
-    return pl.DataFrame(found)
+        columns["split"].append(split)
+        columns["wanted_tokens"].append(budgets(spec).get(split))
+        columns["got_tokens"].append(int(mine["n_response_tokens"].sum()))
+        columns["rows"].append(mine.height)
+        columns["questions"].append(mine["question_index"].n_unique())
+    return pl.DataFrame(columns)
 
 
 def _record(

@@ -80,7 +80,7 @@ def judge_texts(
 def fill_rubric(rubric: str, question: str, answer: str) -> str:
     """The rubric with `{question}` and `{answer}` filled in; braces in either text stay as they are."""
     values = {"{question}": question, "{answer}": answer}
-    return re.sub(r"\{question\}|\{answer\}", lambda found: values[found[0]], rubric)
+    return re.sub(r"\{question\}|\{answer\}", lambda field: values[field[0]], rubric)
 
 
 def shown_url(url: str) -> str:

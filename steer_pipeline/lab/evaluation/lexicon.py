@@ -51,10 +51,10 @@ class LexiconScorer:
         self._side |= dict.fromkeys(negative, "negative")
         longest_first = sorted(self._side, key=lambda marker: (-len(marker), marker))
         options = "|".join(re.escape(marker).replace(r"\ ", r"\s+") for marker in longest_first)
-        # A look-ahead finds overlapping candidates; `_found` then lets the longest win.
+        # A look-ahead finds overlapping candidates; `_markers_in` then lets the longest win.
         self._candidates = re.compile(rf"(?=(?<!\w)({options})(?!\w))")
 
-    def _found(self, text: str) -> list[str]:
+    def _markers_in(self, text: str) -> list[str]:
         folded = straight(text).casefold()
         spans = [(match.start(1), match.end(1)) for match in self._candidates.finditer(folded)]
         taken: list[tuple[int, int]] = []
@@ -65,10 +65,10 @@ class LexiconScorer:
 
     def hits(self, text: str) -> LexiconHits:
         """The markers in the text, by pole."""
-        found = self._found(text)
+        markers = self._markers_in(text)
         return LexiconHits(
-            tuple(marker for marker in found if self._side[marker] == "positive"),
-            tuple(marker for marker in found if self._side[marker] == "negative"),
+            tuple(marker for marker in markers if self._side[marker] == "positive"),
+            tuple(marker for marker in markers if self._side[marker] == "negative"),
         )
 
     def score(self, text: str) -> float:
@@ -78,7 +78,7 @@ class LexiconScorer:
             return 0.0
         total = 0
         for part in parts:
-            sides = {self._side[marker] for marker in self._found(part)}
+            sides = {self._side[marker] for marker in self._markers_in(part)}
             total += ("positive" in sides) - ("negative" in sides)
         return total / len(parts)
 

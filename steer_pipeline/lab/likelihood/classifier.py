@@ -92,7 +92,7 @@ def vector_as_classifier(read: LabelledStates, arms: Sequence[Arm], *, seed: int
             f"{sizes['n_questions']} test questions; both and two questions are needed"
         )
     shuffled = None if reason else _shuffles(read.positive, read.questions, seed)
-    found = []
+    records = []
     for arm in arms:
         if arm.term is None:
             raise ValueError(f"arm {arm.arm!r} has no vector to project on")
@@ -115,8 +115,8 @@ def vector_as_classifier(read: LabelledStates, arms: Sequence[Arm], *, seed: int
                 "null_95th": np.quantile(null, 0.95),
                 "p": (1 + (null >= interval.estimate).sum()) / (1 + len(null)),
             }
-        found.append(row)
-    return pl.DataFrame(found, schema=CLASSIFIER_SCHEMA)
+        records.append(row)
+    return pl.DataFrame(records, schema=CLASSIFIER_SCHEMA)
 
 
 def _shuffles(positive: np.ndarray, questions: np.ndarray, seed: int) -> np.ndarray:
@@ -126,11 +126,11 @@ def _shuffles(positive: np.ndarray, questions: np.ndarray, seed: int) -> np.ndar
     mixed = [rows for rows in groups if 0 < positive[rows].sum() < len(rows)]
     if not mixed:
         mixed = [np.arange(len(positive))]
-    found = np.tile(positive, (N_SHUFFLES, 1))
-    for labels in found:
+    shuffled = np.tile(positive, (N_SHUFFLES, 1))
+    for labels in shuffled:
         for rows in mixed:
             labels[rows] = positive[rng.permutation(rows)]
-    return found
+    return shuffled
 
 
 def _aucs(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

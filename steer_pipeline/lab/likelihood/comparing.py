@@ -96,10 +96,10 @@ def compare_vectors(
     _write_json(folder / SCALES_FILE, _scales(arms))
     (measured if selection is None else pl.concat([selection, measured])).write_parquet(folder / ROWS)
     vector_as_classifier(read, arms, seed=profile.behaviour.seed).write_parquet(folder / CLASSIFIER)
-    found = (
+    cosines = (
         pl.DataFrame(schema=COSINE_SCHEMA) if averaged is None else cosine_table(trained_by_seed, averaged)
     )
-    found.write_parquet(folder / COSINES)
+    cosines.write_parquet(folder / COSINES)
     return tabulate(folder, persona.name, profile.behaviour.seed)
 
 

@@ -46,7 +46,7 @@ def cosine_table(
     """
     site = site_of(trained)
     units = np.stack([vector.unit_at(site) for vector in trained.values()]).astype(np.float64)
-    found = []
+    records = []
     for block in averaged.vector.present_blocks:
         cosines = units @ averaged.vector.unit_at(block)
         left = averaged.sums.without_each(block)
@@ -61,7 +61,7 @@ def cosine_table(
         )
         half = t.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
         mean = float(cosines.mean())
-        found.append(
+        records.append(
             {
                 "block": block,
                 "same_site": block == site,
@@ -75,4 +75,4 @@ def cosine_table(
                 "n_questions": len(averaged.sums.questions),
             }
         )
-    return pl.DataFrame(found, schema=COSINE_SCHEMA)
+    return pl.DataFrame(records, schema=COSINE_SCHEMA)

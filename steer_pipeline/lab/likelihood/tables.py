@@ -56,8 +56,8 @@ def unequal_tokens(rows: pl.DataFrame) -> pl.DataFrame:
     cells = rows.select("split", "arm", "seed", "block", "scale").unique()
     wanted = cells.join(vanilla.rename({"n_tokens": "tokens", "response_sha": "sha"}), on="split", how="left")
     cell = [*key, "arm", "seed", "block", "scale"]
-    found = rows.group_by(cell).agg(pl.len().alias("times"), pl.col("n_tokens", "response_sha").first())
-    both = wanted.join(found, on=cell, how="full", nulls_equal=True, coalesce=True)
+    measured = rows.group_by(cell).agg(pl.len().alias("times"), pl.col("n_tokens", "response_sha").first())
+    both = wanted.join(measured, on=cell, how="full", nulls_equal=True, coalesce=True)
     problem = (
         pl.when(pl.col("times").is_null())
         .then(pl.lit("not measured"))
@@ -225,16 +225,16 @@ def comparison_table(rows: pl.DataFrame, *, seed: int = 0, level: float = 0.95) 
     test = rows.filter(split="test")
     gains = _Gains(test, seed=seed, level=level)
     prompted = _measured(gains, PROMPTED, [None], {})
-    found = []
+    records = []
     for arm in [arm for arm in ARMS if arm in test["arm"]]:
         seeds = gains.seeds(arm)
         own = test.filter(arm=arm)
         row = prompted if arm == PROMPTED else _measured(gains, arm, seeds, prompted)
-        found.append(
+        records.append(
             {**row, "n_seeds": len(seeds) if seeds != [None] else None, **_site(own), **_sizes(gains)}
         )
     schema = {"arm": pl.String(), "n_seeds": pl.Int64(), **_SCHEMA, **_SITE, **_SIZES}
-    return pl.DataFrame(found, schema=schema)
+    return pl.DataFrame(records, schema=schema)
 
 
 def seed_table(rows: pl.DataFrame, *, seed: int = 0, level: float = 0.95) -> pl.DataFrame:
@@ -242,12 +242,12 @@ def seed_table(rows: pl.DataFrame, *, seed: int = 0, level: float = 0.95) -> pl.
     test = rows.filter(split="test")
     gains = _Gains(test, seed=seed, level=level)
     prompted = _measured(gains, PROMPTED, [None], {})
-    found = [
+    records = [
         {**_measured(gains, arm, [one], prompted), "seed": one, **_site(test.filter(arm=arm, seed=one))}
         for arm in (TRAINED, RANDOM)
         for one in gains.seeds(arm)
     ]
-    return pl.DataFrame(found, schema={"arm": pl.String(), "seed": pl.Int64(), **_SCHEMA, **_SITE})
+    return pl.DataFrame(records, schema={"arm": pl.String(), "seed": pl.Int64(), **_SCHEMA, **_SITE})
 
 
 def selection_table(rows: pl.DataFrame) -> pl.DataFrame:

@@ -19,7 +19,8 @@ from steer_pipeline.catalogue.specs import VectorSpec
 from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means, residual_norms
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.personas.contexts import HELD_OUT, TRAIN
-from steer_pipeline.lab.personas.contrast import SIDES, require_matched_sides
+from steer_pipeline.lab.personas.contrast import require_matched_sides
+from steer_pipeline.lab.personas.schema import SIDES
 from steer_pipeline.lab.vectors.vector import (
     PersonaVector,
     VectorError,

@@ -105,9 +105,10 @@ def dose_curve(
     from steer_pipeline.lab.vectors.vector import load_vector
 
     with user_errors(), folder("dose_curve") as made:
+        vector = load_vector(persona_vector)
         recommendation = make_dose_curve(
             language_model.load(),
-            load_vector(persona_vector),
+            vector,
             persona_scale,
             settings().profile,
             truncated_news.collect(),
@@ -115,7 +116,7 @@ def dose_curve(
             made,
             settings().shipped / "facts.parquet",
         )
-        yield dg.Output(made, metadata=metadata.of_dose(recommendation, made))
+        yield dg.Output(made, metadata=metadata.of_dose(recommendation, vector, made))
 
 
 ASSETS = [contrast_set, persona_vector, dose_curve]

@@ -43,7 +43,7 @@ def of_vector(vector: "PersonaVector") -> dict[str, Any]:
             for block in vector.present_blocks
         ]
     )
-    at_best = {} if best is None else {"best_block": best, **{name: facts[name][best] for name in measured}}
+    at_best = {} if best is None else {name.removesuffix("s"): facts[name][best] for name in measured}
     return {
         "separation": show.curves(
             {name: list(blocks.select("block", name).iter_rows()) for name in measured[:2]},
@@ -51,6 +51,7 @@ def of_vector(vector: "PersonaVector") -> dict[str, Any]:
             "held-out AUC beside its null",
         ),
         "blocks": show.markdown_table(blocks),
+        **({} if best is None else {"best_block": best}),
         **{name: show.significant(value) for name, value in at_best.items()},
         "auc_max_p": show.significant(facts["auc_max_p"]),
         "source": facts["source"]["kind"],
@@ -58,9 +59,10 @@ def of_vector(vector: "PersonaVector") -> dict[str, Any]:
     }
 
 
-def of_dose(recommendation: "Recommendation", folder: Path) -> dict[str, Any]:
-    """The curve, and the numbers of the recommended cell."""
+def of_dose(recommendation: "Recommendation", vector: "PersonaVector", folder: Path) -> dict[str, Any]:
+    """The curve, and the numbers of the recommended cell: of a block that was swept, not always the vector's best."""
     from steer_pipeline.lab.personas.steps import PLOT, SWEEP
+    from steer_pipeline.lab.vectors.vector import best_block
 
     sweep = pl.read_parquet(folder / SWEEP)
     numbers: dict[str, Any] = {
@@ -69,12 +71,18 @@ def of_dose(recommendation: "Recommendation", folder: Path) -> dict[str, Any]:
         "dose_found": int(recommendation.found),
         "cells": sweep.height,
         "rows_a_cell": int(sweep["n"].max() or 0),
+        "swept_blocks": ", ".join(map(str, sweep["block"].drop_nulls().unique().sort())),
     }
-    if not recommendation.found:
-        return numbers
+    if (best := best_block(vector.metadata)) is not None:
+        numbers["best_block"] = best
+    return numbers | (_recommended(recommendation, sweep) if recommendation.found else {})
+
+
+def _recommended(recommendation: "Recommendation", sweep: pl.DataFrame) -> dict[str, Any]:
+    """The numbers of the recommended cell."""
     at_dose = {"direction": "persona", "block": recommendation.block, "fraction": recommendation.fraction}
     cell = sweep.filter(**at_dose).row(0, named=True)
-    of_cell = {
+    numbers = {
         "recommended_block": recommendation.block,
         "dose_fraction": recommendation.fraction,
         "dose_alpha": recommendation.alpha,
@@ -85,4 +93,4 @@ def of_dose(recommendation: "Recommendation", folder: Path) -> dict[str, Any]:
         "suspect_rate": cell["suspect_rate"],
         "kl_nats": cell["kl"],
     }
-    return numbers | {name: show.significant(value) for name, value in of_cell.items()}
+    return {name: show.significant(value) for name, value in numbers.items()}

@@ -3,8 +3,10 @@
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.figure import Figure
 
 from steer_pipeline.lab.behaviour.agreement import quadratic_kappa, spearman
+from steer_pipeline.lab.behaviour.figures import label_scales
 from steer_pipeline.lab.behaviour.report import headline_rows, read_tables, summary_text, write_behaviour
 from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP, PersonaRows, TableError
 from steer_pipeline.lab.behaviour.table import (
@@ -295,3 +297,25 @@ def test_the_report_says_what_the_tables_hold_and_what_they_were_made_from(table
     assert 'src="plots/' not in page
     assert "NLL gap closed" in page
     assert "1 of 1 personas move up" in summary_text(pl.read_parquet(tmp_path / "arms.parquet"))
+
+
+def test_no_label_of_a_scale_covers_another_or_a_point():
+    axes = Figure(figsize=(4, 3)).subplots()
+    axes.set(xlim=(2, 4), ylim=(0, 1))
+    names = [f"{arm}@{scale:g}" for arm in ("trained", "averaged") for scale in (0.5, 1.0, 1.5)]
+    points = pl.DataFrame(
+        {
+            "arm_name": names,
+            "family": ["trained"] * 3 + ["averaged"] * 3,
+            "scale": [0.5, 1.0, 1.5] * 2,
+            "perplexity": [3.0, 3.1, 3.2, 3.0, 3.12, 3.2],
+            "score": [0.5, 0.52, 0.97, 0.46, 0.5, 0.95],
+        }
+    )
+    axes.figure.draw_without_rendering()
+    label_scales(axes, points)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 6
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+    places = axes.transData.transform(points.select("perplexity", "score").to_numpy())
+    assert not any(box.contains(x, y) for box in boxes for x, y in places)

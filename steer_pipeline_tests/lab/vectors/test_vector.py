@@ -8,6 +8,7 @@ import pytest
 from steer_pipeline.lab.vectors.vector import (
     PersonaVector,
     VectorError,
+    best_block,
     load_vector,
     require_same_model,
     save_vector,
@@ -139,3 +140,13 @@ def test_another_width_is_refused_even_where_other_models_are_allowed():
 def test_what_an_imported_file_does_not_say_is_not_held_against_it():
     imported = vector(weights_sha=None, revision=None)
     require_same_model(imported, model_like(weights_sha="anything", revision="any"))
+
+
+def test_the_best_block_is_one_and_ties_go_to_the_steadiest_direction():
+    """Ties at AUC 1.0 made it block 0 in the UI and block 5 in the report."""
+    tied = {"held_out_auc": [1.0, 0.9, 1.0, 1.0], "split_half_cosine": [0.5, 0.99, 0.9, 0.9]}
+    norms = {"raw_norms": [1.0, 1.0, 2.0, 3.0], "residual_norms": [10.0, 10.0, 10.0, 10.0]}
+    assert best_block(tied | norms) == 3  # the longest of the two steadiest
+    assert best_block(tied) == 2  # the lowest, where nothing else tells
+    assert best_block({"held_out_auc": [None, 0.6, None, 0.7]}) == 3
+    assert best_block({}) is None

@@ -10,7 +10,7 @@ from steer_pipeline.catalogue import load_personas
 from steer_pipeline.io.parquet import ParquetIO
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.behaviour.judging import judged_rows
-from steer_pipeline.lab.behaviour.schema import JUDGE_SCHEMA
+from steer_pipeline.lab.behaviour.schema import JUDGE_COLUMNS, JUDGE_SCHEMA
 from steer_pipeline.lab.evaluation.judgement import STATUSES, Judgement
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, JudgeResource
@@ -113,6 +113,8 @@ def test_without_an_endpoint_every_row_says_so_and_the_graph_goes_on(project, tm
     assert project.judge().success
     scores = project.scores()
     assert scores.schema == JUDGE_SCHEMA
+    columns = project.metadata()["dagster/column_schema"].columns
+    assert {one.name: one.description for one in columns} == JUDGE_COLUMNS
     assert scores["row_id"].to_list() == rollouts()["row_id"].to_list()
     assert set(scores["status"]) == {"not_asked"}
     assert scores["score"].null_count() == scores["judge_model"].null_count() == scores.height

@@ -16,7 +16,7 @@ from steer_pipeline.io.parquet import ParquetIO
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.models import loading
 from steer_pipeline.lab.vectors.doses import load_recommendation
-from steer_pipeline.lab.vectors.vector import load_vector, save_vector
+from steer_pipeline.lab.vectors.vector import best_block, load_vector, save_vector
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.stages.personas import assets, checks
 from steer_pipeline.tools.driver import Driver
@@ -65,6 +65,10 @@ class Project:
 
     def folder(self, asset, partition="paranoid"):
         return self.store.current(asset, partition).path
+
+    def metadata(self, asset):
+        event = self.instance.get_latest_materialization_event(dg.AssetKey(asset))
+        return event.asset_materialization.metadata
 
     def checks(self, asset):
         """Check name -> (passed, severity) of the last evaluations of the paranoid partition."""
@@ -127,6 +131,9 @@ def test_one_run_makes_all_three_with_one_model_load_and_evaluated_checks(projec
     assert len(sources) == 4
     assert not {int(row, 16) for row in sources} & used
     assert load_recommendation(dose).persona == "paranoid"
+    shown = [project.metadata(asset) for asset in ("persona_vector", "dose_curve")]
+    assert {metadata["best_block"].value for metadata in shown} == {best_block(found.metadata)}
+    assert [next(iter(metadata)) for metadata in shown] == ["separation", "plot"]
 
     blocking = {
         "contrast_set": "sides_share_their_contexts",

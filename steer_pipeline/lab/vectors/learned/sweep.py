@@ -112,11 +112,20 @@ def make_trained(
     history(results).write_parquet(folder / HISTORY)
     _table(results, trainer, best).write_parquet(folder / SEEDS)
     _validation_rows(best, trainer.validation).write_parquet(folder / VALIDATION)
+    report = _report(persona, profile, trainer, results, best) | facts
+    _write_json(folder / REPORT, report)
+    return chosen
+
+
+def _report(
+    persona: Persona, profile: Profile, trainer: Trainer, results: Sequence[Trained], best: Trained
+) -> dict[str, Any]:
+    """The chosen seed in numbers, beside the others."""
     norm = float(np.linalg.norm(best.best))
-    report = {
+    return {
         "persona": persona.name,
-        "learning_rate": choice["learning_rate"],
-        "units": spec.units,
+        "learning_rate": best.lane.learning_rate,
+        "units": profile.training.units,
         "seed": best.lane.seed,
         "seeds": len(results),
         "validation_nll": best.best_nll,
@@ -127,10 +136,7 @@ def make_trained(
         "norm": norm,
         "norm_fraction": norm / trainer.residual_norm,
         "seed_cosine": _mean_cosine([one.best for one in results]),
-        **facts,
     }
-    _write_json(folder / REPORT, report)
-    return chosen
 
 
 def _vector(

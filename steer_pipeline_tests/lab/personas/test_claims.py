@@ -1,0 +1,68 @@
+"""Evidence about vectors and doses is judged at one block, with its limits in the sentence."""
+
+import json
+
+import polars as pl
+import pytest
+
+from steer_pipeline.lab.personas.claims import random_moves_nothing, takes_effect, vector_verdicts
+from steer_pipeline.lab.vectors.doses import Recommendation
+from steer_pipeline_tests.lab.personas.builders import vector
+
+EVIDENCE = {
+    "held_out_auc": [1.0, 0.9, 1.0, 0.8],
+    "split_half_cosine": [0.7, 0.99, 0.95, 0.9],
+    "auc_max_null_95th": 0.7,
+    "auc_max_p": 0.005,
+}
+
+
+def judged(**changes):
+    return {one.claim: one for one in vector_verdicts(vector(**{**EVIDENCE, **changes}))}
+
+
+def test_all_claims_are_about_the_same_best_block():
+    verdicts = judged()
+    assert all(one.passed for one in verdicts.values())
+    assert verdicts["halves_agree"].numbers["best_block"] == 2
+    assert verdicts["separates_held_out_contexts"].numbers["best_block"] == 2
+
+
+@pytest.mark.parametrize(
+    "change, claim, message",
+    [
+        (
+            {"split_half_cosine": [0.1, 0.2, 0.5, 0.1]},
+            "halves_agree",
+            "0.500 at block 2, at least 0.8 is wanted",
+        ),
+        ({"auc_max_null_95th": 1.0}, "separates_held_out_contexts", "must be above 1.000"),
+        ({"held_out_auc": [None] * 4}, "halves_agree", "not judged on a contrast set"),
+    ],
+)
+def test_weak_evidence_fails_with_its_numbers_and_limit(change, claim, message):
+    verdict = judged(**change)[claim]
+    assert not verdict.passed
+    assert message in verdict.message
+
+
+def sweep(low: float, high: float) -> pl.DataFrame:
+    cell = {"direction": "random", "block": 2, "fraction": 0.4, "shift": (low + high) / 2}
+    return pl.DataFrame([cell | {"shift_low": low, "shift_high": high}])
+
+
+def test_a_random_direction_that_moves_the_trait_is_found():
+    dose = Recommendation("paranoid", 2, 0.4, 3.0, "because")
+    assert random_moves_nothing(sweep(-0.1, 0.1), dose).passed
+    moved = random_moves_nothing(sweep(0.1, 0.3), dose)
+    assert not moved.passed
+    assert "+0.200 [+0.100, +0.300] at dose +0.4; the interval must include 0" in moved.message
+    assert random_moves_nothing(sweep(0.1, 0.3), Recommendation("paranoid", 2, 0.6, 3.0, "")).passed
+
+
+def test_a_block_whose_largest_dose_does_nothing_fails(tmp_path):
+    probes = [{"max_abs_logit_delta": 2.0}, {"max_abs_logit_delta": 1e-6}]
+    (tmp_path / "probe.json").write_text(json.dumps(probes))
+    verdict = takes_effect(tmp_path)
+    assert not verdict.passed
+    assert "1e-06, at least 0.001 is needed" in verdict.message
