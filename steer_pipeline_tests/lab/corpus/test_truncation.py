@@ -1,7 +1,13 @@
+import copy
 import random
+import time
+import unicodedata
 
 import pytest
+from tokenizers import normalizers
+from transformers import BatchEncoding
 
+from steer_pipeline.lab.corpus import truncation
 from steer_pipeline.lab.corpus.sentences import ends_on_sentence, sentence_ends
 from steer_pipeline.lab.corpus.truncation import TRUNCATED_SCHEMA, truncate_news
 
@@ -200,3 +206,53 @@ def test_noise_never_breaks_the_rules(news, tokenizer):
             assert ends_on_sentence(row["text"])
             rest = full[len(row["text"]) :]
             assert not rest or rest[0].isspace() or "。" in row["text"][-8:]
+
+
+def slow(tokenizer):
+    """The same tokenizer without knowledge of where its tokens stand in the text."""
+
+    def encode(texts, **settings):
+        return BatchEncoding({"input_ids": tokenizer(texts, **settings)["input_ids"]})
+
+    return encode
+
+
+def composing(tokenizer):
+    """The same tokenizer with composed characters, so that decoding does not give a decomposed text back."""
+    made = copy.deepcopy(tokenizer)
+    made.backend_tokenizer.normalizer = normalizers.NFC()
+    return made
+
+
+@pytest.mark.parametrize("change", [composing, slow])
+def test_a_long_article_is_tokenised_once_however_it_is_normalised(news, tokenizer, monkeypatch, change):
+    """Measuring growing prefixes of it took a minute for 300 kB of decomposed text."""
+    text = unicodedata.normalize(
+        "NFD", "Le préfet a été élu à Orléans après une journée très agitée. " * 5000
+    )
+    seen = 0
+    encode = truncation._encode_batch
+
+    def counted(tokenizer, texts):
+        nonlocal seen
+        seen += sum(map(len, texts))
+        return encode(tokenizer, texts)
+
+    monkeypatch.setattr(truncation, "_encode_batch", counted)
+    start = time.perf_counter()
+    (row,) = truncate_news(news([text]), change(tokenizer), 380, "fr").to_dicts()
+    assert time.perf_counter() - start < 10
+    assert seen < 1.1 * len(text)
+    assert 300 < row["n_tokens"] <= 380
+    assert text.startswith(row["text"])
+    assert len(tokenizer(row["text"] + " " + text[:80])["input_ids"]) > 380
+
+
+@pytest.mark.parametrize(
+    "shape", [" ", "x", "x ", "It rained. ", ". ", "\n", "é\u0301\u0323", "漢", "<|im_end|>"]
+)
+def test_cutting_is_linear_in_the_article(news, tokenizer, shape):
+    rows = news([f"It rained. {shape * (100_000 // len(shape))} It stopped."])
+    start = time.perf_counter()
+    truncate_news(rows, tokenizer, 60)
+    assert time.perf_counter() - start < 5
