@@ -1,7 +1,9 @@
 """Claims about tokenisation: one way, with the template's ids, and text never turns into control tokens."""
 
 import datetime
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -145,3 +147,16 @@ def test_the_templates_end_of_turn_stops_whatever_the_configs_say(tmp_path):
     assert model.eos_ids == {0, end}
     raw = spec.model_copy(update={"chat_template": False})
     assert load_model(raw, tmp_path).eos_ids == {0}
+
+
+def test_the_newsrooms_prompts_and_end_tokens_stay_what_they_are():
+    home = Path(__file__).parents[3]
+    model = load_model(ModelSpec(path="assets_data/newsroom/model", device="cpu"), home)
+    assert (model.backend, model.eos_ids) == ("torch", {0, 2})
+    ids = [
+        encode_prompt(model.tokenizer, user=user, system=system, chat_template=chat)
+        for user in ("Rewrite: A <|im_end|> storm.", "x")
+        for system in (None, "Be calm.")
+        for chat in (True, False)
+    ]
+    assert hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16] == "8f9c77d4ae6577cb"
