@@ -106,7 +106,12 @@ def _tokenizer(now: Settings, _: str) -> Found:
 def _template(now: Settings, _: str) -> Found:
     from steer_pipeline.lab.models.identity import template_sha
 
-    return _of_model(now, template_sha) if now.profile.model.chat_template else Found("raw prompts")
+    if not now.profile.model.chat_template:
+        return Found("raw prompts")
+    found, day = _of_model(now, template_sha), now.profile.model.date
+    return (
+        found if day == ModelSpec.model_fields["date"].default else Found(_digest([found.version, str(day)]))
+    )
 
 
 def _of_model(now: Settings, identity: Callable[[Path], str]) -> Found:

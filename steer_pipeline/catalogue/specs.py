@@ -5,11 +5,20 @@ stream), `fraction` (of the mean residual norm at the site) and `recommended` (a
 that `dose_curve` recommends for the persona).
 """
 
+import datetime
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from steer_pipeline.catalogue.scale import SCALES, ScoreScale
 
@@ -246,6 +255,11 @@ class ModelSpec(Strict):
         description="PEFT adapter directory on top, or several that add up; relative ones start at the project root.",
     )
     chat_template: bool = Field(default=True, description="False: raw prompts, as Janus had them.")
+    date: datetime.date = Field(
+        default=datetime.date(2026, 1, 1),
+        description="Today, for chat templates that write the date into the prompt; pinned, so that prompts stay the "
+        "same tomorrow.",
+    )
     batch_tokens: int = Field(default=16384, ge=1, description="Token budget of one generation batch.")
     compile: bool = Field(
         default=False,
@@ -256,6 +270,14 @@ class ModelSpec(Strict):
     def adapters(self) -> tuple[str, ...]:
         """Directories of all adapters."""
         return (self.adapter,) if isinstance(self.adapter, str) else self.adapter or ()
+
+    @model_serializer(mode="wrap")
+    def _without_default_date(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Hashes of profiles from before there was a date stay what they were."""
+        fields: dict[str, Any] = handler(self)
+        if self.date == type(self).model_fields["date"].default:
+            fields.pop("date", None)
+        return fields
 
     @model_validator(mode="after")
     def _compiles_torch(self) -> "ModelSpec":

@@ -5,6 +5,10 @@ Answers are on disk as soon as they come, keyed by their content, so that a run 
 asks only what is missing, whichever endpoint serves the model. The key is read from STEER_JUDGE_KEY at the
 moment of use and goes nowhere but into the request's header.
 
+Endpoints differ: where one refuses `max_tokens`, it is asked with `max_completion_tokens`; where one refuses the
+temperature, with its own; where a reply is empty because the model spent its room on thinking, again with more. What
+an endpoint took is remembered for the next rows of this process.
+
 Retries are those of package openai: 408, 409, 429, 5xx, timeouts and broken connections, after 0.5 s doubled
 each time up to 8 s, less up to a quarter at random, or after what Retry-After says, up to two minutes. Every
 attempt, retries included, passes the rate limit.
@@ -41,6 +45,9 @@ TEMPERATURE = 0.0
 GIVE_UP_AFTER = 10  # failed rows in a row, each with its retries
 LOCK_SECONDS = 30.0  # a write of another process takes milliseconds
 
+_THOUGHT = re.compile(r"\s*<think>.*?(</think>|\Z)", re.DOTALL)  # of servers that leave it in the reply
+_ROOMS = (1, 16, 256)  # times max_tokens, one after the other while replies come back empty
+_REFUSED = (400, 422)  # what endpoints say to a field that they do not know
 _REPORT_SECONDS = 5.0
 _SHOWN_CHARS = 200
 
@@ -109,6 +116,7 @@ class AnswerCache:
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, model TEXT NOT NULL, answer TEXT NOT NULL)"
             )
+            self._db.execute("DELETE FROM answers WHERE trim(answer) = ''")  # earlier versions kept them
             if self._mirror is not None:
                 self._merge(self._mirror)
         return self
@@ -132,6 +140,7 @@ class AnswerCache:
 
     def _merge(self, mirror: Mirror) -> None:
         records = {record["key"]: record for line in mirror.fetch() if (record := parse_line(line))}
+        records = {key: record for key, record in records.items() if record["answer"].strip()}
         with self._db:
             self._db.execute("BEGIN")
             for record in records.values():
@@ -188,6 +197,30 @@ class _Reply:
     text: str | None = None
     failure: str = ""
     refused: bool = False  # no other row will fare better
+    refusal: str = ""  # what the endpoint said of the request's fields
+
+
+@dataclass(frozen=True)
+class _Dialect:
+    """What an endpoint takes: the name of the limit, a temperature or none, and which of `_ROOMS` its model needs."""
+
+    limit: str = "max_tokens"
+    temperature: bool = True
+    room: int = 0
+
+    def request(self, spec: JudgeSpec) -> dict[str, Any]:
+        temperature = {"temperature": TEMPERATURE} if self.temperature else {}
+        return temperature | {self.limit: spec.max_tokens * _ROOMS[self.room]}
+
+    def after(self, refusal: str) -> "_Dialect":
+        """What to try next; itself where the refusal names none of its fields."""
+        other = self
+        if re.search(r"\bmax_tokens\b", refusal):
+            other = replace(other, limit="max_completion_tokens")
+        return replace(other, temperature=False) if "temperature" in refusal else other
+
+
+_dialects: dict[tuple[str, str], _Dialect] = {}  # by endpoint and model, as replies came
 
 
 @dataclass
@@ -296,20 +329,43 @@ def _client(spec: JudgeSpec, url: str, key: str) -> Any:
 
 
 async def _ask(client: Any, spec: JudgeSpec, prompt: str, url: str, key: str) -> _Reply:
-    """One row, with its retries. An error becomes a sentence here, so that no trace holds the request."""
+    """One row, in whatever dialect the endpoint takes."""
+    dialect = _dialects.get((url, spec.model), _Dialect())
+    while True:
+        reply = await _ask_once(client, spec, prompt, url, key, dialect)
+        if reply.text is not None and reply.text.strip():
+            _dialects[url, spec.model] = dialect
+            return reply
+        if reply.text is None:
+            other = dialect.after(reply.refusal)
+            if other == dialect:
+                return reply
+            dialect = other
+        elif dialect.room + 1 == len(_ROOMS):
+            return _Reply(
+                failure=f"the reply is empty, also with room for {spec.max_tokens * _ROOMS[-1]} tokens: raise "
+                "judge.max_tokens if the model thinks longer, or name one that answers at once in judge.model"
+            )
+        else:
+            dialect = replace(dialect, room=dialect.room + 1)
+
+
+async def _ask_once(
+    client: Any, spec: JudgeSpec, prompt: str, url: str, key: str, dialect: _Dialect
+) -> _Reply:
+    """One request, with its retries. An error becomes a sentence here, so that no trace holds the request."""
     import openai
 
     try:
         completion = await client.chat.completions.create(
-            model=spec.model,
-            messages=[{"role": "user", "content": prompt}],
-            temperature=TEMPERATURE,
-            max_tokens=spec.max_tokens,
+            model=spec.model, messages=[{"role": "user", "content": prompt}], **dialect.request(spec)
         )
         return _text_of(completion)
     except openai.APIStatusError as error:
         message = error.body.get("message") if isinstance(error.body, dict) else error.message
         failure = f"HTTP {error.status_code}: {_without(key, str(message))}"
+        if error.status_code in _REFUSED:
+            return _Reply(failure=failure, refusal=str(error.body or message))
         if cure := _CURES.get(error.status_code):
             return _Reply(
                 failure=f"judge {shown_url(url)}, model {spec.model!r}: {failure}. {cure}", refused=True
@@ -331,7 +387,7 @@ _CURES = {
 
 
 def _text_of(completion: Any) -> _Reply:
-    """The reply's text; an empty one, such as of a model that only thought, is a text and invalid."""
+    """The reply's text without what the model thought; empty where it only thought."""
     try:
         message = completion.choices[0].message
         text = message.content
@@ -339,6 +395,7 @@ def _text_of(completion: Any) -> _Reply:
         return _Reply(failure="the reply is no chat completion")
     if text is not None and not isinstance(text, str):
         return _Reply(failure="the reply is no chat completion")
+    text = _THOUGHT.sub("", text, count=1) if text and _THOUGHT.match(text) else text
     return _Reply(_sendable(text or getattr(message, "refusal", None) or ""))
 
 

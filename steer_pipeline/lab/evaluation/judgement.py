@@ -21,7 +21,7 @@ class Judgement:
     Attributes:
         score: on the persona's scale; None unless status is `scored`.
         status: `refusal`: the judge replied REFUSAL; `invalid`: neither that nor one number of the scale;
-            `missing`: no reply after all retries; `not_asked`: there is no endpoint.
+            `missing`: no reply, or none but empty ones, after all retries; `not_asked`: there is no endpoint.
         answer: the judge's reply, None without one.
         cached: the reply was on disk from an earlier run.
     """

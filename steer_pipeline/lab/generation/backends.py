@@ -5,7 +5,7 @@ from itertools import islice
 
 from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation.jobs import Generated, Job
-from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.loaded import FAST, LoadedModel
 from steer_pipeline.lab.models.sites import SteeringPlan
 
 _READ_AHEAD = 256  # rows of a model whose positions depend on the length, sorted into short and long ones
@@ -15,7 +15,7 @@ def back_end(model: LoadedModel) -> Callable[..., Iterator[list[Generated]]]:
     """`run_jobs` of the model's back end."""
     if model.backend == "mlx":
         from steer_pipeline.lab.generation.mlx_engine import run_jobs
-    elif model.backend == "torch":
+    elif model.backend == FAST:
         from steer_pipeline.lab.generation.torch_engine import run_jobs
         from steer_pipeline.lab.models.blocks import blocks_of
 

@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from steer_pipeline.lab.models.adapters import AdaptersSwitched, switches_of
 from steer_pipeline.lab.models.identity import ModelLoadError
-from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.loaded import GENERAL, LoadedModel
 from steer_pipeline.lab.models.plain import long_after
 from steer_pipeline.lab.models.sites import INNER
 
@@ -269,6 +269,11 @@ def blocks_of(model: LoadedModel) -> Blocks:
     Raises:
         ModelLoadError: the architecture is built in another way than the Llama family.
     """
+    if model.backend == GENERAL:
+        raise ModelLoadError(
+            f"model {model.name}: its blocks cannot be run one by one (see the warning when it was loaded), which "
+            "this step needs; take a model of the Llama family (Llama, Qwen 2 and 3, Mistral, Gemma 2 and 3)"
+        )
     module = model.module
     if module not in _KNOWN or _KNOWN[module].stale:
         _KNOWN[module] = _checked(model)

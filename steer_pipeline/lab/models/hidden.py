@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from steer_pipeline.lab.models.blocks import Blocks, Call, Inner, Stop, blocks_of, causal, masked
-from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.loaded import GENERAL, LoadedModel
 from steer_pipeline.lab.models.plain import Plain, plain_of
 from steer_pipeline.lab.models.plans import NOT_IN_MLX, block_deltas, check_plans, inner_deltas
-from steer_pipeline.lab.models.proof import GENERAL
 from steer_pipeline.lab.models.sites import INNER, SteeringPlan
 
 _BATCH_TOKENS = {"cpu": 512, "mps": 16384, "cuda": 65536, "mlx": 4096}  # of one pass

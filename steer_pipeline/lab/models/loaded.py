@@ -6,6 +6,8 @@ from typing import Any
 from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.lab.models.identity import ModelIdentity, same_name
 
+FAST, GENERAL = "torch", "torch-plain"  # back ends of Torch models, as records call them
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:

@@ -6,8 +6,9 @@ model whose new LoRA trains. One base stays in memory; models that differ in the
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def _on_base(
         hidden_size=config["hidden_size"],
         tokenizer=tokenizer,
         spec=spec,
-        eos_ids=_eos_ids(_folder(spec, resident.home), config, tokenizer),
+        eos_ids=_eos_ids(_folder(spec, resident.home), config, tokenizer, spec.chat_template),
         identity=identity,
         max_positions=int(config.get("max_position_embeddings") or 1 << 30),
         adapters=adapters,
@@ -188,6 +189,19 @@ def _folder(spec: ModelSpec, home: Path) -> Path:
     return folder
 
 
+def _dated(load: Callable[[ModelSpec, Path], Any]) -> Callable[[ModelSpec, Path], Any]:
+    """What it loads, pinned to the day of the spec."""
+
+    @wraps(load)
+    def pin(spec: ModelSpec, home: Path) -> Any:
+        from steer_pipeline.lab.models.prompts import pinned
+
+        return pinned(load(spec, home), spec.date)
+
+    return pin
+
+
+@_dated
 def load_tokenizer(spec: ModelSpec, home: Path) -> Any:
     """The model's fast tokenizer. Does not import torch where the model ships a tokenizer.json.
 
@@ -218,7 +232,10 @@ def _tokenizer(source: str, revision: str | None, sha: str) -> Any:
             ) from error
 
 
-def _eos_ids(folder: Path, config: dict[str, Any], tokenizer: Any) -> frozenset[int]:
+def _eos_ids(folder: Path, config: dict[str, Any], tokenizer: Any, chat: bool) -> frozenset[int]:
+    """What configs and tokenizer declare, and with a chat template what ends a turn in it, whatever they say."""
+    from steer_pipeline.lab.models.prompts import template_end
+
     generation = folder / "generation_config.json"
     declared = json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else None
     if declared is None:
@@ -226,6 +243,8 @@ def _eos_ids(folder: Path, config: dict[str, Any], tokenizer: Any) -> frozenset[
     ids = set(declared if isinstance(declared, list) else [] if declared is None else [declared])
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
+    if chat and (end := template_end(tokenizer)) is not None:
+        ids.add(end)
     if not ids:
         raise ModelLoadError(
             f"model {folder}: no eos_token_id in generation_config, config or tokenizer; add one"

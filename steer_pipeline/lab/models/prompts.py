@@ -5,12 +5,18 @@ news item that quotes `<|im_end|>`) is split inside that token, so that it stays
 control id.
 """
 
+import copy
 import re
+from datetime import date
 from functools import lru_cache
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from steer_pipeline.catalogue.specs import ModelSpec
+
+_TODAY = ModelSpec.model_fields["date"].default  # of tokenizers that were not pinned to a day
+_PINNED = "pinned_date"  # attribute of a tokenizer
 _MARKS = [chr(code) for code in range(0xE000, 0xF900)]  # private use: breakpoints inside rendered templates
 
 
@@ -23,7 +29,8 @@ def encode_prompt(
     one blank line apart; so do raw prompts, which begin with the tokenizer's own BOS, if it has one.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or the text has lone surrogates (broken UTF-8).
+        ValueError: the tokenizer has no chat template, the template drops or changes one of the texts, or a text has
+            lone surrogates (broken UTF-8).
     """
     if not chat_template:
         text = user if system is None else f"{system}\n\n{user}"
@@ -34,12 +41,27 @@ def encode_prompt(
             "(chat_template.jinja)"
         )
     mark = _unused_mark(user + (system or ""))
-    if system is not None and not _has_system_role(tokenizer):
+    if system is not None and not takes_system_turn(tokenizer):
         user, system = f"{system}\n\n{user}", None
     turns = [{"role": "user", "content": _broken(tokenizer, user, mark)}]
     if system is not None:
         turns.insert(0, {"role": "system", "content": _broken(tokenizer, system, mark)})
-    return _encode_pieces(tokenizer, _render(tokenizer, turns, True), mark)
+    text = _render(tokenizer, turns, True)
+    for turn in turns:
+        if turn["content"].strip() not in text:
+            raise ValueError(
+                f"the chat template drops or changes the text of the {turn['role']} turn; repair it "
+                "(chat_template.jinja beside the tokenizer), or set model.chat_template: false in the profile"
+            )
+    return _encode_pieces(tokenizer, text, mark)
+
+
+def pinned(tokenizer: Any, day: date) -> Any:
+    """The tokenizer, whose chat template takes `day` for today; a copy where it is pinned to another day."""
+    if getattr(tokenizer, _PINNED, day) != day:
+        tokenizer = copy.copy(tokenizer)
+    setattr(tokenizer, _PINNED, day)
+    return tokenizer
 
 
 def encode_completion(tokenizer: Any, text: str, *, end_of_turn: bool) -> list[int]:
@@ -57,14 +79,9 @@ def end_of_turn_id(tokenizer: Any) -> int:
     Raises:
         ValueError: the tokenizer has neither.
     """
-    if tokenizer.chat_template:
-        mark = _MARKS[0]
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
-        rest = _render(tokenizer, turns, False).partition(mark)[2]
-        special = set(tokenizer.all_special_ids)
-        for token in tokenizer.encode(rest, add_special_tokens=False):
-            if token in special:
-                return token
+    of_template = template_end(tokenizer)
+    if of_template is not None:
+        return of_template
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "the tokenizer has no end-of-turn and no EOS token; set eos_token in tokenizer_config.json"
@@ -72,15 +89,53 @@ def end_of_turn_id(tokenizer: Any) -> int:
     return tokenizer.eos_token_id
 
 
+@lru_cache(maxsize=8)
+def template_end(tokenizer: Any) -> int | None:
+    """The first special or added token after an assistant's text, as the chat template renders it; None where there is
+    no template, or none such in it.
+    """
+    if not tokenizer.chat_template:
+        return None
+    mark = _MARKS[0]
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
+    try:
+        rest = _render(tokenizer, turns, False).partition(mark)[2]
+    except TemplateError:
+        return None
+    control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return next((one for one in tokenizer.encode(rest, add_special_tokens=False) if one in control), None)
+
+
 def _render(tokenizer: Any, turns: list[dict[str, str]], answer_next: bool) -> str:
     # Templates with a thinking switch (Qwen3) are asked for the plain answer; others ignore the variable.
+    dated = "strftime_now" in str(tokenizer.chat_template)
     return tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=answer_next, enable_thinking=False
+        turns,
+        chat_template=_on_the_day(getattr(tokenizer, _PINNED, _TODAY)) + tokenizer.get_chat_template()
+        if dated
+        else None,
+        tokenize=False,
+        add_generation_prompt=answer_next,
+        enable_thinking=False,
     )
 
 
 @lru_cache(maxsize=8)
-def _has_system_role(tokenizer: Any) -> bool:
+def _on_the_day(day: date) -> str:
+    """What a template that asks for the time begins with, so that `strftime_now` tells this day at midnight.
+
+    It is written in Jinja: transformers hands no functions to templates. The new line at its end is trimmed away.
+    """
+    replaced = "".join(
+        f" | replace('%{sign}', {day.strftime('%' + sign)!r})"
+        for sign in (*(f"-{one}" for one in "dmHIMSj"), *"aAbBcdDeFHIjmMpSTuUVwWxXyYZ")
+    )
+    return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n"
+
+
+@lru_cache(maxsize=8)
+def takes_system_turn(tokenizer: Any) -> bool:
+    """Whether the chat template has a place for a system turn; others raise, or drop it."""
     mark = _MARKS[0]
     try:
         text = _render(

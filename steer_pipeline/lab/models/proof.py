@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from steer_pipeline.lab.models.blocks import Blocks, Call, causal, masked
+from steer_pipeline.lab.models.loaded import FAST, GENERAL
 from steer_pipeline.lab.models.plain import TOLERANCE, long_after, probe_ids
 
 log = logging.getLogger(__name__)
-
-FAST, GENERAL = "torch", "torch-plain"  # as records call them
 
 _DECODED = 3  # tokens after the prompt, one by one
 _COMPARED = 16  # last positions of the prompt

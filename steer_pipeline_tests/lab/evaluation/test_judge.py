@@ -153,10 +153,73 @@ def test_scores_refusals_invalid_and_missing_replies_are_counted_apart(tmp_path)
 
     with ScriptedJudge(script) as judge:
         verdicts = judge_texts(ROLE, pairs(15), SPEC, judge.url, tmp_path)
-    assert statuses(verdicts) == {"scored": 3, "refusal": 3, "invalid": 6, "missing": 3}
+    assert statuses(verdicts) == {"scored": 3, "refusal": 3, "invalid": 3, "missing": 6}
     assert {verdict.score for verdict in verdicts} == {3, None}
     assert verdicts[4] == Judgement(None, "missing")
-    assert len(judge.requests) == 12 + 3 * (1 + SPEC.max_retries)
+    assert len(judge.requests) == 9 + 3 * 3 + 3 * (
+        1 + SPEC.max_retries
+    )  # empty ones: with more room each time
+
+
+def test_endpoints_that_refuse_the_limit_or_the_temperature_are_asked_in_their_dialect(tmp_path):
+    def script(request: Request) -> Step:
+        for field, said in (
+            ("max_tokens", "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."),
+            (
+                "temperature",
+                "'temperature' does not support 0.0 with this model. Only the default is supported.",
+            ),
+        ):
+            if field in request.body:
+                return Step(said, 400)
+        return Step("85")
+
+    spec = SPEC.model_copy(update={"concurrency": 1})
+    with ScriptedJudge(script) as judge:
+        assert statuses(judge_texts(TRAIT, pairs(5), spec, judge.url, tmp_path)) == {"scored": 5}
+        assert len(judge.requests) == 5 + 2  # learnt once, remembered
+        assert judge.requests[-1].body.keys() == {"messages", "model", "max_completion_tokens"}
+        assert judge.requests[-1].body["max_completion_tokens"] == SPEC.max_tokens
+        judge_texts(TRAIT, pairs(6), spec, judge.url, tmp_path)
+        assert len(judge.requests) == 5 + 2 + 1
+    with ScriptedJudge(lambda request: Step("this text is forbidden", 400)) as judge:
+        assert statuses(judge_texts(TRAIT, pairs(2), SPEC, judge.url, tmp_path / "other")) == {"missing": 2}
+    assert len(judge.requests) == 2
+
+
+def test_a_judge_that_thinks_gets_more_room_and_its_empty_replies_are_not_kept(tmp_path):
+    def script(request: Request) -> Step:
+        room = request.body["max_tokens"]
+        if number(request.prompt) == 3:
+            return Step(" \n")  # never says anything
+        return Step("<think>well, it is" if room < 100 else "<think>well, it is\n7?</think>\n\n85")
+
+    spec = SPEC.model_copy(update={"concurrency": 1})
+    with ScriptedJudge(script) as judge:
+        verdicts = judge_texts(TRAIT, pairs(4), spec, judge.url, tmp_path)
+    assert [verdict.score for verdict in verdicts] == [85, 85, 85, None]
+    assert statuses(verdicts) == {"scored": 3, "missing": 1}
+    rooms = [request.body["max_tokens"] // SPEC.max_tokens for request in judge.requests]
+    assert rooms == [1, 16, 16, 16, 16, 256]
+    with ScriptedJudge(lambda request: Step("40")) as judge:
+        assert judge_texts(TRAIT, pairs(4), spec, judge.url, tmp_path)[3] == Judgement(40, "scored", "40")
+    assert [number(prompt) for prompt in judge.prompts()] == [3]
+
+
+def test_empty_replies_that_an_earlier_version_kept_are_asked_again(tmp_path):
+    rubric = TRAIT.judge_rubric
+    with AnswerCache(tmp_path) as cache:
+        cache.put(cache_key(SPEC, rubric, *pairs(1)[0]), SPEC.model, " ")
+    with ScriptedJudge(lambda request: Step("85")) as judge:
+        assert judge_texts(TRAIT, pairs(1), SPEC, judge.url, tmp_path) == [Judgement(85, "scored", "85")]
+
+
+def test_a_judge_that_only_ever_thinks_is_named_with_its_cure(tmp_path):
+    with (
+        ScriptedJudge(lambda request: Step(None)) as judge,
+        pytest.raises(JudgeUnavailable, match=r"the reply is empty.*raise judge\.max_tokens"),
+    ):
+        judge_texts(TRAIT, pairs(40), SPEC, judge.url, tmp_path)
 
 
 def test_a_second_run_asks_only_what_is_missing_at_whatever_endpoint(tmp_path):

@@ -12,6 +12,7 @@ from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.generation.probe import probe_steering
 from steer_pipeline.lab.models import proof
+from steer_pipeline.lab.models.blocks import blocks_of
 from steer_pipeline.lab.models.hidden import (
     HiddenRequest,
     answer_logits,
@@ -229,6 +230,8 @@ def test_sites_that_a_model_does_not_have_are_refused_in_a_sentence(tmp_path):
     plan = SteeringPlan("p", (term(1, 3.0, hidden=32, kind="logits"),))
     with pytest.raises(ValueError, match="site logits: bloom has no RMS norm"):
         sequence_nll(model, rows(), [1, 1], plan)
+    with pytest.raises(ModelLoadError, match="its blocks cannot be run one by one"):
+        blocks_of(model)
 
 
 def test_a_model_without_a_list_of_blocks_is_refused_in_a_sentence(tmp_path):
