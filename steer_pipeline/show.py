@@ -29,8 +29,10 @@ from steer_pipeline.settings import settings
 PREVIEW_ROWS = 5
 PREVIEW_CHARS = 120
 MAX_IMAGE_BYTES = 50_000
+DIGITS = 4
 WIDTH, HEIGHT, MARGIN = 520, 220, 44
 COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a", "#bf3989", "#0a7ea4")
+_PLURALS = {"string": "strings", "int": "ints", "float": "floats", "bool": "bools", "record": "records"}
 LIBRARIES = ("dagster", "torch", "transformers", "peft", "mlx", "polars", "numpy")
 
 
@@ -52,13 +54,22 @@ def preview(frame: pl.DataFrame, *, rows: int = PREVIEW_ROWS, seed: int = 0) -> 
     return dg.MetadataValue.table(records, schema=column_schema(frame, texts_only=True))
 
 
+def table(frame: pl.DataFrame, descriptions: Mapping[str, str] | None = None) -> dg.TableMetadataValue:
+    """All rows of a small frame, numbers rounded, with what its columns hold."""
+    records = [
+        dg.TableRecord({name: _cell(value) for name, value in rounded(row).items()})
+        for row in frame.to_dicts()
+    ]
+    return dg.MetadataValue.table(records, schema=column_schema(frame, descriptions, texts_only=True))
+
+
 def column_schema(
     frame: pl.DataFrame | pl.LazyFrame,
     descriptions: Mapping[str, str] | None = None,
     *,
     texts_only: bool = False,
 ) -> dg.TableSchema:
-    """Names and types of a frame's columns.
+    """Names and types of a frame's columns, in words.
 
     Args:
         descriptions: column -> what it holds.
@@ -67,7 +78,7 @@ def column_schema(
     columns = [
         dg.TableColumn(
             name,
-            _shown_type(kind) if texts_only else str(kind),
+            _shown_type(kind) if texts_only else _type_name(kind),
             description=(descriptions or {}).get(name),
         )
         for name, kind in frame.collect_schema().items()
@@ -105,6 +116,16 @@ def _cell(value: Any) -> Any:
     return cut(str(value))
 
 
+def _type_name(kind: pl.DataType) -> str:
+    """`list of records` rather than `List(Struct({'name': String, …`."""
+    if isinstance(kind, pl.List | pl.Array):
+        inner = _type_name(kind.inner)
+        return f"list of {_PLURALS.get(inner, inner)}"
+    if isinstance(kind, pl.Struct):
+        return "record"
+    return _shown_type(kind) if kind.is_numeric() or kind in (pl.Boolean, pl.String) else str(kind).lower()
+
+
 def _shown_type(kind: pl.DataType) -> str:
     if kind.is_integer():
         return "int"
@@ -118,6 +139,25 @@ def _markdown_cell(value: Any, digits: int) -> str:
         return f"{value:.{digits}f}"
     text = "" if value is None else str(value)
     return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
+
+
+# ---------------------------------------------------------------------------------------- numbers
+
+
+def rounded(numbers: Mapping[str, Any], digits: int = DIGITS) -> dict[str, Any]:
+    """Metadata whose floats have `digits` significant digits; everything else as it is."""
+    return {
+        name: float(f"{value:.{digits}g}") if isinstance(value, float) and math.isfinite(value) else value
+        for name, value in numbers.items()
+    }
+
+
+def as_texts(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata whose numbers are texts, so that Dagster draws no line through them; everything else as it is."""
+    return {
+        name: f"{value:g}" if isinstance(value, float) else str(value) if type(value) is int else value
+        for name, value in numbers.items()
+    }
 
 
 # ------------------------------------------------------------------------------------------ plots

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import polars as pl
 import pyarrow.parquet as pq
 
+from steer_pipeline import show
 from steer_pipeline.io.store import Version
-from steer_pipeline.io.versioned import ROW_COUNT, VersionedIO
+from steer_pipeline.io.versioned import COLUMN_SCHEMA, ROW_COUNT, VersionedIO
 
 DATA = "data.parquet"
 ROWS_A_GROUP = 50_000
@@ -33,13 +33,7 @@ class ParquetIO(VersionedIO):
                 "LazyFrame, or use bundle_io for a directory"
             )
         rows = pq.ParquetFile(path).metadata.num_rows
-        return {"rows": rows, ROW_COUNT: rows, "dagster/column_schema": column_schema(path)}
+        return {"rows": rows, ROW_COUNT: rows, COLUMN_SCHEMA: show.column_schema(pl.scan_parquet(path))}
 
     def load(self, version: Version) -> pl.LazyFrame:
         return pl.scan_parquet(version.path / DATA)
-
-
-def column_schema(path: Path) -> dg.TableSchema:
-    """Names and types of a Parquet file's columns, for the UI."""
-    schema = pl.scan_parquet(path).collect_schema()
-    return dg.TableSchema([dg.TableColumn(name, str(kind)) for name, kind in schema.items()])

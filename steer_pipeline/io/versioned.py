@@ -27,8 +27,10 @@ from steer_pipeline.resources.artifact_store import ArtifactStoreResource
 from steer_pipeline.resources.language_model import models_of_step
 
 ROW_COUNT, PARTITION_ROW_COUNT = "dagster/row_count", "dagster/partition_row_count"
+COLUMN_SCHEMA = "dagster/column_schema"
 ALLOW_MISSING = "allow_missing_partitions"
 _REMEMBERED_STEPS = 256
+_FOR_THE_EYE = (dg.TableMetadataValue, dg.TableSchemaMetadataValue, dg.MarkdownMetadataValue)
 _inputs_of_step: OrderedDict[tuple[str, str], dict[str, str]] = OrderedDict()
 
 
@@ -69,6 +71,10 @@ class VersionedIO(dg.ConfigurableIOManager):
     @abstractmethod
     def load(self, version: Version) -> Any:
         """What the asset downstream is given."""
+
+    def links(self, version: Version) -> Mapping[str, Any]:
+        """Metadata by which a person opens what is stored."""
+        return {}
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         asset = name_of(context.asset_key)
@@ -129,6 +135,8 @@ class VersionedIO(dg.ConfigurableIOManager):
         )
         if partition is not None and ROW_COUNT in described:
             described[PARTITION_ROW_COUNT] = described.pop(ROW_COUNT)
+        if COLUMN_SCHEMA in of_body:  # which says what the columns hold
+            described.pop(COLUMN_SCHEMA, None)
         metadata = {
             **origin,
             **described,
@@ -136,6 +144,7 @@ class VersionedIO(dg.ConfigurableIOManager):
             "is_new_version": before != version.sha,
             "bytes": version.bytes,
             "location": dg.MetadataValue.path(version.url),
+            **self.links(version),
         }
         _add_metadata(context, partition, metadata)
         _set_data_version(context, version.sha)
@@ -212,7 +221,7 @@ def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, entry in metadata.items():
         value = entry.value if isinstance(entry, dg.MetadataValue) else entry
-        if isinstance(entry, dg.TableMetadataValue | dg.MarkdownMetadataValue):
+        if isinstance(entry, _FOR_THE_EYE):
             continue
         if isinstance(value, float) and not math.isfinite(value):
             value = None

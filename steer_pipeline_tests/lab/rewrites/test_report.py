@@ -16,7 +16,8 @@ from steer_pipeline.lab.report.document import (
     to_markdown,
 )
 from steer_pipeline.lab.rewrites.comparison import compare_variants
-from steer_pipeline.lab.rewrites.report import DoseInfo, ReportContext, VectorInfo, render_vector_eval_report
+from steer_pipeline.lab.rewrites.report import render_vector_eval_report
+from steer_pipeline.lab.rewrites.report_inputs import DoseInfo, ReportContext, ReportInputs, VectorInfo
 from steer_pipeline_tests.lab.rewrites.compared_packs import EFFECTS, ROLES, SCORERS, make_packs
 
 TARGETS = {
@@ -70,9 +71,7 @@ def written(tmp_path_factory) -> dict:
         targets=TARGETS,
     )
     out = tmp_path_factory.mktemp("report")
-    files = render_vector_eval_report(
-        tables, packs, vectors=[VECTOR], doses=[DOSE], context=context, out_dir=out
-    )
+    files = render_vector_eval_report(ReportInputs(tables, packs, [VECTOR], [DOSE], context), out)
     return {
         "tables": tables,
         "packs": packs,
@@ -161,9 +160,7 @@ def test_a_control_that_moves_is_said_first(written, tmp_path):
         n=30, change=lambda v, r, text: text + " Hidden hands." if v == "random_direction" else text
     )
     tables = compare_variants(packs, facts, SCORERS, ROLES, seed=5)
-    files = render_vector_eval_report(
-        tables, packs, vectors=[], doses=[], context=written["context"], out_dir=tmp_path
-    )
+    files = render_vector_eval_report(ReportInputs(tables, packs, [], [], written["context"]), tmp_path)
     text = files.markdown.read_text(encoding="utf-8")
     assert "**`random_direction` moves paranoid, lexicon**" in text
     assert "no evidence before that is explained" in text
@@ -232,33 +229,18 @@ def test_model_output_cannot_change_the_page(written):
 
 
 def test_the_same_tables_give_the_same_bytes(written, tmp_path):
-    files = render_vector_eval_report(
-        written["tables"],
-        written["packs"],
-        vectors=[VECTOR],
-        doses=[DOSE],
-        context=written["context"],
-        out_dir=tmp_path,
-    )
+    inputs = ReportInputs(written["tables"], written["packs"], [VECTOR], [DOSE], written["context"])
+    files = render_vector_eval_report(inputs, tmp_path)
     assert files.html.read_text(encoding="utf-8") == written["html"]
     assert files.markdown.read_text(encoding="utf-8") == written["md"]
 
 
-def test_missing_packs_or_versions_are_named(written, tmp_path):
+def test_missing_packs_or_versions_are_named(written):
     some = {k: v for k, v in written["packs"].items() if k != "trusting"}
     with pytest.raises(ValueError, match="no pack for variant trusting"):
-        render_vector_eval_report(
-            written["tables"], some, vectors=[], doses=[], context=written["context"], out_dir=tmp_path
-        )
+        ReportInputs(written["tables"], some, [], [], written["context"])
     with pytest.raises(ValueError, match="name the versions"):
-        render_vector_eval_report(
-            written["tables"],
-            written["packs"],
-            vectors=[],
-            doses=[],
-            context=ReportContext({}),
-            out_dir=tmp_path,
-        )
+        ReportInputs(written["tables"], written["packs"], [], [], ReportContext({}))
 
 
 def test_blocks_render_in_both_formats():

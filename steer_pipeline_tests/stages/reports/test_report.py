@@ -1,6 +1,7 @@
 """Comparison and report are made from stored packs alone, name their versions, and judge their own controls."""
 
 import json
+from pathlib import Path
 
 import dagster as dg
 import polars as pl
@@ -57,14 +58,19 @@ def test_the_comparison_and_the_report_name_the_packs_they_were_made_from(projec
     }
 
 
-def test_the_ui_is_shown_the_reports_head_and_its_plots(project):
+def test_the_ui_is_shown_plots_a_whole_summary_and_where_the_report_lies(project):
     project.driver.materialize(["rewrite_comparison", "vector_eval_report"])
     event = project.driver.instance.get_latest_materialization_event(dg.AssetKey("vector_eval_report"))
     metadata = event.asset_materialization.metadata
-    assert metadata["report"].value.startswith("# ")
-    assert "`paranoid`" in metadata["report"].value
     plots = [name for name in metadata if name.startswith("plot_")]
     assert plots
+    assert list(metadata)[: len(plots)] == plots  # before everything else
+    summary = metadata["summary"].value
+    assert "`paranoid` moves paranoid up" in summary
+    assert summary.splitlines()[-1].startswith("The whole report is `report.html`")  # whole, not cut
+    page = metadata["report.html"].value
+    assert Path(page).read_text().endswith("</html>\n")
+    assert metadata["open_report.html"].value == f"file://{page}"
     assert metadata[plots[0]].value.startswith("![")
     event = project.driver.instance.get_latest_materialization_event(dg.AssetKey("rewrite_comparison"))
     metadata = event.asset_materialization.metadata
@@ -106,7 +112,7 @@ def test_a_pack_made_otherwise_than_base_is_left_out_and_named(project):
     assert project.driver.materialize(["rewrite_comparison"]).success
     folder = project.store.current("rewrite_comparison", None).path
     assert json.loads((folder / "left_out.json").read_text()) == {
-        "trusting": "sampling.temperature is 0.7, in base 0.6; size is full, in base pilot"
+        "trusting": "sampling.temperature is 0.7, in base 0.6"
     }
     assert "trusting" not in json.loads((folder / "versions.json").read_text())
     assert evaluations(project)["every_pack_is_compared"] is False

@@ -14,7 +14,8 @@ import polars as pl
 import pytest
 
 from steer_pipeline.io.store import ArtifactStore
-from steer_pipeline.stages.rewrites import release, verdicts
+from steer_pipeline.lab.rewrites import release, verdicts
+from steer_pipeline.stages.rewrites.history import history
 from steer_pipeline.tools import release as commands
 from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.lab.rewrites.packs import pack
@@ -25,7 +26,7 @@ GOOD = pack("paranoid", tail=VOICE)
 
 def log_of(project, variant="paranoid"):
     """(action, version) of each release, newest first."""
-    entries = release.history(project.driver.instance, project.store, variant)
+    entries = history(project.driver.instance, project.store, variant)
     return [(entry.action, entry.version) for entry in entries]
 
 
@@ -115,7 +116,7 @@ def test_promotion_and_rollback_are_one_command_each_and_are_logged(project):
         ("promote", second.sha),
         ("promote", first.sha),
     ]
-    log = release.history(project.driver.instance, project.store, "paranoid")
+    log = history(project.driver.instance, project.store, "paranoid")
     assert [entry.previous for entry in log] == [first.sha, second.sha, first.sha, "none"]
     assert all(entry.carried_out for entry in log)
     assert project.store.current("rewrite_pack", "paranoid").sha == second.sha  # packs are not touched
@@ -212,7 +213,7 @@ def test_too_small_a_keep_set_is_stopped(project):
     outcome = project.driver.materialize(["rewrite_pack", "keep_set"], partition="paranoid")
     (told,) = outcome.stopped_by
     assert told.startswith(
-        "keep_set[paranoid]: enough_rows_are_kept: 4 of 24 rows are kept (16.7%), limit 50.0%; `reasons`"
+        "keep_set[paranoid]: enough_rows_are_kept: 4 of 24 rows are kept (16.7%), limit 50.0%. To go on: `reasons`"
     )
 
 
@@ -339,7 +340,7 @@ def test_a_pointer_that_cannot_be_moved_is_told_and_does_not_count(project, monk
         patched.setattr(type(project.store), "point", full)
         assert not commands.promote(project.driver, "paranoid").success
     assert release.released(project.store, "paranoid") == second
-    entries = release.history(project.driver.instance, project.store, "paranoid")
+    entries = history(project.driver.instance, project.store, "paranoid")
     assert [entry.carried_out for entry in entries] == [False, True, True]
     assert "NOT CARRIED OUT" in commands.shown(entries[:1])
     assert commands.rollback(project.driver, "paranoid").success
@@ -351,7 +352,7 @@ def test_two_stores_of_one_instance_have_histories_of_their_own(project, tmp_pat
     shutil.copytree(tmp_path / "store", tmp_path / "other")
     other = ArtifactStore(str(tmp_path / "other"))
     monkeypatch.setenv("STEER_STORE", str(tmp_path / "other"))
-    assert release.history(project.driver.instance, other) == []
+    assert history(project.driver.instance, other) == []
     assert "no earlier release" in commands.rollback(project.driver, "paranoid").errors[0]
     third = other.write(
         "rewrite_pack",
@@ -363,7 +364,7 @@ def test_two_stores_of_one_instance_have_histories_of_their_own(project, tmp_pat
         run_id=None,
     )
     assert commands.promote(project.driver, "paranoid").success
-    assert [entry.version for entry in release.history(project.driver.instance, other)] == [third.sha]
+    assert [entry.version for entry in history(project.driver.instance, other)] == [third.sha]
     assert len(log_of(project)) == 2
 
 
@@ -397,7 +398,7 @@ def test_a_process_killed_at_the_pointer_leaves_no_moved_pointer_without_a_log(p
         child = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, moment], env=dict(os.environ))
         assert child.returncode == -signal.SIGKILL
         assert release.released(kept.store, "paranoid") == (second if moment == "after" else first)
-        log = release.history(instance, kept.store, "paranoid")
+        log = history(instance, kept.store, "paranoid")
         assert [(entry.version, entry.carried_out) for entry in log] == [
             (second, moment == "after"),
             (first, True),
