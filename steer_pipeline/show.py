@@ -1,30 +1,20 @@
-"""What a person sees of an asset in the UI: previews, small plots as data: URIs, provenance.
+"""What a person sees of an asset in the UI: previews, tables, numbers with sensible digits, small plots as data: URIs.
 
-In: frames, numbers, a loaded model. Out: Dagster metadata. Texts are cut and rows are few, because all of it
+In: frames and numbers. Out: Dagster metadata. Texts are cut and rows are few, because all of it
 lies in the event log and not in the store.
 """
 
 import base64
-import hashlib
 import html
-import importlib.metadata
 import io
 import math
-import resource
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
 import dagster as dg
 import polars as pl
-
-from steer_pipeline.environment import project_home
-from steer_pipeline.settings import settings
 
 PREVIEW_ROWS = 5
 PREVIEW_CHARS = 120
@@ -33,7 +23,6 @@ DIGITS = 4
 WIDTH, HEIGHT, MARGIN = 520, 220, 44
 COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a", "#bf3989", "#0a7ea4")
 _PLURALS = {"string": "strings", "int": "ints", "float": "floats", "bool": "bools", "record": "records"}
-LIBRARIES = ("dagster", "torch", "transformers", "peft", "mlx", "polars", "numpy")
 
 
 class PlotError(ValueError):
@@ -112,7 +101,7 @@ def _cell(value: Any) -> Any:
     if isinstance(value, bool | int) or value is None:
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        return _rounded(value) if math.isfinite(value) else str(value)
     return cut(str(value))
 
 
@@ -144,12 +133,13 @@ def _markdown_cell(value: Any, digits: int) -> str:
 # ---------------------------------------------------------------------------------------- numbers
 
 
-def rounded(numbers: Mapping[str, Any], digits: int = DIGITS) -> dict[str, Any]:
-    """Metadata whose floats have `digits` significant digits; everything else as it is."""
-    return {
-        name: float(f"{value:.{digits}g}") if isinstance(value, float) and math.isfinite(value) else value
-        for name, value in numbers.items()
-    }
+def rounded(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata whose floats have four significant digits, large ones one after the point; the rest as it is."""
+    return {name: _rounded(value) if isinstance(value, float) else value for name, value in numbers.items()}
+
+
+def _rounded(value: float) -> float:
+    return round(value, 1) if abs(value) >= 10**DIGITS else float(f"{value:.{DIGITS}g}")
 
 
 def as_texts(numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -331,70 +321,3 @@ def _number(value: float) -> str:
 
 def _image(source: str, alt: str) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![{alt.replace('[', '(').replace(']', ')')}]({source})")
-
-
-# ------------------------------------------------------------------------------------- provenance
-
-
-def provenance(*, model: Any = None) -> dict[str, str | float | int | bool]:
-    """Where a result comes from: profile, model and libraries. `git_state` knows the code.
-
-    Args:
-        model: a LoadedModel (lab/models/loading.py), where one was used.
-    """
-    profile = settings().profile
-    facts: dict[str, str | float | int | bool] = {
-        "profile": profile.name,
-        "profile_sha": hashlib.sha256(profile.model_dump_json().encode()).hexdigest()[:16],
-        "libraries": ", ".join(f"{name} {version}" for name, version in library_versions().items()),
-    }
-    if model is not None:
-        facts |= model_facts(model)
-    return facts
-
-
-def model_facts(model: Any) -> dict[str, str | float | int | bool]:
-    """What a result says of the LoadedModel that made it."""
-    return {
-        "model": model.name,
-        "model_revision": model.revision or "none",
-        "model_identity": str(model.identity),
-        "adapters": len(model.identity.adapters),
-        "weights_sha": model.identity.base,
-        "dtype": model.dtype,
-        "device": model.device,
-        "backend": model.backend,
-    }
-
-
-def git_state() -> dict[str, str | bool]:
-    """Commit of the checkout, and whether tracked files differ from it; `unknown` outside a checkout."""
-    try:
-        commit = _git("rev-parse", "HEAD")
-        return {
-            "git_commit": commit,
-            "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        }
-    except (OSError, subprocess.SubprocessError):
-        return {"git_commit": "unknown"}
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(project_home()), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-
-
-@lru_cache(maxsize=1)
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that results depend on, of those that are installed."""
-    versions = {"python": sys.version.split()[0]}
-    for name in LIBRARIES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
-
-
-def peak_memory_mb() -> float:
-    """Largest resident set of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB here

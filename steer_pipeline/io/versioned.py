@@ -19,7 +19,7 @@ from typing import Any, get_origin
 
 import dagster as dg
 
-from steer_pipeline import show
+from steer_pipeline import provenance, show
 from steer_pipeline.io.store import SHA_LENGTH, ArtifactStore, StoreError, Version, label
 from steer_pipeline.keys import name_of
 from steer_pipeline.observing import observe
@@ -146,14 +146,14 @@ class VersionedIO(dg.ConfigurableIOManager):
             "location": dg.MetadataValue.path(version.url),
             **self.links(version),
         }
-        _add_metadata(context, partition, metadata)
+        _add_metadata(context, partition, show.rounded(metadata))
         _set_data_version(context, version.sha)
         return version
 
 
 def _origin(step: Any) -> dict[str, Any]:
     """Code, profile, libraries, cost, and the model if the step loaded one: what every result must carry."""
-    facts: dict[str, Any] = {**_of_run(step.run_id), **show.provenance()}
+    facts: dict[str, Any] = {**_of_run(step.run_id), **provenance.provenance()}
     if models := models_of_step(step.run_id, step.step.key):
         facts |= models[-1]
         if len(models) > 1:
@@ -161,13 +161,13 @@ def _origin(step: Any) -> dict[str, Any]:
     (stats,) = step.instance.get_run_step_stats(step.run_id, [step.step.key]) or (None,)
     if stats is not None and stats.start_time is not None:
         facts["seconds"] = time.time() - stats.start_time
-    return facts | {"peak_memory_mb": show.peak_memory_mb()}
+    return facts | {"peak_memory_mb": provenance.peak_memory_mb()}
 
 
 @lru_cache(maxsize=16)
 def _of_run(run_id: str) -> dict[str, Any]:
     """What cannot change during a run, asked of git once."""
-    return show.git_state()
+    return provenance.git_state()
 
 
 def _by_partition(asset: str, keys: list[str], value: Any) -> Mapping[str, Any]:

@@ -121,10 +121,10 @@ h1 { font-size: 1.7rem; margin-bottom: .3rem; } h2 { margin-top: 2.4rem; border-
      padding-bottom: .2rem; font-size: 1.25rem; } h3 { margin-top: 1.5rem; font-size: 1.05rem; }
 nav { background: #f4f6f9; border-radius: 6px; padding: .6rem 1rem; margin: 1rem 0; font-size: .92rem; }
 nav a { margin-right: 1.1rem; white-space: nowrap; } a { color: #1f5fa8; text-decoration: none; }
-.scroll { overflow: auto; max-height: 44rem; margin: .8rem 0 .2rem; }
+.scroll { overflow-x: auto; margin: .8rem 0 .2rem; }
 table { border-collapse: collapse; font-size: .8rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .45rem; border-bottom: 1px solid #e4e8ee; text-align: left; vertical-align: top; }
-th { background: #f4f6f9; border-bottom: 1px solid #c3cad5; position: sticky; top: 0; }
+th { background: #f4f6f9; border-bottom: 1px solid #c3cad5; vertical-align: bottom; }
 th[title] { cursor: help; }
 td.n, th.n { text-align: right; } td.n, td:first-child, td code { white-space: nowrap; }
 .caption { color: #5b6676; font-size: .86rem; margin: .2rem 0 1.2rem; }

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from steer_pipeline.lab.report.figures import DARK, GREY, PALETTE, bare, dots, interval_row, png
 from steer_pipeline.lab.rewrites.comparison import BASE, ComparisonTables
@@ -71,6 +72,7 @@ def trait_shifts(tables: ComparisonTables) -> bytes:
             interval_row(axes, y, row["difference"], row["low"], row["high"], shade[name])
         axes.set_title(trait_title(metric), fontsize=9)
         axes.set_xlabel("shift of the mean score", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         _rows_of_variants(axes, names, shade, labels=i == 0)
     return png(figure)
 
@@ -154,8 +156,8 @@ def dose_response(
                 axes.axvline(fraction, color=DARK, linestyle=":", linewidth=1.1)
             axes.set_ylabel(label, fontsize=8)
             bare(axes)
-        told = "no dose recommended" if fraction is None else f"recommended {fraction:+g} at block {block}"
-        panels[0][column].set_title(f"{persona}: {told}", fontsize=9)
+        advice = "no dose recommended" if fraction is None else f"recommended {fraction:+g} at block {block}"
+        panels[0][column].set_title(f"{persona}: {advice}", fontsize=9)
         panels[0][column].legend(fontsize=7, frameon=False)
         panels[1][column].set_xlabel(
             "dose, fraction of the mean residual norm (cross: not coherent)", fontsize=8

@@ -3,7 +3,6 @@
 In: a reader of the store, the settings and the folder of a comparison. Out: `ReportInputs`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,6 +168,8 @@ def _facts(settings: Settings, base: pl.DataFrame, compared: Compared) -> dict[s
         "profile": f"{profile.name}: {profile.summary}",
         "model": first["model"],
         "size": size_in_words(compared.sizes, compared.common_rows),
-        "decoding": json.dumps(profile.rewrites.sampling.model_dump()),
+        "decoding": ", ".join(
+            f"{name} {value}" for name, value in profile.rewrites.sampling.model_dump().items()
+        ),
         "decoding hash": first["decoding_hash"],
     }

@@ -39,8 +39,7 @@ COMPARISON = Claims(
     ought(
         "controls_show_nothing",
         "Intervals of base_resample and random_direction include zero on the lexicon's scale.",
-        "trait shifts of this run are no evidence before that is explained: look at the control's rows in "
-        "rewrite_comparison, and at the lexicon",
+        "explain that first: trait shifts of this run are no evidence before",
     ),
     ought(
         "targets_are_met",

@@ -23,9 +23,9 @@ MARKERS = "Markers of the {} pole a rewrite, {}."
 
 
 def short(output: str, limit: int = OUTPUT_CHARS) -> str:
-    """On one line, cut with an ellipsis."""
+    """On one line, cut after a whole word with an ellipsis."""
     flat = " ".join(output.split())
-    return flat if len(flat) <= limit else flat[:limit].rstrip() + "…"
+    return flat if len(flat) <= limit else flat[: limit + 1].rpartition(" ")[0] + " …"
 
 
 # ------------------------------------------------------------------------------------------ traits
@@ -162,7 +162,7 @@ def _example(variant: str, persona: str, row: Mapping[str, Any]) -> Samples:
     return Samples(
         f"{variant}, {persona} lexicon, {row['delta']:+d} markers (row {row['row_id']})",
         [
-            ("prompt", short(row["source"], PROMPT_CHARS)),
+            ("news", short(row["source"], PROMPT_CHARS)),
             (BASE, short(row["base"])),
             (variant, short(row["output"])),
         ],
