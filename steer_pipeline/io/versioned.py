@@ -146,7 +146,7 @@ class VersionedIO(dg.ConfigurableIOManager):
             "location": dg.MetadataValue.path(version.url),
             **self.links(version),
         }
-        _add_metadata(context, partition, show.rounded(metadata))
+        _add_metadata(context, partition, metadata)
         _set_data_version(context, version.sha)
         return version
 
@@ -161,7 +161,7 @@ def _origin(step: Any) -> dict[str, Any]:
     (stats,) = step.instance.get_run_step_stats(step.run_id, [step.step.key]) or (None,)
     if stats is not None and stats.start_time is not None:
         facts["seconds"] = time.time() - stats.start_time
-    return facts | {"peak_memory_mb": provenance.peak_memory_mb()}
+    return show.rounded(facts | {"peak_memory_mb": provenance.peak_memory_mb()})
 
 
 @lru_cache(maxsize=16)

@@ -188,6 +188,27 @@ def test_verdicts_say_what_a_version_was_made_with(project):
     ]
 
 
+def test_numbers_of_a_gate_have_four_digits_and_no_line_joins_those_of_different_variants(project):
+    project.put("rewrite_pack", "paranoid", GOOD)
+    commands.promote(project.driver, "paranoid")
+    gate = dg.AssetCheckKey(dg.AssetKey("rewrite_pack"), "differs_from_base")
+    storage = project.driver.instance.event_log_storage
+    shown = storage.get_latest_asset_check_execution_by_key([gate])[gate].evaluation.metadata
+    assert all(
+        isinstance(entry.value, str) for entry in shown.values()
+    )  # numbers would be plotted as one series
+    assert len(shown["p_value"].value) <= len("9.999e-05")
+
+
+def test_the_pack_s_columns_say_what_they_hold(project):
+    project.driver.materialize(["rewrite_pack"], partition="paranoid")
+    event = project.driver.instance.get_latest_materialization_event(dg.AssetKey("rewrite_pack"))
+    schema = event.asset_materialization.metadata["dagster/column_schema"].value
+    columns = {column.name: column for column in schema.columns}
+    assert columns["personas"].type == "list of records"
+    assert all(column.description for column in columns.values())
+
+
 def test_controls_are_judged_and_not_asked_to_differ(project):
     project.put("rewrite_raw", "random_direction", pack("random_direction"))
     project.put("rewrite_pack", "random_direction", pack("random_direction"))
@@ -232,35 +253,6 @@ def test_rollback_goes_back_in_the_history_again_and_again(project):
 def test_a_promotion_of_what_is_released_is_called_keep(project):
     promoted(project, 0, 0)
     assert [action for action, _ in log_of(project)] == ["keep", "promote"]
-
-
-@pytest.mark.parametrize(
-    "log,back_to",
-    [
-        ("+a +b +c", "b"),
-        ("+a +b +c -b", "a"),
-        ("+a +b +c -b +d", "b"),
-        ("+a +b +a", "b"),
-        ("+a +b -a -b", "a"),  # forward by name
-        ("+a +b =b", "a"),
-        ("+a +b ?c", "a"),  # logged, but the pointer never moved
-        ("z+a", "z"),  # the log of what was before is lost
-        ("+a", None),
-        ("", None),
-    ],
-)
-def test_the_history_is_a_stack(log, back_to):
-    kinds = {"+": "promote", "-": "rollback", "=": "keep", "?": "promote"}
-    entries, previous = [], "none"
-    for word in log.split():
-        before, kind, version = word[:-2] or previous, word[-2], word[-1]
-        entries.append(release.Entry(None, "paranoid", kinds[kind], version, before, 1, "run", kind != "?"))
-        previous = version
-    if back_to is None:
-        with pytest.raises(LookupError, match="no earlier release"):
-            release.former(entries[::-1], "paranoid")
-    else:
-        assert release.former(entries[::-1], "paranoid") == back_to
 
 
 def test_a_released_version_whose_gates_fail_now_is_not_kept_in_silence(project):
