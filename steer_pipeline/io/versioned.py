@@ -138,13 +138,13 @@ class VersionedIO(dg.ConfigurableIOManager):
         if COLUMN_SCHEMA in of_body:  # which says what the columns hold
             described.pop(COLUMN_SCHEMA, None)
         metadata = {
+            **self.links(version),
             **origin,
             **described,
             "version": version.sha,
             "is_new_version": before != version.sha,
             "bytes": version.bytes,
             "location": dg.MetadataValue.path(version.url),
-            **self.links(version),
         }
         _add_metadata(context, partition, metadata)
         _set_data_version(context, version.sha)

@@ -62,14 +62,14 @@ def rewrite_pack_gates(
 
     All gates are judged and stored, whichever of them were asked for.
     """
-    from steer_pipeline.lab.rewrites import verdicts
+    from steer_pipeline.lab.rewrites.judging import judge
 
     packs, variant = store.store(), context.partition_key
-    version = packs.current(verdicts.PACK, variant)
+    version = packs.current("rewrite_pack", variant)
     if version is None:
         message = f"rewrite_pack [{variant}] has not been made: materialise it, then judge it"
         raise dg.Failure(message, allow_retries=False)
-    judged = verdicts.judge(packs, variant, version, settings())
+    judged = judge(packs, variant, version, settings())
     selected = context.selected_asset_check_keys
     for verdict in judged:
         if dg.AssetCheckKey(key("rewrite_pack"), verdict.claim) in selected:
