@@ -56,48 +56,61 @@ def labels_apart(
     texts: Sequence[str],
     colours: Sequence[str],
     *,
+    keep_off: Sequence[tuple[float, float]] = (),
     fontsize: float = 6.5,
 ) -> None:
-    """A label beside each point, moved up or down until it covers neither another label nor another point.
+    """A label beside each point, moved until it covers neither another label, nor another point, nor an axis.
 
-    A label that has moved is joined to its point by a thin line. Call it when the limits and scales of `axes` are
-    final and the figure is laid out (`figure.draw_without_rendering()`).
+    A label that has moved up or down is joined to its point by a thin line. Call it when the limits and scales of
+    `axes` are final and the figure is laid out (`figure.draw_without_rendering()`).
 
     Args:
         points: in data coordinates.
+        keep_off: points without a label, which stay visible too.
     """
     if not len(points):
         return
     scale = axes.figure.dpi / 72
-    at = axes.transData.transform(points)
+    at = axes.transData.transform([*points, *keep_off])
     marks = [(x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale) for x, y in at]
-    placed: list[tuple[float, float, float, float]] = []
-    height = fontsize * scale
-    font = FontProperties(size=fontsize)
-    for index in np.argsort(-at[:, 1]):
-        (x, y), label = at[index], texts[index]
-        width = TextPath((0, 0), label, prop=font).get_extents().width * scale
-        left = x + 5 * scale
-        others = placed + [mark for place, mark in enumerate(marks) if place != index]
-        steps = sorted(range(-LABEL_STEPS, LABEL_STEPS + 1), key=abs)
-        boxes = [(left, y + (s - 0.4) * height, left + width, y + (s + 0.6) * height) for s in steps]
-        step, box = min(
-            zip(steps, boxes, strict=True), key=lambda one: (_covered(one[1], others), abs(one[0]))
-        )
-        placed.append(box)
+    frame = axes.bbox
+    outside = [(-1e9, -1e9, 1e9, frame.y0), (-1e9, -1e9, frame.x0, 1e9)]  # where the axes' own labels stand
+    taken: list[_Box] = []
+    for index in np.argsort(-at[: len(points), 1]):
+        others = taken + outside + [mark for place, mark in enumerate(marks) if place != index]
+        spots = _spots(at[index], texts[index], fontsize, scale)
+        box, side, step = min(spots, key=lambda spot: (_covered(spot[0], others), abs(spot[2]), -spot[1]))
+        taken.append(box)
+        line = {"arrowstyle": "-", "color": colours[index], "linewidth": 0.4}
         axes.annotate(
-            label,
+            texts[index],
             points[index],
-            xytext=(5, (step - 0.3) * fontsize),
+            xytext=(5 * side, (step - 0.3) * fontsize),
             textcoords="offset points",
             fontsize=fontsize,
             color=colours[index],
+            horizontalalignment="left" if side > 0 else "right",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colours[index], "linewidth": 0.4} if step else None,
+            arrowprops=line if step else None,
         )
 
 
-def _covered(box: tuple[float, float, float, float], others: Sequence[tuple[float, ...]]) -> float:
+_Box = tuple[float, float, float, float]  # left, low, right, high, in pixels
+
+
+def _spots(point: Sequence[float], text: str, fontsize: float, scale: float) -> list[tuple[_Box, int, int]]:
+    """Where a label may stand: its box, 1 for right and -1 for left of the point, and steps up from it."""
+    (x, y), height = point, fontsize * scale
+    width = TextPath((0, 0), text, prop=FontProperties(size=fontsize)).get_extents().width * scale
+    lefts = {1: x + 5 * scale, -1: x - 5 * scale - width}
+    return [
+        ((left, y + (step - 0.4) * height, left + width, y + (step + 0.6) * height), side, step)
+        for side, left in lefts.items()
+        for step in range(-LABEL_STEPS, LABEL_STEPS + 1)
+    ]
+
+
+def _covered(box: _Box, others: Sequence[_Box]) -> float:
     """Area of `box` that `others` lie on."""
     left, low, right, high = box
     return sum(

@@ -74,7 +74,7 @@ def schema(pack: pl.DataFrame) -> Verdict:
         errors = _row_errors(row)
         bad_rows += bool(errors)
         problems += [f"row {number} (row_id {row.get('row_id')}), {error}" for error in errors]
-    message = "every row is valid" if not problems else _listing(problems)
+    message = _listing(problems, f"{bad_rows} invalid rows") if problems else "every row is valid"
     return Verdict(
         SCHEMA,
         not problems,
@@ -93,7 +93,7 @@ def no_duplicates(pack: pl.DataFrame) -> Verdict:
         repeated = pack.group_by(name).len().filter(pl.col("len") > 1).sort(name)
         surplus = max(surplus, int((repeated["len"] - 1).sum()))
         problems += [f"{name} {key} occurs {count} times" for key, count in repeated.iter_rows()]
-    message = "every row occurs once" if not problems else _listing(problems)
+    message = _listing(problems, f"{surplus} rows too many") if problems else "every row occurs once"
     return Verdict(UNIQUE, not problems, message, numbers={"duplicated_rows": surplus})
 
 
@@ -106,7 +106,8 @@ def aligned(pack: pl.DataFrame, base: pl.DataFrame) -> Verdict:
     absent, extra = sorted(theirs - mine, key=_by_index), sorted(mine - theirs, key=_by_index)
     problems = [f"row_id {row} (source_index {index}) of base is missing" for row, index in absent]
     problems += [f"row_id {row} (source_index {index}) is not in base" for row, index in extra]
-    message = f"the {len(theirs)} rows of base" if not problems else _listing(problems)
+    counts = f"{len(absent)} missing, {len(extra)} extra rows"
+    message = _listing(problems, counts) if problems else f"the {len(theirs)} rows of base"
     numbers = {"missing_rows": len(absent), "extra_rows": len(extra)}
     return Verdict(ALIGNED, not problems, message, numbers=numbers)
 
@@ -237,6 +238,8 @@ def _by_index(pair: tuple[Any, Any]) -> tuple[int, str]:
     return (-1 if pair[1] is None else int(pair[1]), str(pair[0]))
 
 
-def _listing(problems: list[str], shown: int = 5) -> str:
+def _listing(problems: list[str], counts: str, shown: int = 5) -> str:
+    """The first problems, how many there are, and the limit."""
     rest = len(problems) - shown
-    return "; ".join(problems[:shown]) + (f"; and {rest} more" if rest > 0 else "")
+    more = f"; and {rest} more" if rest > 0 else ""
+    return f"{'; '.join(problems[:shown])}{more} ({counts}, limit 0)"

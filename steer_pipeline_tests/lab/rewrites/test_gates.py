@@ -53,6 +53,7 @@ def test_a_dropped_row_is_counted_and_named(source):
     assert failed(verdicts) == {gate.ROW_COUNT, gate.ALIGNED}
     assert "23 rows, expected 24" in verdicts[gate.ROW_COUNT].message
     assert "0000000000000007 (source_index 7) of base is missing" in verdicts[gate.ALIGNED].message
+    assert verdicts[gate.ALIGNED].message.endswith("(1 missing, 0 extra rows, limit 0)")
 
 
 def test_a_duplicated_row_is_named(source):
