@@ -468,7 +468,7 @@ class ReleaseTrials:
 
     def damaged(self, rng: random.Random, project: Any, packs: list[pl.DataFrame]) -> Counter[str]:
         """Three releases; one of them is damaged, and everything is tried on it and on the others."""
-        from steer_pipeline.stages.rewrites.release import history
+        from steer_pipeline.stages.rewrites.history import history
         from steer_pipeline.tools import release
 
         wrong: Counter[str] = Counter()
@@ -519,7 +519,7 @@ class ReleaseTrials:
         return wrong
 
     def released(self, project: Any) -> str | None:
-        from steer_pipeline.stages.rewrites.release import released
+        from steer_pipeline.lab.rewrites.release import released
 
         return released(project.store, self.variant)
 

@@ -1,37 +1,28 @@
-"""What a person sees of an asset in the UI: previews, small plots as data: URIs, provenance.
+"""What a person sees of an asset in the UI: previews, tables, numbers with sensible digits, small plots as data: URIs.
 
-In: frames, numbers, a loaded model. Out: Dagster metadata. Texts are cut and rows are few, because all of it
+In: frames and numbers. Out: Dagster metadata. Texts are cut and rows are few, because all of it
 lies in the event log and not in the store.
 """
 
 import base64
-import hashlib
 import html
-import importlib.metadata
 import io
 import math
-import resource
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
 import dagster as dg
 import polars as pl
 
-from steer_pipeline.environment import project_home
-from steer_pipeline.settings import settings
-
 PREVIEW_ROWS = 5
 PREVIEW_CHARS = 120
 MAX_IMAGE_BYTES = 50_000
+DIGITS = 4
 WIDTH, HEIGHT, MARGIN = 520, 220, 44
 COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a", "#bf3989", "#0a7ea4")
-LIBRARIES = ("dagster", "torch", "transformers", "peft", "mlx", "polars", "numpy")
+_PLURALS = {"string": "strings", "int": "ints", "float": "floats", "bool": "bools", "record": "records"}
 
 
 class PlotError(ValueError):
@@ -62,13 +53,22 @@ def preview(
     return dg.MetadataValue.table(records, schema=column_schema(frame, descriptions, texts_only=True))
 
 
+def table(frame: pl.DataFrame, descriptions: Mapping[str, str] | None = None) -> dg.TableMetadataValue:
+    """All rows of a small frame, numbers rounded, with what its columns hold."""
+    records = [
+        dg.TableRecord({name: _cell(value) for name, value in rounded(row).items()})
+        for row in frame.to_dicts()
+    ]
+    return dg.MetadataValue.table(records, schema=column_schema(frame, descriptions, texts_only=True))
+
+
 def column_schema(
     frame: pl.DataFrame | pl.LazyFrame,
     descriptions: Mapping[str, str] | None = None,
     *,
     texts_only: bool = False,
 ) -> dg.TableSchema:
-    """Names and types of a frame's columns.
+    """Names and types of a frame's columns, in words.
 
     Args:
         descriptions: column -> what it holds.
@@ -77,7 +77,7 @@ def column_schema(
     columns = [
         dg.TableColumn(
             name,
-            _shown_type(kind) if texts_only else kind_name(kind),
+            _shown_type(kind) if texts_only else _type_name(kind),
             description=(descriptions or {}).get(name),
         )
         for name, kind in frame.collect_schema().items()
@@ -107,13 +107,6 @@ def cut(text: str, chars: int = PREVIEW_CHARS) -> str:
     return text if len(text) <= chars else text[: chars - 1] + "…"
 
 
-def significant(value: Any, digits: int = 5) -> Any:
-    """A finite float without the digits that mean nothing; anything else as it is."""
-    if not isinstance(value, float) or not math.isfinite(value):
-        return value
-    return float(f"{value:.{digits}g}")
-
-
 def number(value: float, digits: int = 3) -> str:
     """For a table: 0.123, 1.235, 12.35, 1235, 0.00012."""
     if not math.isfinite(value) or value == 0:
@@ -131,11 +124,14 @@ def _cell(value: Any) -> Any:
     return cut(str(value))
 
 
-def kind_name(kind: pl.DataType) -> str:
-    """A column's type, nested ones in short: `List(Struct)`."""
-    if isinstance(kind, pl.List):
-        return f"List({kind_name(kind.inner)})"
-    return "Struct" if isinstance(kind, pl.Struct) else str(kind)
+def _type_name(kind: pl.DataType) -> str:
+    """`list of records` rather than `List(Struct({'name': String, …`."""
+    if isinstance(kind, pl.List | pl.Array):
+        inner = _type_name(kind.inner)
+        return f"list of {_PLURALS.get(inner, inner)}"
+    if isinstance(kind, pl.Struct):
+        return "record"
+    return _shown_type(kind) if kind.is_numeric() or kind in (pl.Boolean, pl.String) else str(kind).lower()
 
 
 def _shown_type(kind: pl.DataType) -> str:
@@ -151,6 +147,29 @@ def _markdown_cell(value: Any, digits: int) -> str:
         return number(value, digits)
     text = "" if value is None else str(value)
     return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
+
+
+# ---------------------------------------------------------------------------------------- numbers
+
+
+def rounded(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata whose floats have four significant digits, large ones one after the point; the rest as it is."""
+    return {name: significant(value) for name, value in numbers.items()}
+
+
+def significant(value: Any) -> Any:
+    """A finite float without the digits that mean nothing; anything else as it is."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return value
+    return round(value, 1) if abs(value) >= 10**DIGITS else float(f"{value:.{DIGITS}g}")
+
+
+def as_texts(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata whose numbers are texts, so that Dagster draws no line through them; everything else as it is."""
+    return {
+        name: f"{value:g}" if isinstance(value, float) else str(value) if type(value) is int else value
+        for name, value in numbers.items()
+    }
 
 
 # ------------------------------------------------------------------------------------------ plots
@@ -324,70 +343,3 @@ def _number(value: float) -> str:
 
 def _image(source: str, alt: str) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![{alt.replace('[', '(').replace(']', ')')}]({source})")
-
-
-# ------------------------------------------------------------------------------------- provenance
-
-
-def provenance(*, model: Any = None) -> dict[str, str | float | int | bool]:
-    """Where a result comes from: profile, model and libraries. `git_state` knows the code.
-
-    Args:
-        model: a LoadedModel (lab/models/loading.py), where one was used.
-    """
-    profile = settings().profile
-    facts: dict[str, str | float | int | bool] = {
-        "profile": profile.name,
-        "profile_sha": hashlib.sha256(profile.model_dump_json().encode()).hexdigest()[:16],
-        "libraries": ", ".join(f"{name} {version}" for name, version in library_versions().items()),
-    }
-    if model is not None:
-        facts |= model_facts(model)
-    return facts
-
-
-def model_facts(model: Any) -> dict[str, str | float | int | bool]:
-    """What a result says of the LoadedModel that made it."""
-    return {
-        "model": model.name,
-        "model_revision": model.revision or "none",
-        "model_identity": str(model.identity),
-        "adapters": len(model.identity.adapters),
-        "weights_sha": model.identity.base,
-        "dtype": model.dtype,
-        "device": model.device,
-        "backend": model.backend,
-    }
-
-
-def git_state() -> dict[str, str | bool]:
-    """Commit of the checkout, and whether tracked files differ from it; `unknown` outside a checkout."""
-    try:
-        commit = _git("rev-parse", "HEAD")
-        return {
-            "git_commit": commit,
-            "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        }
-    except (OSError, subprocess.SubprocessError):
-        return {"git_commit": "unknown"}
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(project_home()), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-
-
-@lru_cache(maxsize=1)
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that results depend on, of those that are installed."""
-    versions = {"python": sys.version.split()[0]}
-    for name in LIBRARIES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
-
-
-def peak_memory_mb() -> float:
-    """Largest resident set of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB here

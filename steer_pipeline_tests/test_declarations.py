@@ -19,7 +19,7 @@ from steer_pipeline.tools.driver import Driver
 
 # Where a result comes from (provenance), which model is loaded (an origin of its own), where things lie.
 NOT_BY_STEPS = (
-    "show.py",
+    "provenance.py",
     "language_model.py",
     "origins.py",
     "settings.py",

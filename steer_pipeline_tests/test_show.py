@@ -3,7 +3,6 @@
 import base64
 import math
 import re
-from types import SimpleNamespace
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -11,7 +10,6 @@ import polars as pl
 import pytest
 
 from steer_pipeline import show
-from steer_pipeline.lab.models.identity import ModelIdentity
 
 LONG = pl.DataFrame({"text": ["word " * 200] * 100, "x": range(100), "tags": [["a", "b"]] * 100})
 
@@ -55,6 +53,27 @@ def test_a_schema_says_what_columns_hold():
         "x": "a number",
         "tags": None,
     }
+
+
+def test_types_are_words():
+    frame = pl.DataFrame({"personas": [[{"name": "x", "alpha": 1.0}]], "tags": [["a"]], "x": [1.5]})
+    assert {column.name: column.type for column in show.column_schema(frame).columns} == {
+        "personas": "list of records",
+        "tags": "list of strings",
+        "x": "float",
+    }
+
+
+def test_numbers_have_sensible_digits_and_are_texts_where_no_line_may_join_them():
+    numbers = {"p": 0.00009999000099990002, "rate": 1234567.891, "n": 12, "ok": True, "nan": math.nan}
+    rounded = show.rounded(numbers)
+    assert (rounded["p"], rounded["rate"], rounded["n"], rounded["ok"]) == (9.999e-05, 1234567.9, 12, True)
+    assert show.as_texts(show.rounded({"p": 0.25, "n": 12, "ok": True})) == {
+        "p": "0.25",
+        "n": "12",
+        "ok": True,
+    }
+    assert show.table(pl.DataFrame({"p": [0.123456]}), {"p": "chance"}).records[0].data == {"p": 0.1235}
 
 
 def test_tables_and_samples_cannot_break_out_of_their_cells():
@@ -104,35 +123,6 @@ def test_a_figure_is_a_png_that_the_event_log_can_bear():
     address = re.fullmatch(r"!\[line\]\(data:image/png;base64,(.+)\)", show.figure(plot, "line").value)
     assert base64.b64decode(address[1]).startswith(b"\x89PNG")
     assert len(address[1]) <= 50_000
-
-
-def test_provenance_names_profile_model_and_libraries():
-    model = SimpleNamespace(
-        name="tiny",
-        revision=None,
-        identity=ModelIdentity("ab", "cd", ("ef",)),
-        dtype="float32",
-        device="cpu",
-        backend="torch",
-    )
-    facts = show.provenance(model=model)
-    assert facts["profile"] == "newsroom"
-    assert re.fullmatch("[0-9a-f]{16}", facts["profile_sha"])
-    assert (facts["model"], facts["model_revision"], facts["device"]) == ("tiny", "none", "cpu")
-    assert facts["model_identity"] == "base:ab tokenizer:cd adapter:ef"
-    assert "polars " in facts["libraries"]
-    assert "model" not in show.provenance()
-
-
-def test_the_code_is_named_by_commit():
-    state = show.git_state()
-    assert re.fullmatch("[0-9a-f]{40}|unknown", state["git_commit"])
-    assert 10 < show.peak_memory_mb() < 100_000
-
-
-def test_code_outside_a_checkout_is_called_unknown(tmp_path, monkeypatch):
-    monkeypatch.setattr(show, "project_home", lambda: tmp_path)
-    assert show.git_state() == {"git_commit": "unknown"}
 
 
 def test_numbers_have_the_digits_that_matter():

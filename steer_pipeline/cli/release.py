@@ -63,7 +63,7 @@ def _each(variants: tuple[str, ...], act: "Callable[[Driver, str], Outcome]") ->
 
 def _show(driver: "Driver", variant: str | None, limit: int = 1000) -> None:
     from steer_pipeline.resources import open_store
-    from steer_pipeline.stages.rewrites.release import history as entries
+    from steer_pipeline.stages.rewrites.history import history as entries
     from steer_pipeline.tools.release import shown
 
     click.echo(shown(entries(driver.instance, open_store(), variant, limit=limit)))

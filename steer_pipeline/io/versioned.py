@@ -19,7 +19,7 @@ from typing import Any, get_origin
 
 import dagster as dg
 
-from steer_pipeline import show
+from steer_pipeline import provenance, show
 from steer_pipeline.io.store import SHA_LENGTH, ArtifactStore, StoreError, Version, label
 from steer_pipeline.keys import name_of
 from steer_pipeline.observing import observe
@@ -30,6 +30,7 @@ ROW_COUNT, PARTITION_ROW_COUNT = "dagster/row_count", "dagster/partition_row_cou
 COLUMNS = "dagster/column_schema"
 ALLOW_MISSING = "allow_missing_partitions"
 _REMEMBERED_STEPS = 256
+_FOR_THE_EYE = (dg.TableMetadataValue, dg.TableSchemaMetadataValue, dg.MarkdownMetadataValue)
 _inputs_of_step: OrderedDict[tuple[str, str], dict[str, str]] = OrderedDict()
 
 
@@ -70,6 +71,10 @@ class VersionedIO(dg.ConfigurableIOManager):
     @abstractmethod
     def load(self, version: Version) -> Any:
         """What the asset downstream is given."""
+
+    def links(self, version: Version) -> Mapping[str, Any]:
+        """Metadata by which a person opens what is stored."""
+        return {}
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         asset = name_of(context.asset_key)
@@ -132,7 +137,10 @@ class VersionedIO(dg.ConfigurableIOManager):
         )
         if partition is not None and ROW_COUNT in described:
             described[PARTITION_ROW_COUNT] = described.pop(ROW_COUNT)
+        if COLUMNS in of_body:  # which says what the columns hold
+            described.pop(COLUMNS, None)
         metadata = {
+            **self.links(version),
             **origin,
             **described,
             "version": version.sha,
@@ -158,7 +166,7 @@ def _described(columns: dg.TableSchema, of_asset: Mapping[str, Any]) -> dg.Table
 
 def _origin(step: Any) -> dict[str, Any]:
     """Code, profile, libraries, cost, and the model if the step loaded one: what every result must carry."""
-    facts: dict[str, Any] = {**_of_run(step.run_id), **show.provenance()}
+    facts: dict[str, Any] = {**_of_run(step.run_id), **provenance.provenance()}
     if models := models_of_step(step.run_id, step.step.key):
         facts |= models[-1]
         if len(models) > 1:
@@ -166,13 +174,13 @@ def _origin(step: Any) -> dict[str, Any]:
     (stats,) = step.instance.get_run_step_stats(step.run_id, [step.step.key]) or (None,)
     if stats is not None and stats.start_time is not None:
         facts["seconds"] = time.time() - stats.start_time
-    return facts | {"peak_memory_mb": show.peak_memory_mb()}
+    return show.rounded(facts | {"peak_memory_mb": provenance.peak_memory_mb()})
 
 
 @lru_cache(maxsize=16)
 def _of_run(run_id: str) -> dict[str, Any]:
     """What cannot change during a run, asked of git once."""
-    return show.git_state()
+    return provenance.git_state()
 
 
 def _by_partition(asset: str, keys: list[str], value: Any) -> Mapping[str, Any]:
@@ -226,7 +234,7 @@ def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, entry in metadata.items():
         value = entry.value if isinstance(entry, dg.MetadataValue) else entry
-        if isinstance(entry, dg.TableMetadataValue | dg.MarkdownMetadataValue):
+        if isinstance(entry, _FOR_THE_EYE):
             continue
         if isinstance(value, float) and not math.isfinite(value):
             value = None

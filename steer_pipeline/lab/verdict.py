@@ -14,6 +14,7 @@ class Verdict:
         message: why, in a sentence with numbers and limits.
         blocking: False where the claim only informs about this case.
         examples: rows to look at.
+        cure: how to go on in this very case, where that is not what helps against the claim's failures at large.
     """
 
     claim: str
@@ -22,6 +23,7 @@ class Verdict:
     numbers: Mapping[str, float | int | str] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
     blocking: bool = True
+    cure: str = ""
 
     @property
     def stops_release(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from steer_pipeline import show
+from steer_pipeline import provenance
 from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.settings import settings
 
@@ -23,7 +23,7 @@ _models_of_step: OrderedDict[tuple[str, str], list[dict[str, Any]]] = OrderedDic
 
 
 def models_of_step(run_id: str, step_key: str) -> list[dict[str, Any]]:
-    """`show.model_facts` of each model that a step of this process loaded, the one it asked for last at the end."""
+    """`model_facts` of each model that a step of this process loaded, the one it asked for last at the end."""
     return _models_of_step.get((run_id, step_key), [])
 
 
@@ -71,7 +71,7 @@ def _note(model: "LoadedModel") -> None:
         step = dg.OpExecutionContext.get().get_step_execution_context()
     except dg.DagsterInvariantViolationError:
         return
-    facts, key = show.model_facts(model), (step.run_id, step.step.key)
+    facts, key = provenance.model_facts(model), (step.run_id, step.step.key)
     noted = _models_of_step.setdefault(key, [])
     noted[:] = [*(one for one in noted if one != facts), facts]
     _models_of_step.move_to_end(key)

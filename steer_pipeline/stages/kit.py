@@ -119,25 +119,39 @@ class Claims:
         return dg.multi_asset_check(specs=specs, **{"name": f"{self.asset}_checks", **arguments})
 
     def result(
-        self, name: str, passed: bool, found: str, numbers: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        passed: bool,
+        message: str,
+        numbers: Mapping[str, Any] | None = None,
+        *,
+        cure: str = "",
     ) -> dg.AssetCheckResult:
-        """What was found, in a sentence with its numbers and limits; the cure follows where the claim does not hold."""
+        """What was found, in a sentence with its numbers and limits; the cure follows where the claim does not hold.
+
+        Args:
+            numbers: metadata. Of a partitioned asset they are given as text: Dagster would join the evaluations of
+                all its partitions by one line, as if the next variant were a later state of this one.
+            cure: of this very failure, instead of the claim's.
+        """
         claim = self._claims[name]
-        cure = f". To go on: {claim.cure}" if claim.cure and not passed else ""
+        to_go_on = f". To go on: {cure or claim.cure}" if (cure or claim.cure) and not passed else ""
+        shown = show.rounded(numbers or {})
         return dg.AssetCheckResult(
             asset_key=key(self.asset),
             check_name=name,
             passed=bool(passed),
             severity=claim.severity,
-            description=f"{found}{cure}",
-            metadata={label: show.significant(value) for label, value in (numbers or {}).items()},
+            description=f"{message}{to_go_on}",
+            metadata=show.as_texts(shown) if self._partitions else shown,
         )
 
     def judged(self, verdict: Verdict, **more: Any) -> dg.AssetCheckResult:
         """A verdict of the lab as a result; `more` is metadata. What only informs is a warning."""
         if verdict.examples:
             more = {"examples": dg.MetadataValue.json(verdict.examples), **more}
-        result = self.result(verdict.claim, verdict.passed, verdict.message, {**more, **verdict.numbers})
+        numbers = {**more, **verdict.numbers}
+        result = self.result(verdict.claim, verdict.passed, verdict.message, numbers, cure=verdict.cure)
         return result if verdict.blocking else result._replace(severity=WARN)
 
     def unjudged(self, name: str, why: str = "an earlier claim does not hold") -> dg.AssetCheckResult:

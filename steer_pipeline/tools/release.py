@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from steer_pipeline.lab.rewrites import GATES
-from steer_pipeline.stages.rewrites.release import RELEASE, Entry
+from steer_pipeline.lab.rewrites.release import RELEASE, Entry
 from steer_pipeline.tools.driver import Driver, Outcome
 
 

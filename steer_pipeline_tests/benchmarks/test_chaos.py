@@ -16,7 +16,7 @@ from steer_pipeline.io.store import ArtifactStore, _LocalFiles
 from steer_pipeline.lab.generation.jobs import FinishedRow
 from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.lab.models.loading import load_model
-from steer_pipeline.stages.rewrites import release
+from steer_pipeline.lab.rewrites import release
 from steer_pipeline_tests.tiny import tiny_model_dir
 
 

@@ -152,6 +152,20 @@ def test_each_materialisation_names_the_model_that_its_own_step_loaded(tmp_path,
     assert set(told["both"]["model_identities"].value) == {loaded["first"], loaded["second"], loaded["plain"]}
 
 
+def test_a_page_in_a_bundle_is_linked_where_it_lies(store, tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "report.html").write_text("<p>all of it</p>")
+
+    @dg.asset(io_manager_key="bundle_io", code_version="1")
+    def report() -> Path:
+        return tmp_path / "made"
+
+    shown = record(materialize(report), "report").metadata
+    page = store.current("report", None).path / "report.html"
+    assert shown["report.html"].value == str(page)
+    assert shown["open_report.html"].value == page.as_uri()
+
+
 def test_a_bundle_is_copied_and_handed_on_as_a_directory(store, tmp_path):
     @dg.asset(io_manager_key="bundle_io", code_version="1")
     def adapter() -> Path:

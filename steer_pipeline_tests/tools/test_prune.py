@@ -10,8 +10,8 @@ import pytest
 
 from steer_pipeline.io.journals import open_journal
 from steer_pipeline.lab.generation.jobs import FinishedRow
+from steer_pipeline.lab.rewrites import release
 from steer_pipeline.resources import open_store
-from steer_pipeline.stages.rewrites import release
 from steer_pipeline.tools.prune import main, readable
 
 

@@ -27,6 +27,13 @@ REASONS = {
 }
 
 
+# Columns beside the pack's own, in this order.
+ADDED = (
+    "suspects", "facts_kept", "length_ratio", "overlap_with_base", "same_as_base", "perplexity", "trait",
+    "reasons", "keep",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class KeepCriteria:
     """Thresholds. A criterion that is None is not applied."""
@@ -65,35 +72,57 @@ def keep_filter(
     Raises:
         ValueError: a row of the pack is not in base, or a threshold is set without its values.
     """
-    for name, values, threshold in (
-        ("perplexity", perplexity, criteria.perplexity_bounds),
-        ("trait", trait, criteria.min_trait),
-    ):
-        if threshold is not None and values is None:
-            raise ValueError(
-                f"keep_filter: a threshold on {name} is set, so pass {name}= with one value a row"
-            )
-        if values is not None and len(values) != pack.height:
-            raise ValueError(f"keep_filter: {len(values)} values of {name} for {pack.height} rows")
+    _check_values(pack, "perplexity", perplexity, criteria.perplexity_bounds)
+    _check_values(pack, "trait", trait, criteria.min_trait)
     scanned = scan_frame(pack, source=source, special_tokens=special_tokens)
-    outputs = scanned["output"].to_list()
-    reference = None if base is None else _reference(scanned, base)
-    kept = [
-        facts_kept(facts.get(row_id, ()), text)
-        for row_id, text in zip(scanned["row_id"], outputs, strict=True)
-    ]
+    scored = _against_base(scanned, base).with_columns(
+        _kept(scanned, facts), _column("perplexity", perplexity, pack), _column("trait", trait, pack)
+    )
+    reasons = pl.concat_list(
+        [
+            pl.when(hit.fill_null(False)).then(pl.lit(name)).otherwise(pl.lit(None))
+            for name, hit in _failures(criteria).items()
+        ]
+    ).list.drop_nulls()
+    judged = scored.with_columns(reasons=reasons).with_columns(keep=pl.col("reasons").list.len() == 0)
+    return judged.select(*pack.columns, *ADDED)
+
+
+def _check_values(pack: pl.DataFrame, name: str, values: Sequence[float] | None, threshold: object) -> None:
+    if threshold is not None and values is None:
+        raise ValueError(f"keep_filter: a threshold on {name} is set, so pass {name}= with one value a row")
+    if values is not None and len(values) != pack.height:
+        raise ValueError(f"keep_filter: {len(values)} values of {name} for {pack.height} rows")
+
+
+def _column(name: str, values: Sequence[float] | None, pack: pl.DataFrame) -> pl.Series:
     nothing: list[None] = [None] * pack.height
-    scored = scanned.with_columns(
-        pl.Series("facts_kept", kept, dtype=pl.Float64).fill_nan(None),
+    return pl.Series(
+        name, nothing if values is None else np.asarray(values, dtype=np.float64), dtype=pl.Float64
+    )
+
+
+def _kept(pack: pl.DataFrame, facts: Mapping[str, Sequence[str]]) -> pl.Series:
+    rows = zip(pack["row_id"], pack["output"], strict=True)
+    shares = [facts_kept(facts.get(row_id, ()), text) for row_id, text in rows]
+    return pl.Series("facts_kept", shares, dtype=pl.Float64).fill_nan(None)
+
+
+def _against_base(pack: pl.DataFrame, base: pl.DataFrame | None) -> pl.DataFrame:
+    """With length_ratio, overlap_with_base and same_as_base; null without a base."""
+    reference = None if base is None else _reference(pack, base)
+    outputs = pack["output"].to_list()
+    return pack.with_columns(
         pl.Series("length_ratio", _against(reference, outputs, length_ratio), dtype=pl.Float64),
         pl.Series("overlap_with_base", _against(reference, outputs, multiset_jaccard), dtype=pl.Float64),
         pl.Series("same_as_base", _against(reference, outputs, exact_match), dtype=pl.Boolean),
-        pl.Series("perplexity", nothing if perplexity is None else _floats(perplexity), dtype=pl.Float64),
-        pl.Series("trait", nothing if trait is None else _floats(trait), dtype=pl.Float64),
     )
-    ours = pl.col("suspects").list.eval(pl.element().is_in(list(OUR_RULES))).list.any()
+
+
+def _failures(criteria: KeepCriteria) -> dict[str, pl.Expr]:
+    """Reason -> whether it speaks against a row; null where the criterion is unknown."""
     failed = {
-        "suspect": ours,
+        "suspect": pl.col("suspects").list.eval(pl.element().is_in(list(OUR_RULES))).list.any(),
         "facts_lost": pl.col("facts_kept") < criteria.min_facts_kept,
         "too_short": pl.col("length_ratio") < criteria.min_length_ratio,
         "too_long": pl.col("length_ratio") > criteria.max_length_ratio,
@@ -107,13 +136,7 @@ def keep_filter(
         failed["perplexity_high"] = ~(pl.col("perplexity").fill_nan(None) <= high).fill_null(False)
     if criteria.min_trait is not None:
         failed["trait_weak"] = ~(pl.col("trait").fill_nan(None) >= criteria.min_trait).fill_null(False)
-    reasons = pl.concat_list(
-        [
-            pl.when(hit.fill_null(False)).then(pl.lit(name)).otherwise(pl.lit(None))
-            for name, hit in failed.items()
-        ]
-    ).list.drop_nulls()
-    return scored.with_columns(reasons=reasons).with_columns(keep=pl.col("reasons").list.len() == 0)
+    return failed
 
 
 def _reference(pack: pl.DataFrame, base: pl.DataFrame) -> list[str]:
@@ -130,10 +153,6 @@ def _against(reference: list[str] | None, outputs: list[str], measure) -> list:
     if reference is None:
         return [None] * len(outputs)
     return [measure(text, other) for text, other in zip(outputs, reference, strict=True)]
-
-
-def _floats(values: Sequence[float]) -> np.ndarray:
-    return np.asarray(values, dtype=np.float64)
 
 
 def reason_counts(filtered: pl.DataFrame) -> dict[str, int]:

@@ -29,11 +29,16 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are strings; a column whose cells all look like numbers is set flush right."""
+    """Cells are strings; a column whose cells all look like numbers is set flush right.
+
+    Attributes:
+        descriptions: of the columns; empty, or one a column. In HTML a title shows its own where it is pointed at.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
+    descriptions: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ def to_markdown(title: str, blocks: Sequence[Block], plots: str = "plots") -> st
                 parts.append(_escaped(text))
             case Bullets(items):
                 parts.append("\n".join(f"- {_escaped(item)}" for item in items))
-            case Table(columns, rows, caption):
+            case Table(columns, rows, caption, _):
                 rule = ["---:" if right else "---" for right in _numeric(block)]
                 lines = [columns, rule, *rows]
                 body = "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
@@ -117,11 +122,11 @@ h1 { font-size: 1.7rem; margin-bottom: .3rem; } h2 { margin-top: 2.4rem; border-
 nav { background: #f4f6f9; border-radius: 6px; padding: .6rem 1rem; margin: 1rem 0; font-size: .92rem; }
 nav a { margin-right: 1.1rem; white-space: nowrap; } a { color: #1f5fa8; text-decoration: none; }
 .scroll { overflow-x: auto; margin: .8rem 0 .2rem; }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .6rem; border-bottom: 1px solid #e4e8ee; text-align: left; vertical-align: top; }
-th { background: #f4f6f9; border-bottom: 1px solid #c3cad5; white-space: nowrap; }
-td.n, th.n { text-align: right; white-space: nowrap; }
-td:first-child, td code { white-space: nowrap; }
+table { border-collapse: collapse; font-size: .8rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .45rem; border-bottom: 1px solid #e4e8ee; text-align: left; vertical-align: top; }
+th { background: #f4f6f9; border-bottom: 1px solid #c3cad5; vertical-align: bottom; }
+th[title] { cursor: help; }
+td.n, th.n { text-align: right; } td.n, td:first-child, td code { white-space: nowrap; }
 .caption { color: #5b6676; font-size: .86rem; margin: .2rem 0 1.2rem; }
 img { max-width: 100%; height: auto; }
 code { background: #f0f2f5; padding: 0 .25em; border-radius: 3px; font-size: .92em; }
@@ -161,15 +166,8 @@ def _html_block(block: Block) -> str:
             return f"<p>{_inline(text)}</p>"
         case Bullets(items):
             return f"<ul>{''.join(f'<li>{_inline(item)}</li>' for item in items)}</ul>"
-        case Table(columns, rows, caption):
-            kinds = [' class="n"' if right else "" for right in _numeric(block)]
-            head = "".join(f"<th{k}>{_inline(c)}</th>" for k, c in zip(kinds, columns, strict=True))
-            lines = "".join(
-                f"<tr>{''.join(f'<td{k}>{_inline(c)}</td>' for k, c in zip(kinds, row, strict=True))}</tr>"
-                for row in rows
-            )
-            table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
-            return table + (f'<p class="caption">{_inline(caption)}</p>' if caption else "")
+        case Table():
+            return _html_table(block)
         case Figure(name, png, caption):
             data = base64.b64encode(png).decode("ascii")
             return (
@@ -182,3 +180,21 @@ def _html_block(block: Block) -> str:
                 for label, text in entries
             )
             return f'<p><strong>{_inline(heading)}</strong></p><div class="samples">{cards}</div>'
+
+
+def _html_table(table: Table) -> str:
+    kinds = [' class="n"' if right else "" for right in _numeric(table)]
+    hints = [
+        f' title="{html.escape(text)}"' if text else "" for text in table.descriptions or [""] * len(kinds)
+    ]
+    head = "".join(
+        f"<th{kind}{hint}>{_inline(title)}</th>"
+        for kind, hint, title in zip(kinds, hints, table.columns, strict=True)
+    )
+    lines = "".join(
+        f"<tr>{''.join(f'<td{k}>{_inline(c)}</td>' for k, c in zip(kinds, row, strict=True))}</tr>"
+        for row in table.rows
+    )
+    body = f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody>"
+    caption = f'<p class="caption">{_inline(table.caption)}</p>' if table.caption else ""
+    return f'<div class="scroll"><table>{body}</table></div>{caption}'

@@ -1,7 +1,11 @@
 """Rewrite packs: what to generate, which gates a pack must pass, how variants compare.
 
-The names of the gates stand here, free of imports, so that the graph's definition can read them.
+What the gates claim stands here, free of imports, so that the graph's definition can read it.
 """
+
+from typing import NamedTuple
+
+AGAIN = "materialise rewrite_raw and rewrite_pack of this variant again"
 
 ROW_COUNT = "row_count_is_right"
 SCHEMA = "schema_is_valid"
@@ -10,12 +14,46 @@ ALIGNED = "index_is_aligned_with_base"
 SUSPECTS = "suspect_rate_is_low"
 SAME = "made_as_base_was"
 DIFFERS = "differs_from_base"
+
+
+class Gate(NamedTuple):
+    """What must hold of a pack, and how to go on where it does not."""
+
+    says: str
+    cure: str
+
+
 GATES = {
-    ROW_COUNT: "One row for each of the first N news items of the requested size.",
-    SCHEMA: "Every row is a valid `RewriteRow`; a broken one is named with its field.",
-    UNIQUE: "No row id and no source index occurs twice.",
-    ALIGNED: "The same news items as base, with the same source index.",
-    SAME: "Made from the same news, by the same model, with the same prompt and decoding as base.",
-    SUSPECTS: "At most the profile's share of rows trips one of the pipeline's suspect rules.",
-    DIFFERS: "The rewrites differ from base more than base's resample does (paired sign-flip test).",
+    ROW_COUNT: Gate(
+        "One row for each of the first N news items of the requested size.",
+        f"{AGAIN}, in the size that is wanted",
+    ),
+    SCHEMA: Gate(
+        "Every row is a valid `RewriteRow`; a broken one is named with its field.",
+        f"{AGAIN}; what is wrong every time is a fault of the code that writes it",
+    ),
+    UNIQUE: Gate(
+        "No row id and no source index occurs twice.",
+        f"{AGAIN}; if it stays, look at the check ids_are_unique of cc_news",
+    ),
+    ALIGNED: Gate(
+        "The same news items as base, with the same source index.",
+        "materialise rewrite_raw of base and of this variant again, in one size and from the same news "
+        "(`make pilot` does), then rewrite_pack",
+    ),
+    SAME: Gate(
+        "Made from the same news, by the same model, with the same prompt and decoding as base.", AGAIN
+    ),
+    SUSPECTS: Gate(
+        "At most the profile's share of rows trips one of the pipeline's suspect rules.",
+        "read the check's examples; lower the variant's dose, or raise gates.max_suspect_rate of the profile",
+    ),
+    DIFFERS: Gate(
+        "The rewrites differ from base more than base's resample does (paired sign-flip test).",
+        "raise the variant's dose, or the number of rows (rewrites.pilot_rows of the profile)",
+    ),
 }
+
+
+class Refused(ValueError):
+    """What was asked may not be done yet; the message lists why and what to do."""

@@ -5,9 +5,10 @@ variant and metric. Differences are paired by row_id. Nothing here reads a store
 tables alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -114,10 +115,10 @@ class ComparisonTables:
 
     def of(self, variant: str, metric: str) -> dict:
         """The summary's row for one variant and metric."""
-        found = self.summary.filter(pl.col("variant") == variant, pl.col("metric") == metric)
-        if found.is_empty():
+        rows = self.summary.filter(pl.col("variant") == variant, pl.col("metric") == metric)
+        if rows.is_empty():
             raise KeyError(f"no row for variant {variant!r} and metric {metric!r} in the summary")
-        return found.row(0, named=True)
+        return rows.row(0, named=True)
 
 
 def trait_column(persona: str, scale: str) -> str:
@@ -154,19 +155,9 @@ def compare_variants(
     base = packs[BASE]
     aligned = [_alignment_row(name, packs[name], base) for name in order]
     common = set(base["row_id"])
+    scoring = _Scoring(base, facts, scorers, sources, special_tokens)
     rows = pl.concat(
-        [
-            _score_pack(
-                name,
-                packs[name].filter(pl.col("row_id").is_in(common)),
-                base,
-                facts,
-                scorers,
-                sources,
-                special_tokens,
-            )
-            for name in order
-        ]
+        [scoring.rows(name, packs[name].filter(pl.col("row_id").is_in(common))) for name in order]
     )
     return ComparisonTables(
         rows=rows,
@@ -218,63 +209,73 @@ def _check_packs(packs: Mapping[str, pl.DataFrame]) -> None:
 
 
 def _alignment_row(name: str, pack: pl.DataFrame, base: pl.DataFrame) -> dict[str, str | int]:
-    found = alignment(pack, base)
-    if len(found.extra) == pack.height:
+    ids = alignment(pack, base)
+    if len(ids.extra) == pack.height:
         raise ValueError(
             f"compare_variants: pack {name} shares no row_id with base; they are of different news"
         )
     return {
         "variant": name,
         "rows": pack.height,
-        "missing": len(found.missing),
-        "extra": len(found.extra),
-        "duplicated": len(found.duplicated),
+        "missing": len(ids.missing),
+        "extra": len(ids.extra),
+        "duplicated": len(ids.duplicated),
     }
 
 
-def _score_pack(
-    name: str,
-    pack: pl.DataFrame,
-    base: pl.DataFrame,
-    facts: Mapping[str, Sequence[str]],
-    scorers: Mapping[str, Mapping[str, TraitScorer]],
-    sources: Mapping[str, str] | None,
-    special_tokens: Sequence[str],
-) -> pl.DataFrame:
-    ids, outputs = pack["row_id"].to_list(), pack["output"].to_list()
-    reference = dict(zip(base["row_id"], base["output"], strict=True))
-    against = [reference[row_id] for row_id in ids]
-    given = pack["prompt"].to_list() if sources is None else [sources[row_id] for row_id in ids]
-    pairs = list(zip(outputs, against, strict=True))
-    kept = [facts_kept(facts.get(row_id, ()), text) for row_id, text in zip(ids, outputs, strict=True)]
-    frame = pl.DataFrame(
-        {
-            "row_id": ids,
-            "variant": [name] * len(ids),
-            "source": given,
-            "output": outputs,
-            "exact_match": [exact_match(a, b) for a, b in pairs],
-            "overlap": [multiset_jaccard(a, b) for a, b in pairs],
-            "n_words": [len(words(text)) for text in outputs],
-            "length_ratio": [length_ratio(a, b) for a, b in pairs],
-            "facts_kept": pl.Series(kept, dtype=pl.Float64).fill_nan(None),
-            "truncated": pack["truncated"],
-        }
-    )
-    frame = scan_frame(frame, source="source", special_tokens=special_tokens).with_columns(
-        suspect=pl.col("suspects").list.eval(pl.element().is_in(list(OUR_RULES))).list.any().fill_null(False)
-    )
-    for persona, scales in scorers.items():
-        for scale, scorer in scales.items():
-            scores = np.asarray(scorer.score_many(outputs), dtype=np.float64)
-            frame = frame.with_columns(pl.Series(trait_column(persona, scale), scores))
-            if hits := getattr(scorer, "hits", None):
-                found = [hits(text) for text in outputs]
-                frame = frame.with_columns(
-                    pl.Series(f"hits_{persona}_positive", [len(f.positive) for f in found], dtype=pl.Int64),
-                    pl.Series(f"hits_{persona}_negative", [len(f.negative) for f in found], dtype=pl.Int64),
-                )
-    return frame
+@dataclass(frozen=True)
+class _Scoring:
+    """What every row of every pack is held against; arguments as those of `compare_variants`."""
+
+    base: pl.DataFrame
+    facts: Mapping[str, Sequence[str]]
+    scorers: Mapping[str, Mapping[str, TraitScorer]]
+    sources: Mapping[str, str] | None
+    special_tokens: Sequence[str]
+
+    def rows(self, name: str, pack: pl.DataFrame) -> pl.DataFrame:
+        """One pack as rows of `ComparisonTables`."""
+        frame = scan_frame(self._texts(name, pack), source="source", special_tokens=self.special_tokens)
+        ours = pl.col("suspects").list.eval(pl.element().is_in(list(OUR_RULES))).list.any()
+        frame = frame.with_columns(suspect=ours.fill_null(False))
+        for persona, scales in self.scorers.items():
+            for scale, scorer in scales.items():
+                frame = frame.with_columns(_trait_columns(persona, scale, scorer, frame["output"].to_list()))
+        return frame
+
+    def _texts(self, name: str, pack: pl.DataFrame) -> pl.DataFrame:
+        """Outputs beside their news and base's outputs, with what tells them apart."""
+        ids, outputs = pack["row_id"].to_list(), pack["output"].to_list()
+        reference = dict(zip(self.base["row_id"], self.base["output"], strict=True))
+        pairs = [(text, reference[row_id]) for row_id, text in zip(ids, outputs, strict=True)]
+        sources = self.sources
+        kept = [
+            facts_kept(self.facts.get(row_id, ()), text) for row_id, text in zip(ids, outputs, strict=True)
+        ]
+        return pl.DataFrame(
+            {
+                "row_id": ids,
+                "variant": [name] * len(ids),
+                "source": pack["prompt"] if sources is None else [sources[row_id] for row_id in ids],
+                "output": outputs,
+                "exact_match": [exact_match(a, b) for a, b in pairs],
+                "overlap": [multiset_jaccard(a, b) for a, b in pairs],
+                "n_words": [len(words(text)) for text in outputs],
+                "length_ratio": [length_ratio(a, b) for a, b in pairs],
+                "facts_kept": pl.Series(kept, dtype=pl.Float64).fill_nan(None),
+                "truncated": pack["truncated"],
+            }
+        )
+
+
+def _trait_columns(persona: str, scale: str, scorer: TraitScorer, outputs: list[str]) -> Iterator[pl.Series]:
+    """The scores, and of a scorer that counts markers their numbers."""
+    yield pl.Series(trait_column(persona, scale), np.asarray(scorer.score_many(outputs), dtype=np.float64))
+    if hits := getattr(scorer, "hits", None):
+        marked = [hits(text) for text in outputs]
+        for side in ("positive", "negative"):
+            counts = [len(getattr(one, side)) for one in marked]
+            yield pl.Series(f"hits_{persona}_{side}", counts, dtype=pl.Int64)
 
 
 # ----------------------------------------------------------------------------------------- summary
@@ -289,53 +290,88 @@ def _summarise(
 ) -> pl.DataFrame:
     controls = [name for name in order if roles[name] == "control"]
     traits = [trait_column(persona, scale) for persona, scales in scorers.items() for scale in scales]
-    metrics = [*METRICS, *traits]
-    values = {metric: _wide(rows, metric, order) for metric in metrics}  # metric -> float [n, variants]
-    keys: list[tuple[str, str, str]] = []
+    values = {metric: _wide(rows, metric, order) for metric in [*METRICS, *traits]}
+    tests = _paired_tests(values, order, controls, seed)
+    families = _control_families(values, order, controls, scorers, seed)
+    table = [
+        {"variant": variant, "role": roles[variant], "metric": metric}
+        | _described(values[metric][:, place])
+        | _against_reference(variant, metric, tests, families)
+        for metric in values
+        for place, variant in enumerate(order)
+    ]
+    return pl.DataFrame(table, schema=SUMMARY_SCHEMA).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+@dataclass(frozen=True)
+class _Test:
+    """A paired difference to a reference; `p_holm` is None of controls."""
+
+    interval: Interval
+    p: float
+    p_holm: float | None
+
+
+# (variant, metric, reference)
+_Pair = tuple[str, str, str]
+
+
+def _paired_tests(
+    values: Mapping[str, np.ndarray], order: Sequence[str], controls: Sequence[str], seed: int
+) -> dict[_Pair, _Test]:
+    """Each variant against its reference in each metric; all are resampled alike, `values` as `_wide` gives them."""
+    keys: list[_Pair] = []
     columns: list[np.ndarray] = []
-    for metric in metrics:
+    for metric, wide in values.items():
         for place, variant in enumerate(order):
             if (reference := _reference(variant, metric)) is not None:
                 keys.append((variant, metric, reference))
-                columns.append(values[metric][:, place] - values[metric][:, order.index(reference)])
+                columns.append(wide[:, place] - wide[:, order.index(reference)])
     differences = np.column_stack(columns)
     differences[~np.isfinite(differences)] = np.nan
-    intervals = dict(zip(keys, mean_intervals(differences, seed=seed), strict=True))
+    intervals = mean_intervals(differences, seed=seed)
     ps = dict(zip(keys, sign_flip_tests(differences, seed=seed).tolist(), strict=True))
-    families = _control_families(values, order, controls, scorers, seed)
     tested = [key for key in keys if key[0] not in controls]
     adjusted = dict(zip(tested, holm([ps[key] for key in tested]).tolist(), strict=True))
-    table = []
-    for metric in metrics:
-        for place, variant in enumerate(order):
-            own = values[metric][:, place]
-            own = own[np.isfinite(own)]
-            row = {
-                "variant": variant,
-                "role": roles[variant],
-                "metric": metric,
-                "n": len(own),
-                "mean": float(own.mean()) if len(own) else None,
-                "median": float(np.median(own)) if len(own) else None,
-                "sd": float(own.std(ddof=1)) if len(own) > 1 else None,
-            }
-            reference = _reference(variant, metric)
-            if reference is not None:
-                key = (variant, metric, reference)
-                interval = families.get((variant, metric), intervals[key])
-                row |= {"n": interval.n, "reference": reference, "difference": interval.estimate}
-                row |= {"low": interval.low, "high": interval.high, "p": ps[key], "p_holm": adjusted.get(key)}
-                row["simultaneous"] = (variant, metric) in families
-                for name, control in (("resample", RESAMPLE), ("random", RANDOM)):
-                    beside = families.get((control, metric), intervals.get((control, metric, reference)))
-                    if beside is not None:
-                        row |= {
-                            f"{name}_difference": beside.estimate,
-                            f"{name}_low": beside.low,
-                            f"{name}_high": beside.high,
-                        }
-            table.append({column: row.get(column) for column in SUMMARY_SCHEMA})
-    return pl.DataFrame(table, schema=SUMMARY_SCHEMA).with_columns(pl.col(pl.Float64).fill_nan(None))
+    return {
+        key: _Test(interval, ps[key], adjusted.get(key))
+        for key, interval in zip(keys, intervals, strict=True)
+    }
+
+
+def _described(values: np.ndarray) -> dict[str, Any]:
+    own = values[np.isfinite(values)]
+    return {
+        "n": len(own),
+        "mean": float(own.mean()) if len(own) else None,
+        "median": float(np.median(own)) if len(own) else None,
+        "sd": float(own.std(ddof=1)) if len(own) > 1 else None,
+    }
+
+
+def _against_reference(
+    variant: str,
+    metric: str,
+    tests: Mapping[_Pair, _Test],
+    families: Mapping[tuple[str, str], Interval],
+) -> dict[str, Any]:
+    """The difference to the reference with its tests, and what both controls show there; empty without a reference."""
+    reference = _reference(variant, metric)
+    if reference is None:
+        return {}
+    test = tests[variant, metric, reference]
+    interval = families.get((variant, metric), test.interval)
+    row: dict[str, Any] = {"n": interval.n, "reference": reference, "difference": interval.estimate}
+    row |= {"low": interval.low, "high": interval.high, "p": test.p, "p_holm": test.p_holm}
+    row["simultaneous"] = (variant, metric) in families
+    for name, control in (("resample", RESAMPLE), ("random", RANDOM)):
+        beside = families.get((control, metric))
+        if beside is None and (control, metric, reference) in tests:
+            beside = tests[control, metric, reference].interval
+        if beside is not None:
+            row |= {f"{name}_difference": beside.estimate}
+            row |= {f"{name}_low": beside.low, f"{name}_high": beside.high}
+    return row
 
 
 def _wide(rows: pl.DataFrame, metric: str, order: Sequence[str]) -> np.ndarray:
@@ -416,7 +452,7 @@ def _agreement(rows: pl.DataFrame, compared: Sequence[str]) -> pl.DataFrame:
 
 
 def _scorer_reports(scorers: Mapping[str, Mapping[str, TraitScorer]]) -> pl.DataFrame:
-    found = [
+    reports = [
         {"persona": persona, "scale": scale} | report.as_dict()
         for persona, scales in scorers.items()
         for scale, scorer in scales.items()
@@ -424,4 +460,4 @@ def _scorer_reports(scorers: Mapping[str, Mapping[str, TraitScorer]]) -> pl.Data
     ]
     names = ("auc", "auc_low", "auc_high", "shuffled_mean", "shuffled_high", "length_auc")
     schema = {"persona": pl.String, "scale": pl.String} | dict.fromkeys(names, pl.Float64)
-    return pl.DataFrame(found, schema=schema | {"n_texts": pl.Int64, "n_contexts": pl.Int64})
+    return pl.DataFrame(reports, schema=schema | {"n_texts": pl.Int64, "n_contexts": pl.Int64})

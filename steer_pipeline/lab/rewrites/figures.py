@@ -4,46 +4,30 @@ Steered variants have colours of their own, base and controls are grey, so that 
 seen as the background to the rest.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from steer_pipeline.lab.report.figures import DARK, GREY, PALETTE, bare, dots, interval_row, png
 from steer_pipeline.lab.rewrites.comparison import BASE, ComparisonTables
-
-_PALETTE = ("#c0392b", "#d9822b", "#7d3c98", "#1f7a5c", "#2f6db5", "#8d6e3f", "#b03a78", "#4b7f1f")
-_GREY, _DARK = "#8a94a3", "#39424e"
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
 
 
 def colours(tables: ComparisonTables) -> dict[str, str]:
     """One colour a variant; grey for base and the controls."""
     shown = [name for name in tables.variants if tables.roles[name] not in ("base", "control")]
-    return dict.fromkeys(tables.variants, _GREY) | {
-        n: _PALETTE[i % len(_PALETTE)] for i, n in enumerate(shown)
-    }
-
-
-def _bare(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(labelsize=8)
+    return dict.fromkeys(tables.variants, GREY) | {n: PALETTE[i % len(PALETTE)] for i, n in enumerate(shown)}
 
 
 def _rows_of_variants(axes: Axes, names: Sequence[str], shade: Mapping[str, str], *, labels: bool) -> None:
     axes.set_yticks(range(len(names)), names if labels else [""] * len(names))
     axes.set_ylim(len(names) - 0.5, -0.5)
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
-        label.set_color(shade[name] if shade[name] != _GREY else _DARK)
-    _bare(axes)
+        label.set_color(shade[name] if shade[name] != GREY else DARK)
+    bare(axes)
 
 
 def trait_metrics(tables: ComparisonTables) -> list[str]:
@@ -52,10 +36,24 @@ def trait_metrics(tables: ComparisonTables) -> list[str]:
     return [name for name in names if name.startswith("trait_")]
 
 
+def persona_of(metric: str) -> str:
+    """`paranoid` of `trait_paranoid_lexicon`."""
+    return metric.removeprefix("trait_").rpartition("_")[0]
+
+
 def trait_title(metric: str) -> str:
     """`paranoid, lexicon` of `trait_paranoid_lexicon`."""
-    persona, _, scale = metric.removeprefix("trait_").rpartition("_")
-    return f"{persona}, {scale}"
+    return f"{persona_of(metric)}, {metric.rpartition('_')[2]}"
+
+
+def personas_with_markers(tables: ComparisonTables) -> list[str]:
+    """Personas whose markers were counted, in column order."""
+    ending = "_positive"
+    return [
+        name[len("hits_") : -len(ending)]
+        for name in tables.rows.columns
+        if name.startswith("hits_") and name.endswith(ending)
+    ]
 
 
 def trait_shifts(tables: ComparisonTables) -> bytes:
@@ -67,18 +65,16 @@ def trait_shifts(tables: ComparisonTables) -> bytes:
     for i, (axes, metric) in enumerate(zip(panels, metrics, strict=True)):
         controls = [tables.of(name, metric) for name in tables.controls]
         low, high = min(c["low"] for c in controls), max(c["high"] for c in controls)
-        axes.axvspan(low, high, color=_GREY, alpha=0.18, linewidth=0)
-        axes.axvline(0, color=_DARK, linewidth=0.6)
+        axes.axvspan(low, high, color=GREY, alpha=0.18, linewidth=0)
+        axes.axvline(0, color=DARK, linewidth=0.6)
         for y, name in enumerate(names):
             row = tables.of(name, metric)
-            axes.plot(
-                [row["low"], row["high"]], [y, y], color=shade[name], linewidth=2.2, solid_capstyle="butt"
-            )
-            axes.plot(row["difference"], y, "o", color=shade[name], markersize=5)
+            interval_row(axes, y, row["difference"], row["low"], row["high"], shade[name])
         axes.set_title(trait_title(metric), fontsize=9)
         axes.set_xlabel("shift of the mean score", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         _rows_of_variants(axes, names, shade, labels=i == 0)
-    return _png(figure)
+    return png(figure)
 
 
 def row_distributions(tables: ComparisonTables) -> bytes:
@@ -89,15 +85,15 @@ def row_distributions(tables: ComparisonTables) -> bytes:
     panels = figure.subplots(1, len(metrics), squeeze=False, sharex=True)[0]
     for i, (axes, metric) in enumerate(zip(panels, metrics, strict=True)):
         base = tables.rows.filter(pl.col("variant") == BASE).select("row_id", base=metric)
-        axes.axvline(0, color=_DARK, linewidth=0.6)
+        axes.axvline(0, color=DARK, linewidth=0.6)
         for y, name in enumerate(names):
             own = tables.rows.filter(pl.col("variant") == name).select("row_id", own=metric)
             both = own.join(base, on="row_id").select(pl.col("own") - pl.col("base")).to_series().to_numpy()
-            _dots(axes, both, y, shade[name])
+            dots(axes, both, y, shade[name])
         axes.set_title(trait_title(metric), fontsize=9)
         axes.set_xlabel("difference to base, one dot a row", fontsize=8)
         _rows_of_variants(axes, names, shade, labels=i == 0)
-    return _png(figure)
+    return png(figure)
 
 
 def text_distributions(tables: ComparisonTables) -> bytes:
@@ -112,25 +108,12 @@ def text_distributions(tables: ComparisonTables) -> bytes:
     for i, (axes, (metric, label)) in enumerate(zip(figure.subplots(1, 3), panels, strict=True)):
         for y, name in enumerate(names):
             values = tables.rows.filter(pl.col("variant") == name)[metric].drop_nulls().to_numpy()
-            _dots(axes, values[np.isfinite(values)], y, shade[name])
+            dots(axes, values[np.isfinite(values)], y, shade[name])
         if metric != "length_ratio":
             axes.set_xlim(-0.03, 1.03)
         axes.set_xlabel(label, fontsize=8)
         _rows_of_variants(axes, names, shade, labels=i == 0)
-    return _png(figure)
-
-
-def _dots(axes: Axes, values: np.ndarray, y: float, colour: str) -> None:
-    """Values as dots, spread evenly over the height of their line so that ties stay visible; bar: the mean."""
-    if not len(values):
-        return
-    order = np.argsort(values, kind="stable")
-    spread = np.empty(len(values))
-    # The golden ratio fills the height evenly without a random number.
-    spread[order] = ((np.arange(len(values)) * 0.6180339887) % 1 - 0.5) * 0.62
-    size = float(np.clip(600 / len(values), 2, 11))
-    axes.scatter(values, y + spread, s=size, color=colour, alpha=0.45, linewidth=0)
-    axes.plot([values.mean()] * 2, [y - 0.36, y + 0.36], color=_DARK, linewidth=1.6)
+    return png(figure)
 
 
 def dose_response(
@@ -152,7 +135,7 @@ def dose_response(
             line = line.sort("fraction")
             random = line["direction"][0] == "random"
             place = 0 if random else [one["block"][0] for one in steered].index(line["block"][0])
-            colour = _GREY if random else _PALETTE[place % len(_PALETTE)]
+            colour = GREY if random else PALETTE[place % len(PALETTE)]
             label = f"{'random, ' if random else ''}block {line['block'][0]}"
             dose = line["fraction"].to_numpy()
             for row, metric in ((0, "shift"), (1, "kl")):
@@ -168,18 +151,18 @@ def dose_response(
         fraction, block = chosen.get(persona, (None, None))
         for row, label in ((0, "trait shift to base"), (1, "KL to base, nats a token")):
             axes = panels[row][column]
-            axes.axhline(0, color=_DARK, linewidth=0.6)
+            axes.axhline(0, color=DARK, linewidth=0.6)
             if fraction is not None:
-                axes.axvline(fraction, color=_DARK, linestyle=":", linewidth=1.1)
+                axes.axvline(fraction, color=DARK, linestyle=":", linewidth=1.1)
             axes.set_ylabel(label, fontsize=8)
-            _bare(axes)
-        told = "no dose recommended" if fraction is None else f"recommended {fraction:+g} at block {block}"
-        panels[0][column].set_title(f"{persona}: {told}", fontsize=9)
+            bare(axes)
+        advice = "no dose recommended" if fraction is None else f"recommended {fraction:+g} at block {block}"
+        panels[0][column].set_title(f"{persona}: {advice}", fontsize=9)
         panels[0][column].legend(fontsize=7, frameon=False)
         panels[1][column].set_xlabel(
             "dose, fraction of the mean residual norm (cross: not coherent)", fontsize=8
         )
-    return _png(figure)
+    return png(figure)
 
 
 def vector_quality(metadata: Mapping[str, Mapping]) -> bytes:
@@ -188,9 +171,9 @@ def vector_quality(metadata: Mapping[str, Mapping]) -> bytes:
     panels = figure.subplots(1, len(metadata), squeeze=False, sharey=True)[0]
     for axes, (persona, data) in zip(panels, metadata.items(), strict=True):
         for name, label, style, colour in (
-            ("held_out_auc", "held-out AUC", "-o", _PALETTE[4]),
-            ("auc_null_95th", "AUC, shuffled labels, 95th percentile", "--", _GREY),
-            ("split_half_cosine", "split-half cosine", "-s", _PALETTE[1]),
+            ("held_out_auc", "held-out AUC", "-o", PALETTE[4]),
+            ("auc_null_95th", "AUC, shuffled labels, 95th percentile", "--", GREY),
+            ("split_half_cosine", "split-half cosine", "-s", PALETTE[1]),
         ):
             if data.get(name):
                 values = [np.nan if value is None else value for value in data[name]]
@@ -207,6 +190,6 @@ def vector_quality(metadata: Mapping[str, Mapping]) -> bytes:
         axes.set_xlabel("block", fontsize=8)
         axes.set_ylim(-0.05, 1.08)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _bare(axes)
+        bare(axes)
     panels[0].legend(fontsize=7, frameon=False, loc="lower right")
-    return _png(figure)
+    return png(figure)

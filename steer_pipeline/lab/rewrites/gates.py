@@ -1,14 +1,14 @@
 """What must hold of a rewrite pack before it may be released: seven gates, each a pure function.
 
 In: the pack as a frame, the rows that it must cover, base and its resample. Out: a `Verdict` with a sentence that
-names rows and fields, numbers and limits, and for a failed gate how to go on. A pack that is broken in one respect
-is still judged in the others; a gate that cannot be judged has failed. Knows nothing of stores or runs.
+names rows and fields, numbers and limits. A pack that is broken in one respect is still judged in the others; a
+gate that cannot be judged has failed. What each claims, and how to go on where it fails, stands in the package's
+`GATES`. Knows nothing of stores or runs.
 """
 
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -16,23 +16,10 @@ from pydantic import ValidationError
 
 from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, RewriteRow
 from steer_pipeline.lab.quality import OUR_RULES
-from steer_pipeline.lab.rewrites import ALIGNED, DIFFERS, ROW_COUNT, SAME, SCHEMA, SUSPECTS, UNIQUE
+from steer_pipeline.lab.rewrites import AGAIN, ALIGNED, DIFFERS, ROW_COUNT, SAME, SCHEMA, SUSPECTS, UNIQUE
 from steer_pipeline.lab.rewrites.comparison import difference_from_base
 from steer_pipeline.lab.rewrites.work import differences
 from steer_pipeline.lab.verdict import Verdict
-
-TO_GO_ON = "To go on: "
-AGAIN = "materialise rewrite_raw and rewrite_pack of this variant again"
-CURES = {
-    ROW_COUNT: f"{AGAIN}, in the size that is wanted",
-    SCHEMA: f"{AGAIN}; what is wrong every time is a fault of the code that writes it",
-    UNIQUE: f"{AGAIN}; if it stays, look at the check ids_are_unique of cc_news",
-    ALIGNED: "materialise rewrite_raw of base and of this variant again, in one size and from the same news "
-    "(`make pilot` does), then rewrite_pack",
-    SAME: AGAIN,
-    SUSPECTS: "read the check's examples; lower the variant's dose, or raise gates.max_suspect_rate of the profile",
-    DIFFERS: "raise the variant's dose, or the number of rows (rewrites.pilot_rows of the profile)",
-}
 
 
 def judge(
@@ -51,25 +38,17 @@ def judge(
 
     `base` or `resample` is None where it has not been made, and then nothing can be compared with it.
     """
-    lacking = f"cannot be judged: there is no {{}}. {TO_GO_ON}materialise its rewrite_raw"
-    found = [
+    return [
         row_count(pack, expected_rows),
         schema(pack),
         no_duplicates(pack),
-        Verdict(ALIGNED, False, lacking.format("base")) if base is None else aligned(pack, base),
-        Verdict(SAME, False, lacking.format("base")) if base is None else made_as_base(pack, base),
+        _lacking(ALIGNED, "base") if base is None else aligned(pack, base),
+        _lacking(SAME, "base") if base is None else made_as_base(pack, base),
         suspect_rate(pack, suspects, max_suspect_rate),
-        Verdict(DIFFERS, False, lacking.format("base or base_resample"), blocking=role == "steered")
+        _lacking(DIFFERS, "base or base_resample", blocking=role == "steered")
         if base is None or resample is None
         else differs(pack, base, resample, role=role, level=level, seed=seed),
     ]
-    return [_with_cure(verdict) for verdict in found]
-
-
-def _with_cure(verdict: Verdict) -> Verdict:
-    if verdict.passed or TO_GO_ON in verdict.message:
-        return verdict
-    return replace(verdict, message=f"{verdict.message}. {TO_GO_ON}{CURES[verdict.claim]}")
 
 
 def row_count(pack: pl.DataFrame, expected: int) -> Verdict:
@@ -87,15 +66,15 @@ def schema(pack: pl.DataFrame) -> Verdict:
     problems = [f"column {name} is missing" for name in REWRITE_SCHEMA if name not in pack.columns]
     problems += [f"column {name} is not in the schema" for name in pack.columns if name not in REWRITE_SCHEMA]
     for name, wanted in REWRITE_SCHEMA.items():
-        found = pack.schema.get(name)
-        if found is not None and found != wanted and not (name == "personas" and found == pl.String):
-            problems.append(f"column {name} is {found}, expected {wanted}")
+        kind = pack.schema.get(name)
+        if kind is not None and kind != wanted and not (name == "personas" and kind == pl.String):
+            problems.append(f"column {name} is {kind}, expected {wanted}")
     bad_rows = 0
     for number, row in enumerate(pack.iter_rows(named=True)):
         errors = _row_errors(row)
         bad_rows += bool(errors)
         problems += [f"row {number} (row_id {row.get('row_id')}), {error}" for error in errors]
-    message = "every row is valid" if not problems else _listing(problems)
+    message = _listing(problems, f"{bad_rows} invalid rows") if problems else "every row is valid"
     return Verdict(
         SCHEMA,
         not problems,
@@ -114,7 +93,7 @@ def no_duplicates(pack: pl.DataFrame) -> Verdict:
         repeated = pack.group_by(name).len().filter(pl.col("len") > 1).sort(name)
         surplus = max(surplus, int((repeated["len"] - 1).sum()))
         problems += [f"{name} {key} occurs {count} times" for key, count in repeated.iter_rows()]
-    message = "every row occurs once" if not problems else _listing(problems)
+    message = _listing(problems, f"{surplus} rows too many") if problems else "every row occurs once"
     return Verdict(UNIQUE, not problems, message, numbers={"duplicated_rows": surplus})
 
 
@@ -127,7 +106,8 @@ def aligned(pack: pl.DataFrame, base: pl.DataFrame) -> Verdict:
     absent, extra = sorted(theirs - mine, key=_by_index), sorted(mine - theirs, key=_by_index)
     problems = [f"row_id {row} (source_index {index}) of base is missing" for row, index in absent]
     problems += [f"row_id {row} (source_index {index}) is not in base" for row, index in extra]
-    message = f"the {len(theirs)} rows of base" if not problems else _listing(problems)
+    counts = f"{len(absent)} missing, {len(extra)} extra rows"
+    message = _listing(problems, counts) if problems else f"the {len(theirs)} rows of base"
     numbers = {"missing_rows": len(absent), "extra_rows": len(extra)}
     return Verdict(ALIGNED, not problems, message, numbers=numbers)
 
@@ -138,14 +118,14 @@ def made_as_base(pack: pl.DataFrame, base: pl.DataFrame) -> Verdict:
         return _unjudged(SAME, "made_with")
     if "made_with" not in base.columns or base.is_empty():
         return Verdict(
-            SAME, False, "cannot be judged: base does not say how it was made; materialise its rewrite_raw"
+            SAME,
+            False,
+            "cannot be judged: base does not say how it was made",
+            cure="materialise rewrite_raw of base again",
         )
-    found = differences(pack, base)
-    if not found:
-        return Verdict(
-            SAME, True, "the same news, model, prompt and decoding", numbers={"settings_that_differ": 0}
-        )
-    return Verdict(SAME, False, "; ".join(found), numbers={"settings_that_differ": len(found)})
+    unlike = differences(pack, base)
+    message = "; ".join(unlike) or "the same news, model, prompt and decoding"
+    return Verdict(SAME, not unlike, message, numbers={"settings_that_differ": len(unlike)})
 
 
 def suspect_rate(pack: pl.DataFrame, suspects: Sequence[Sequence[str]], limit: float) -> Verdict:
@@ -190,7 +170,7 @@ def differs(
     """Word distance to base (1 - multiset Jaccard), row by row, against the resample's distance to base.
 
     Passes when the one-sided sign-flip test of the paired differences is below `level`. `role` is that of
-    the catalogue, with `exempt` for base and its resample; of controls the numbers are told, not judged.
+    the catalogue, with `exempt` for base and its resample; of controls the numbers are shown, not judged.
     """
     if role == "exempt":
         return Verdict(DIFFERS, True, "this variant is what the others are compared with", blocking=False)
@@ -201,26 +181,26 @@ def differs(
         return Verdict(
             DIFFERS, False, "no row in common with base and its resample", blocking=role == "steered"
         )
-    found = difference_from_base(texts, base, resample, seed)
+    test = difference_from_base(texts, base, resample, seed)
     both = texts.join(base.select("row_id", base="output"), on="row_id")
     numbers = {
-        "distance_to_base": found["distance"],
-        "resample_distance_to_base": found["resample_distance"],
-        "distance_shift": found["difference"],
-        "distance_shift_low": found["low"],
-        "distance_shift_high": found["high"],
-        "p_value": found["p"],
+        "distance_to_base": test["distance"],
+        "resample_distance_to_base": test["resample_distance"],
+        "distance_shift": test["difference"],
+        "distance_shift_low": test["low"],
+        "distance_shift_high": test["high"],
+        "p_value": test["p"],
         "exact_match_rate": int((both["output"] == both["base"]).sum()) / both.height,
     }
     message = (
-        f"distance to base {found['distance']:.3f}, of the resample {found['resample_distance']:.3f}; shift "
-        f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], p = {found['p']:.4f}"
+        f"distance to base {test['distance']:.3f}, of the resample {test['resample_distance']:.3f}; shift "
+        f"{test['difference']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}], p = {test['p']:.4f}"
     )
     if role != "steered":
         return Verdict(
-            DIFFERS, True, f"a {role} variant: told, not judged. {message}", numbers, blocking=False
+            DIFFERS, True, f"a {role} variant: shown, not judged. {message}", numbers, blocking=False
         )
-    return Verdict(DIFFERS, found["p"] < level, f"{message}, limit {level:g}", numbers)
+    return Verdict(DIFFERS, test["p"] < level, f"{message}, limit {level:g}", numbers)
 
 
 def _row_errors(row: dict[str, Any]) -> list[str]:
@@ -241,13 +221,25 @@ def _row_errors(row: dict[str, Any]) -> list[str]:
 
 
 def _unjudged(gate: str, column: str) -> Verdict:
-    return Verdict(gate, False, f"cannot be judged: column {column} is missing. {TO_GO_ON}{AGAIN}")
+    return Verdict(gate, False, f"cannot be judged: column {column} is missing", cure=AGAIN)
+
+
+def _lacking(gate: str, what: str, *, blocking: bool = True) -> Verdict:
+    return Verdict(
+        gate,
+        False,
+        f"cannot be judged: there is no {what}",
+        blocking=blocking,
+        cure=f"materialise rewrite_raw of {what.replace(' or ', ' and ')}",
+    )
 
 
 def _by_index(pair: tuple[Any, Any]) -> tuple[int, str]:
     return (-1 if pair[1] is None else int(pair[1]), str(pair[0]))
 
 
-def _listing(problems: list[str], shown: int = 5) -> str:
+def _listing(problems: list[str], counts: str, shown: int = 5) -> str:
+    """The first problems, how many there are, and the limit."""
     rest = len(problems) - shown
-    return "; ".join(problems[:shown]) + (f"; and {rest} more" if rest > 0 else "")
+    more = f"; and {rest} more" if rest > 0 else ""
+    return f"{'; '.join(problems[:shown])}{more} ({counts}, limit 0)"

@@ -59,7 +59,8 @@ def missed_targets(summary: pl.DataFrame, targets: Mapping[str, Mapping[str, str
         if not (row["low"] > 0 if wanted == "up" else row["high"] < 0):
             sentences.append(
                 f"{row['variant']} should move {_persona(row['metric'])} {wanted}, its shift is "
-                f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+                f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]; the interval must lie "
+                f"{'above' if wanted == 'up' else 'below'} zero"
             )
     return sentences
 

@@ -1,6 +1,7 @@
 """What the news says: texts and facts of the rows of a pack, and how a pack holds against them.
 
-In: the truncated news and, for the shipped sample, its ground-truth facts. Out: lists in a pack's row order.
+In: the truncated news, from the store or as a frame, and for the shipped sample its ground-truth facts. Out: lists
+in a pack's row order.
 """
 
 import math
@@ -10,7 +11,12 @@ from pathlib import Path
 
 import polars as pl
 
+from steer_pipeline.io.reader import ROWS, Reader
+from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.quality import facts_kept, lead_facts, scan_suspects
+from steer_pipeline.lab.rewrites import Refused
+
+KNOWN_FACTS = "facts.parquet"
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,29 @@ class Source:
         """`pack` with the news text of each row in a column `source_text`."""
         texts = [self.texts.get(row_id, "") for row_id in pack["row_id"]]
         return pack.with_columns(pl.Series("source_text", texts, dtype=pl.String))
+
+
+def source_of(read: Reader, rows: pl.DataFrame, shipped: Path) -> Source:
+    """Texts and facts of the stored news that `rows` (with row_id) were made from.
+
+    Args:
+        shipped: the folder that holds the facts of the shipped sample.
+
+    Raises:
+        Refused: there are no news in the store.
+    """
+    news = read.current("truncated_news")
+    if news is None:
+        raise Refused("truncated_news has not been made: materialise it first")
+    texts = pl.scan_parquet(news.path / ROWS).select("row_id", "text")
+    wanted = rows.lazy().select("row_id").unique()
+    return read_source(texts.join(wanted, on="row_id", how="semi").collect(), shipped / KNOWN_FACTS)
+
+
+def news_count(store: ArtifactStore) -> int:
+    """News items that can be rewritten."""
+    news = store.current("truncated_news", None)
+    return 0 if news is None else pl.scan_parquet(news.path / ROWS).select(pl.len()).collect().item()
 
 
 def read_source(news: pl.DataFrame, known_facts: Path) -> Source:

@@ -94,7 +94,7 @@ def made_with(profile: Profile, model: LoadedModel, corpus: str | None) -> str:
     Args:
         corpus: version of `truncated_news`.
     """
-    said = {
+    shared = {
         "profile": profile.name,
         "model": str(model.identity),
         "dtype": model.dtype,
@@ -105,7 +105,7 @@ def made_with(profile: Profile, model: LoadedModel, corpus: str | None) -> str:
         "chat_template": profile.model.chat_template,
         **{f"sampling.{name}": value for name, value in profile.rewrites.sampling.model_dump().items()},
     }
-    return json.dumps(said, sort_keys=True)
+    return json.dumps(shared, sort_keys=True)
 
 
 def differences(pack: pl.DataFrame, other: pl.DataFrame) -> list[str]:
@@ -174,9 +174,7 @@ def pack_rows(
                 "made_with": shared,
             }
         )
-    return {
-        name: pl.DataFrame(found, schema=REWRITE_SCHEMA).sort("source_index") for name, found in rows.items()
-    }
+    return {name: pl.DataFrame(own, schema=REWRITE_SCHEMA).sort("source_index") for name, own in rows.items()}
 
 
 def identity_of(pack: pl.DataFrame) -> Identity:

@@ -1,30 +1,41 @@
-"""Checks of the report: whether it is whole and says what it was made from."""
+"""Whether the report is whole and says what it was made from."""
 
-import json
+from collections.abc import Iterator
 
 import dagster as dg
 
+from steer_pipeline.io.reader import Reader
 from steer_pipeline.resources import ArtifactStoreResource
+from steer_pipeline.stages.kit import Claims, ought
 
-
-@dg.asset_check(
-    asset="vector_eval_report",
-    description="Markdown, HTML and plots are there, and every compared pack is named with its version.",
+REPORT = Claims(
+    "vector_eval_report",
+    ought(
+        "report_is_whole",
+        "Markdown, HTML and plots are there, and every compared pack is named with its version.",
+        "materialise vector_eval_report again",
+    ),
 )
-def report_is_whole(store: ArtifactStoreResource) -> dg.AssetCheckResult:
+
+
+@REPORT.check(name="report_is_whole")
+def report_is_whole(store: ArtifactStoreResource) -> Iterator[dg.AssetCheckResult]:
     """A report that cannot be traced to its packs is worth nothing."""
-    shelf = store.store()
-    folder = shelf.current("vector_eval_report", None).path
-    compared = shelf.current("rewrite_comparison", None).path / "versions.json"
-    text = (folder / "report.md").read_text(encoding="utf-8")
+    from steer_pipeline.lab.rewrites.stored import read_tables
+
+    read = Reader(store.store())
+    folder = read.folder("vector_eval_report")
+    versions = read_tables(read.folder("rewrite_comparison")).versions
+    pages = {name: folder / f"report.{name}" for name in ("md", "html")}
+    problems = [f"{path.name} is missing" for path in pages.values() if not path.is_file()]
+    text = "".join(path.read_text(encoding="utf-8") for path in pages.values() if path.is_file())
+    problems += [
+        f"the version of pack {name} is not named" for name, sha in versions.items() if sha not in text
+    ]
     plots = len(list((folder / "plots").glob("*.png")))
-    absent = [name for name, sha in json.loads(compared.read_text()).items() if sha not in text]
-    problems = [f"the version of pack {name} is not named" for name in absent]
     problems += [] if plots else ["there are no plots"]
-    problems += [] if (folder / "report.html").is_file() else ["report.html is missing"]
-    return dg.AssetCheckResult(
-        passed=not problems, description="; ".join(problems) or "it is", metadata={"plots": plots}
-    )
+    whole = f"both pages, {plots} plots and the versions of {len(versions)} packs are there"
+    yield REPORT.result("report_is_whole", not problems, "; ".join(problems) or whole, {"plots": plots})
 
 
 CHECKS = [report_is_whole]

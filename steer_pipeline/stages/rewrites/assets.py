@@ -4,9 +4,7 @@
 per variant, and carries the gates.
 """
 
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,26 +13,21 @@ import polars as pl
 from pydantic import Field
 
 from steer_pipeline import show
-from steer_pipeline.execution import GPU_POOL, GPU_TAGS
 from steer_pipeline.io.journals import open_journal
-from steer_pipeline.io.reader import Reader
-from steer_pipeline.io.store import ArtifactStore
-from steer_pipeline.io.versioned import note_input
+from steer_pipeline.io.versioned import COLUMN_SCHEMA
 from steer_pipeline.keys import key
+from steer_pipeline.lab.rewrites import columns
 from steer_pipeline.lineage import MODEL, made_of
-from steer_pipeline.partitions import TARGETED_PERSONAS, VARIANT, VARIANT_NEEDS, VARIANT_PROMPTED
+from steer_pipeline.partitions import TARGETED, TARGETED_PERSONAS, VARIANT, VARIANT_NEEDS, VARIANT_PROMPTED
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.settings import settings
-from steer_pipeline.stages.rewrites import comparing, making, release, verdicts
+from steer_pipeline.stages.kit import cpu, folder, gpu, reader, user_errors
 
-COMMON: dict[str, Any] = {"group_name": "rewrites", "owners": ["team:steering"]}
-CPU, GPU = (
-    {"steer/stage": "rewrites", "steer/device": "cpu"},
-    {"steer/stage": "rewrites", "steer/device": "gpu"},
-)
+TABLE: dict[str, Any] = {"io_manager_key": "parquet_io", "kinds": {"polars", "parquet"}}
 # How many rows a pack has, as its gates judge it.
 SIZES = ("rewrites.pilot_rows", "rewrites.full_rows")
 BASE_ONLY = dg.SpecificPartitionsPartitionMapping(["base"])
+SUMMARY_SHOWN = ("facts_kept", "suspect")  # beside the traits
 
 
 class RewriteConfig(dg.Config):
@@ -68,7 +61,7 @@ class ReleaseConfig(dg.Config):
 
 
 @dg.asset(
-    **COMMON,
+    **gpu("rewrites", io_manager_key="parquet_io", kinds={"pytorch", "parquet"}),
     partitions_def=VARIANT,
     deps=[
         "variant_spec",
@@ -80,12 +73,7 @@ class ReleaseConfig(dg.Config):
         dg.AssetDep("dose_curve", partition_mapping=VARIANT_NEEDS),
     ],
     backfill_policy=dg.BackfillPolicy.single_run(),
-    pool=GPU_POOL,
-    op_tags=GPU_TAGS,
-    tags=GPU,
-    kinds={"pytorch", "parquet"},
     code_version=made_of("1", "name", *MODEL, "model.chat_template", "rewrites", "corpus.max_tokens"),
-    io_manager_key="parquet_io",
 )
 def rewrite_raw(
     context: dg.AssetExecutionContext,
@@ -93,7 +81,7 @@ def rewrite_raw(
     truncated_news: pl.LazyFrame,
     store: ArtifactStoreResource,
     language_model: LanguageModelResource,
-) -> Any:
+) -> dict[str, pl.DataFrame]:
     """Every requested variant of the first N news items, from one model load and one call of the engine.
 
     One row is one news item in one variant. Finished rows are journalled: a killed run does only what is
@@ -102,38 +90,31 @@ def rewrite_raw(
     """
     from steer_pipeline.lab.generation.fanout import FanoutError
     from steer_pipeline.lab.generation.probe import SteeringHasNoEffect
+    from steer_pipeline.lab.rewrites.making import Request, make_raw
 
-    now, shelf, model = settings(), store.store(), language_model.load()
-    asked = {name: spec for name, spec in now.variants.items() if name in context.partition_keys}
-    broken = {name: str(now.broken_variants[name]) for name in context.partition_keys if name not in asked}
-    with _plain_failures(SteeringHasNoEffect, FanoutError):
-        made = making.make_raw(
+    request = Request(settings(), context.partition_keys, config.size, config.workers)
+    model = language_model.load()
+    with user_errors(SteeringHasNoEffect, FanoutError):
+        made = make_raw(
+            request,
             truncated_news,
-            asked,
-            config.size,
-            _reader(context, shelf),
+            reader(context, store),
             model,
-            now,
-            open_journal(shelf, "rewrite_raw"),
-            lambda recipes: verdicts.pilot_problems(shelf, recipes),
+            open_journal(store.store(), "rewrite_raw"),
             lambda progress: context.log.info(str(progress)),
-            config.workers,
-            broken,
         )
+    asked = {"seed": request.profile.rewrites.sampling.seed, "size": config.size}
     for name, rows in made.packs.items():
-        numbers = {"seed": now.profile.rewrites.sampling.seed, "size": config.size, **_numbers(rows)}
-        context.add_asset_metadata(numbers | made.told_of(name), partition_key=name)
-    return made.packs if len(made.packs) > 1 else next(iter(made.packs.values()))
+        facts = asked | _row_numbers(rows) | show.rounded(made.facts(name))
+        context.add_asset_metadata(facts | _schema(rows, columns.PACK), partition_key=name)
+    return made.packs
 
 
 @dg.asset(
-    **COMMON,
+    **cpu("rewrites", **TABLE),
     partitions_def=VARIANT,
     deps=["variant_spec", "news_facts"],
-    tags=CPU,
-    kinds={"polars", "parquet"},
     code_version=made_of("1", "gates", *SIZES, "rewrites.sampling.seed"),
-    io_manager_key="parquet_io",
 )
 def rewrite_pack(context: dg.AssetExecutionContext, rewrite_raw: pl.LazyFrame) -> pl.DataFrame:
     """The pack of one variant: one row a news item, in the schema of `RewriteRow`, sorted by source index.
@@ -149,14 +130,13 @@ def rewrite_pack(context: dg.AssetExecutionContext, rewrite_raw: pl.LazyFrame) -
         raise dg.Failure(_why_empty(context), allow_retries=False)
     known = [name for name in REWRITE_SCHEMA if name in rows.columns]
     pack = rows.select(known).sort("source_index") if "source_index" in known else rows.select(known)
-    recipe = identity_of(pack).recipe
-    told = {"size": pack["size"][0], "recipe": recipe, "samples": _beside_news(pack), **_numbers(pack)}
-    context.add_output_metadata(told)
+    facts = {"size": pack["size"][0], "recipe": identity_of(pack).recipe, **_row_numbers(pack)}
+    context.add_output_metadata({"samples": _beside_news(pack), **facts, **_schema(pack, columns.PACK)})
     return pack
 
 
 @dg.asset(
-    **COMMON,
+    **cpu("rewrites", **TABLE),
     partitions_def=VARIANT,
     deps=[
         "truncated_news",
@@ -164,10 +144,7 @@ def rewrite_pack(context: dg.AssetExecutionContext, rewrite_raw: pl.LazyFrame) -
         "news_facts",
         dg.AssetDep("rewrite_raw", partition_mapping=BASE_ONLY),
     ],
-    tags=CPU,
-    kinds={"polars", "parquet"},
     code_version=made_of("1", "gates.min_kept_fraction"),
-    io_manager_key="parquet_io",
 )
 def keep_set(
     context: dg.AssetExecutionContext, rewrite_pack: pl.LazyFrame, store: ArtifactStoreResource
@@ -177,21 +154,23 @@ def keep_set(
     A steered rewrite that equals base's is not kept: nothing of the steering could be learnt from it.
     """
     from steer_pipeline.lab.quality import keep_filter, reason_counts
+    from steer_pipeline.lab.rewrites.source import source_of
 
-    now, read, pack = settings(), _reader(context, store.store()), rewrite_pack.collect()
-    source = making.read_news_source(read, pack, now)
-    steered = now.variants[context.partition_key].role == "steered"
-    base = read.rows("rewrite_raw", "base") if steered else None
-    judged = keep_filter(source.beside(pack), base, source.facts, source="source_text").drop("source_text")
-    context.add_output_metadata(
-        {"kept_rows": int(judged["keep"].sum()), "kept_fraction": float(judged["keep"].mean() or 0.0)}
-        | {f"dropped_{reason}": count for reason, count in reason_counts(judged).items()}
-    )
+    profile_settings, read, pack = settings(), reader(context, store), rewrite_pack.collect()
+    with user_errors():
+        source = source_of(read, pack, profile_settings.shipped)
+        steered = profile_settings.variants[context.partition_key].role == "steered"
+        base = read.rows("rewrite_raw", "base") if steered else None
+        judged = keep_filter(source.beside(pack), base, source.facts, source="source_text")
+    judged = judged.drop("source_text")
+    kept = {"kept_rows": int(judged["keep"].sum()), "kept_fraction": float(judged["keep"].mean() or 0.0)}
+    dropped = {f"dropped_{reason}": count for reason, count in reason_counts(judged).items()}
+    context.add_output_metadata({**show.rounded(kept), **dropped, **_schema(judged, columns.KEEP)})
     return judged
 
 
 @dg.asset(
-    **COMMON,
+    **cpu("rewrites", io_manager_key="bundle_io", kinds={"polars", "parquet"}),
     deps=[
         "rewrite_pack",
         "truncated_news",
@@ -200,40 +179,41 @@ def keep_set(
         dg.AssetDep("persona_scale", partition_mapping=TARGETED_PERSONAS),
         dg.AssetDep("contrast_set", partition_mapping=TARGETED_PERSONAS),
     ],
-    tags=CPU,
-    kinds={"polars", "parquet"},
-    code_version=made_of("2", "rewrites.sampling.seed", "vector.seed"),
-    io_manager_key="bundle_io",
+    code_version=made_of("3", "rewrites.sampling.seed", "vector.seed"),
 )
 def rewrite_comparison(
     context: dg.AssetExecutionContext, store: ArtifactStoreResource
-) -> Iterator[dg.Output]:
+) -> Iterator[dg.Output[Path]]:
     """All packs side by side: likeness to base, length, facts kept, and each trait on two scales.
 
     Files: `rows.parquet` (one row a variant and news item), `summary.parquet` (one row a variant and metric,
     paired differences with 95% intervals, controls beside them), `distances`, `agreement`, `alignment` and
-    `scorers`; `versions.json` names the packs. The MiniLM scale is fitted on each persona's contrast set.
+    `scorers`; `versions.json` names the packs, `sizes.json` their sizes: of packs of several sizes the rows that
+    all have are compared. The MiniLM scale is fitted on each persona's contrast set.
     """
-    with _plain_failures(), tempfile.TemporaryDirectory(prefix="rewrite_comparison-") as folder:
-        compared = comparing.compare_stored(_reader(context, store.store()), settings())
-        tables = compared.tables
-        comparing.write_tables(compared, Path(folder))
-        metadata = comparing.numbers(tables) | {
+    from steer_pipeline.lab.rewrites import stored
+
+    with user_errors(), folder("rewrite_comparison") as made:
+        compared = stored.compare_stored(reader(context, store), settings(), TARGETED)
+        stored.write_tables(compared, made)
+        drawn = {
+            f"shifts_{trait}": show.intervals(rows, f"shift of {trait.replace('_', ' ')} to base, 95%")
+            for trait, rows in stored.shifts(compared.tables).items()
+        }
+        notes = {
+            "summary": _summary(compared.tables.summary),
+            "packs": dg.MetadataValue.md(compared.description()),
             "pack_versions": dg.MetadataValue.json(compared.versions),
             "left_out": dg.MetadataValue.json(compared.left_out),
         }
-        metadata |= {
-            f"shifts_{name}": show.intervals(*drawn) for name, drawn in comparing.shifts(tables).items()
-        }
-        yield dg.Output(Path(folder), metadata=metadata)
+        numbers = show.rounded(stored.plotted_numbers(compared.tables))
+        yield dg.Output(made, metadata={**drawn, **notes, **numbers})
 
 
 @dg.asset(
-    **COMMON,
+    **cpu("rewrites", kinds={"json"}),
     partitions_def=VARIANT,
     deps=["rewrite_pack"],
-    tags=CPU,
-    kinds={"json"},
     code_version="1",
 )
 def rewrite_release(
@@ -247,49 +227,47 @@ def rewrite_release(
     promotions and rollbacks; the data version is the pack's. Both versions are read and compared first, then the
     log is written, and the pointer moves last.
     """
-    shelf, variant = store.store(), context.partition_key
-    with _plain_failures(LookupError, available=lambda: release.available(shelf, variant)):
+    from steer_pipeline.lab.rewrites import release
+    from steer_pipeline.stages.rewrites.history import history
+
+    packs, variant = store.store(), context.partition_key
+    with user_errors(LookupError, more=lambda: {"available": release.available(packs, variant)}):
         wanted = config.version
         if config.action == "rollback" and not wanted:
-            wanted = release.former(release.history(context.instance, shelf, variant), variant)
-        choice = release.choose(shelf, variant, config.action, wanted)
-        metadata = {
-            "version": choice.version.sha,
-            "previous": choice.previous,
-            "action": choice.action,
-            "store": shelf.address,
-            "size": release.size_of(shelf, variant, choice.version.sha) or "empty",
-            "path": dg.MetadataValue.path(str(choice.version.path)),
-            **release.difference(shelf, variant, choice),
-        }
-        pointer = release.prepare(shelf, variant, choice.version.sha, context.run_id, "1")
-    yield dg.MaterializeResult(data_version=dg.DataVersion(choice.version.sha), metadata=metadata)
+            wanted = release.former(history(context.instance, packs, variant), variant)
+        choice = release.choose(packs, variant, config.action, wanted)
+        entry = release.log_entry(packs, variant, choice)
+        pointer = release.prepare(packs, variant, choice.version.sha, context.run_id, "1")
+    path = dg.MetadataValue.path(str(choice.version.path))
+    yield dg.MaterializeResult(
+        data_version=dg.DataVersion(choice.version.sha), metadata={**entry, "path": path}
+    )
     # Here the materialisation is in the log.
-    release.move(shelf, variant, pointer, context.run_id)
+    release.move(packs, variant, pointer, context.run_id)
 
 
 def _why_empty(context: dg.AssetExecutionContext) -> str:
-    """What `rewrite_raw` said when it made no row of this variant."""
+    """What `rewrite_raw` noted when it made no row of this variant."""
     wanted = dg.AssetRecordsFilter(key("rewrite_raw"), asset_partitions=[context.partition_key])
-    found = context.instance.fetch_materializations(wanted, limit=1).records
-    refused = found[0].asset_materialization.metadata.get("refused") if found else None
+    records = context.instance.fetch_materializations(wanted, limit=1).records
+    refused = records[0].asset_materialization.metadata.get("refused") if records else None
     reason = str(refused.value) if refused and refused.value else "there were no news to rewrite"
     return f"{context.partition_key}: rewrite_raw has no rows: {reason}"
 
 
-def _reader(context: dg.AssetExecutionContext, shelf: ArtifactStore) -> Reader:
-    return Reader(shelf, lambda version: note_input(context, version))
+def _schema(rows: pl.DataFrame, descriptions: dict[str, str]) -> dict[str, dg.MetadataValue]:
+    return {COLUMN_SCHEMA: dg.MetadataValue.table_schema(show.column_schema(rows, descriptions))}
 
 
-def _numbers(rows: pl.DataFrame) -> dict[str, float | int]:
+def _row_numbers(rows: pl.DataFrame) -> dict[str, float | int]:
     """Numbers that the UI plots over time."""
     if rows.is_empty() or not {"n_new_tokens", "truncated"} <= set(rows.columns):
         return {"rows": rows.height}
-    return {
-        "rows": rows.height,
+    means = {
         "mean_new_tokens": float(rows["n_new_tokens"].mean() or 0.0),
         "truncated_rate": float(rows["truncated"].mean() or 0.0),
     }
+    return {"rows": rows.height, **show.rounded(means)}
 
 
 def _beside_news(pack: pl.DataFrame) -> dg.MetadataValue:
@@ -298,15 +276,10 @@ def _beside_news(pack: pl.DataFrame) -> dg.MetadataValue:
     return show.samples([{name: str(value) for name, value in row.items()} for row in shown.to_dicts()])
 
 
-@contextmanager
-def _plain_failures(*others: type[Exception], available: Callable[[], list[str]] = list) -> Iterator[None]:
-    """What the user must mend becomes a failure that is not tried again, with its sentence as description."""
-    try:
-        yield
-    except (ValueError, *others) as error:
-        raise dg.Failure(
-            str(error), metadata={"available": available()} if available() else {}, allow_retries=False
-        ) from error
+def _summary(summary: pl.DataFrame) -> dg.TableMetadataValue:
+    """Traits, facts and suspects of every variant, with what each column means."""
+    wanted = pl.col("metric").is_in(SUMMARY_SHOWN) | pl.col("metric").str.starts_with("trait_")
+    return show.table(summary.filter(wanted).select(list(columns.SUMMARY)), columns.SUMMARY)
 
 
 ASSETS = [rewrite_raw, rewrite_pack, keep_set, rewrite_comparison, rewrite_release]

@@ -77,6 +77,8 @@ def test_targets_are_missed_without_a_shift_and_with_one_of_the_wrong_sign():
     up, down = {"paranoid": "up"}, {"paranoid": "down"}
     assert missed_targets(summary, {"paranoid": up}) == []
     assert missed_targets(summary, {"trusting": down, "rule_defiant": up}) == [
-        "trusting should move paranoid down, its shift is +1.000 [+1.000, +1.000]",
-        "rule_defiant should move paranoid up, its shift is +0.000 [+0.000, +0.000]",
+        "trusting should move paranoid down, its shift is +1.000 [+1.000, +1.000]; "
+        "the interval must lie below zero",
+        "rule_defiant should move paranoid up, its shift is +0.000 [+0.000, +0.000]; "
+        "the interval must lie above zero",
     ]

@@ -6,17 +6,16 @@ from html.parser import HTMLParser
 import polars as pl
 import pytest
 
-from steer_pipeline.lab.report.document import (
-    Figure,
-    Heading,
-    Paragraph,
-    Samples,
-    Table,
-    to_html,
-    to_markdown,
-)
 from steer_pipeline.lab.rewrites.comparison import compare_variants
-from steer_pipeline.lab.rewrites.report import DoseInfo, ReportContext, VectorInfo, render_vector_eval_report
+from steer_pipeline.lab.rewrites.report import render_vector_eval_report
+from steer_pipeline.lab.rewrites.report_inputs import (
+    DoseInfo,
+    ReportContext,
+    ReportInputs,
+    VectorInfo,
+    size_in_words,
+)
+from steer_pipeline.lab.rewrites.sections import overview
 from steer_pipeline_tests.lab.rewrites.compared_packs import EFFECTS, ROLES, SCORERS, make_packs
 
 TARGETS = {
@@ -70,9 +69,7 @@ def written(tmp_path_factory) -> dict:
         targets=TARGETS,
     )
     out = tmp_path_factory.mktemp("report")
-    files = render_vector_eval_report(
-        tables, packs, vectors=[VECTOR], doses=[DOSE], context=context, out_dir=out
-    )
+    files = render_vector_eval_report(ReportInputs(tables, packs, [VECTOR], [DOSE], context), out)
     return {
         "tables": tables,
         "packs": packs,
@@ -161,9 +158,7 @@ def test_a_control_that_moves_is_said_first(written, tmp_path):
         n=30, change=lambda v, r, text: text + " Hidden hands." if v == "random_direction" else text
     )
     tables = compare_variants(packs, facts, SCORERS, ROLES, seed=5)
-    files = render_vector_eval_report(
-        tables, packs, vectors=[], doses=[], context=written["context"], out_dir=tmp_path
-    )
+    files = render_vector_eval_report(ReportInputs(tables, packs, [], [], written["context"]), tmp_path)
     text = files.markdown.read_text(encoding="utf-8")
     assert "**`random_direction` moves paranoid, lexicon**" in text
     assert "no evidence before that is explained" in text
@@ -232,49 +227,45 @@ def test_model_output_cannot_change_the_page(written):
 
 
 def test_the_same_tables_give_the_same_bytes(written, tmp_path):
-    files = render_vector_eval_report(
-        written["tables"],
-        written["packs"],
-        vectors=[VECTOR],
-        doses=[DOSE],
-        context=written["context"],
-        out_dir=tmp_path,
-    )
+    inputs = ReportInputs(written["tables"], written["packs"], [VECTOR], [DOSE], written["context"])
+    files = render_vector_eval_report(inputs, tmp_path)
     assert files.html.read_text(encoding="utf-8") == written["html"]
     assert files.markdown.read_text(encoding="utf-8") == written["md"]
 
 
-def test_missing_packs_or_versions_are_named(written, tmp_path):
+def test_missing_packs_or_versions_are_named(written):
     some = {k: v for k, v in written["packs"].items() if k != "trusting"}
     with pytest.raises(ValueError, match="no pack for variant trusting"):
-        render_vector_eval_report(
-            written["tables"], some, vectors=[], doses=[], context=written["context"], out_dir=tmp_path
-        )
+        ReportInputs(written["tables"], some, [], [], written["context"])
     with pytest.raises(ValueError, match="name the versions"):
-        render_vector_eval_report(
-            written["tables"],
-            written["packs"],
-            vectors=[],
-            doses=[],
-            context=ReportContext({}),
-            out_dir=tmp_path,
-        )
+        ReportInputs(written["tables"], written["packs"], [], [], ReportContext({}))
 
 
-def test_blocks_render_in_both_formats():
-    blocks = [
-        Heading("A & B"),
-        Paragraph("see `x` and **y** < z"),
-        Table(["name", "n"], [["a|b", "1"], ["c", "–"]], "caption"),
-        Figure("plot", b"\x89PNG", "what it shows"),
-        Samples("row 1", [("base", "one\ntwo *three*"), ("steered", "")]),
-    ]
-    markdown, page = to_markdown("T", blocks), to_html("T", blocks)
-    assert "| a\\|b | 1 |" in markdown
-    assert "| --- | ---: |" in markdown
-    assert "![what it shows](plots/plot.png)" in markdown
-    assert "> **base**: one two \\*three\\*" in markdown
-    assert "(empty)" in markdown
-    assert "<strong>y</strong> &lt; z" in page
-    assert '<td class="n">1</td>' in page
-    assert "<i>empty</i>" in page
+def test_the_summary_is_whole_and_says_what_moved_and_what_did_not(written):
+    summary = written["files"].summary
+    assert len(summary) < 6000
+    assert "`rule_defiant` does **not** move paranoid up" in summary
+    assert "include zero on every trait and scale" in summary
+    assert [line["variant"] for line in table_under(summary, "In short", "variant")] == list(EFFECTS)
+
+
+def test_packs_of_several_sizes_are_never_called_one(written):
+    sized = {
+        name: pack.with_columns(size=pl.lit("full" if name == "base" else "pilot"))
+        for name, pack in written["packs"].items()
+    }
+    inputs = ReportInputs(written["tables"], sized, [], [], written["context"])
+    rows = {one["variant"]: one for one in table_under(overview.summary(inputs), "In short", "variant")}
+    assert (rows["base"]["pack"], rows["paranoid"]["pack"]) == ("full, 40", "pilot, 40")
+    assert "Packs are of **several sizes**: every number is of the 40 news items" in overview.summary(inputs)
+    assert size_in_words(inputs.sizes, 40) == "mixed: compared on the 40 rows that all packs have"
+
+
+def test_the_best_block_is_the_lowest_of_those_with_the_highest_auc():
+    """It was block 0 in the UI and 5 in the report, ties at 1.0."""
+    assert VectorInfo("x", "v", {"held_out_auc": [None, 0.9, 1.0, 1.0]}).best_block == 2
+    assert VectorInfo("x", "v", {}).best_block is None
+
+
+def test_titles_of_columns_say_what_they_hold(written):
+    assert '<th class="n" title="Paired difference to base.">shift [CI95]</th>' in written["html"]

@@ -1,6 +1,7 @@
 """Comparison and report are made from stored packs alone, name their versions, and judge their own controls."""
 
 import json
+from pathlib import Path
 
 import dagster as dg
 import polars as pl
@@ -26,13 +27,17 @@ def project(tmp_path, monkeypatch):
         yield made
 
 
-def evaluations(project) -> dict[str, bool]:
+def checks_of(project) -> dict[str, dg.AssetCheckEvaluation]:
     keys = [
         dg.AssetCheckKey(dg.AssetKey("rewrite_comparison"), name)
         for name in ("controls_show_nothing", "targets_are_met", "every_pack_is_compared")
     ]
     latest = project.driver.instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
-    return {key.name: record.evaluation.passed for key, record in latest.items()}
+    return {key.name: record.evaluation for key, record in latest.items()}
+
+
+def evaluations(project) -> dict[str, bool]:
+    return {name: evaluation.passed for name, evaluation in checks_of(project).items()}
 
 
 def test_the_comparison_and_the_report_name_the_packs_they_were_made_from(project):
@@ -57,14 +62,20 @@ def test_the_comparison_and_the_report_name_the_packs_they_were_made_from(projec
     }
 
 
-def test_the_ui_is_shown_the_reports_head_and_its_plots(project):
+def test_the_ui_is_shown_plots_a_whole_summary_and_where_the_report_lies(project):
     project.driver.materialize(["rewrite_comparison", "vector_eval_report"])
     event = project.driver.instance.get_latest_materialization_event(dg.AssetKey("vector_eval_report"))
     metadata = event.asset_materialization.metadata
-    assert metadata["report"].value.startswith("# ")
-    assert "`paranoid`" in metadata["report"].value
     plots = [name for name in metadata if name.startswith("plot_")]
     assert plots
+    summary = metadata["summary"].value
+    assert "`paranoid` moves paranoid up" in summary
+    assert summary.splitlines()[-1].startswith("The whole report is `report.html`")  # whole, not cut
+    page = metadata["report.html"].value
+    assert Path(page).read_text().endswith("</html>\n")
+    assert metadata["open_report.html"].value == f"file://{page}"
+    first = [*plots, "summary", "plots", "report.html", "open_report.html"]
+    assert list(metadata)[: len(first)] == first
     assert metadata[plots[0]].value.startswith("![")
     event = project.driver.instance.get_latest_materialization_event(dg.AssetKey("rewrite_comparison"))
     metadata = event.asset_materialization.metadata
@@ -81,6 +92,11 @@ def test_a_control_that_moves_and_a_variant_that_does_not_are_called_out(project
         "targets_are_met": False,
         "every_pack_is_compared": True,
     }
+    moved, missed = (
+        checks_of(project)[name].description for name in ("controls_show_nothing", "targets_are_met")
+    )
+    assert "control random_direction moves paranoid by +0.500 [" in moved
+    assert "the interval must lie above zero. To go on: raise the variant's dose" in missed
 
 
 def test_without_its_controls_there_is_no_comparison(project, tmp_path, monkeypatch):
@@ -106,10 +122,26 @@ def test_a_pack_made_otherwise_than_base_is_left_out_and_named(project):
     assert project.driver.materialize(["rewrite_comparison"]).success
     folder = project.store.current("rewrite_comparison", None).path
     assert json.loads((folder / "left_out.json").read_text()) == {
-        "trusting": "sampling.temperature is 0.7, in base 0.6; size is full, in base pilot"
+        "trusting": "sampling.temperature is 0.7, in base 0.6"
     }
     assert "trusting" not in json.loads((folder / "versions.json").read_text())
     assert evaluations(project)["every_pack_is_compared"] is False
+
+
+def test_packs_of_several_sizes_are_compared_on_their_common_rows_and_not_called_one_size(project):
+    """`--size full --only base` gave a report titled "full, 1000 rows" whose other variants had 50."""
+    project.put("rewrite_pack", "base", pack("base", n=32, size="full"))
+    outcome = project.driver.materialize(["rewrite_comparison", "vector_eval_report"])
+    assert outcome.success, outcome
+    rows = pl.read_parquet(project.store.current("rewrite_comparison", None).path / "rows.parquet")
+    assert rows.group_by("variant").len()["len"].to_list() == [24] * 4
+    text = (project.store.current("vector_eval_report", None).path / "report.md").read_text()
+    assert "size: **mixed: compared on the 24 rows that all packs have**" in text
+    assert "| `base` | base | full, 32 | 24 |" in text
+    assert "| `paranoid` | steered | pilot, 24 | 24 |" in text
+    (told,) = [one for name, one in checks_of(project).items() if name == "every_pack_is_compared"]
+    assert told.passed
+    assert told.description.startswith("packs of several sizes, compared on the 24 news items that all have")
 
 
 def test_a_control_made_otherwise_than_base_is_no_control(project):

@@ -13,9 +13,9 @@ import polars as pl
 import pytest
 
 from steer_pipeline.io.journals import open_journal
+from steer_pipeline.lab.rewrites import verdicts
 from steer_pipeline.lab.vectors.vector import PersonaVector, model_fields, save_vector
 from steer_pipeline.settings import settings
-from steer_pipeline.stages.rewrites import verdicts
 from steer_pipeline_tests.io import folder_url
 from steer_pipeline_tests.stages.rewrites.conftest import small_profile, stage_project
 from steer_pipeline_tests.tiny import tiny_model_dir

@@ -1,32 +1,27 @@
 """Which pack version is released, which may be, and what was released before: a pointer, never a copy.
 
-In: the store and the instance's log. Out: a pointer `release.json` under `rewrite_release`, equal bytes for equal
-versions, so that a rollback points at the very artefact of the earlier release. The log of releases is the asset's
-materialisations: written before the pointer moves, so that no pointer has moved without one.
+In: the store, and the history of a variant as entries. Out: a pointer `release.json` under `rewrite_release`, equal
+bytes for equal versions, so that a rollback points at the very artefact of the earlier release. Knows nothing of
+where the history is kept.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import dagster as dg
 import polars as pl
 
 from steer_pipeline.io.reader import read_rows
 from steer_pipeline.io.store import ArtifactStore, StoreError, Version
-from steer_pipeline.keys import key
-from steer_pipeline.stages.rewrites import verdicts
-from steer_pipeline.stages.rewrites.making import Refused
+from steer_pipeline.lab.rewrites import Refused, verdicts
 
 RELEASE = "rewrite_release"
 POINTER = "release.json"
-NONE, UNKNOWN = (
-    "none",
-    "unknown",
-)  # in the log, for the version before: the first release; a pointer that was damaged
+# In the log, for the version before: the first release; a pointer that was damaged.
+NONE, UNKNOWN = "none", "unknown"
 Action = Literal["promote", "rollback"]
 
 
@@ -73,6 +68,14 @@ def released(store: ArtifactStore, variant: str) -> str | None:
     """
     pointer = store.current(RELEASE, variant)
     return None if pointer is None else pointed_at(pointer)
+
+
+def released_or_unknown(store: ArtifactStore, variant: str) -> str:
+    """`released`, in the words of the log."""
+    try:
+        return released(store, variant) or NONE
+    except StoreError:
+        return UNKNOWN
 
 
 def pointed_at(pointer: Version) -> str:
@@ -124,8 +127,8 @@ def choose(store: ArtifactStore, variant: str, action: Action, wanted: str | Non
         Refused: no such version; its gates did not pass and it was never released; or it is released already and
             its gates fail now.
     """
-    previous = _released_or_unknown(store, variant)
-    version = _found(store, variant, wanted) if wanted else _newest(store, variant, previous)
+    previous = released_or_unknown(store, variant)
+    version = _version(store, variant, wanted) if wanted else _newest(store, variant, previous)
     gates = store.annotation(verdicts.PACK, variant, version.sha, verdicts.GATES)
     if version.sha == previous and gates and not gates["passed"]:
         raise Refused(
@@ -162,21 +165,21 @@ def difference(store: ArtifactStore, variant: str, choice: Choice) -> Mapping[st
     """What a promoter wants to see: rows added, dropped and changed against the version released before.
 
     Raises:
-        StoreError: the chosen version is damaged; of a damaged former one only that is told.
+        StoreError: the chosen version is damaged; of a damaged former one only that is noted.
     """
-    now = read_rows(choice.version.path).select("row_id", "output")
+    rows = read_rows(choice.version.path).select("row_id", "output")
     if choice.previous == NONE:
-        return {"rows": now.height, "rows_added": now.height, "rows_dropped": 0, "rows_changed": 0}
+        return {"rows": rows.height, "rows_added": rows.height, "rows_dropped": 0, "rows_changed": 0}
     if choice.previous == UNKNOWN:
-        return {"rows": now.height, "not_compared": "the former pointer is damaged"}
+        return {"rows": rows.height, "not_compared": "the former pointer is damaged"}
     try:
         before = read_rows(store.version(verdicts.PACK, variant, choice.previous).path)
     except StoreError as error:
-        return {"rows": now.height, "not_compared": f"the former version is damaged: {error}"}
-    both = now.join(before.select("row_id", old="output"), on="row_id", how="inner")
+        return {"rows": rows.height, "not_compared": f"the former version is damaged: {error}"}
+    both = rows.join(before.select("row_id", old="output"), on="row_id", how="inner")
     return {
-        "rows": now.height,
-        "rows_added": now.height - both.height,
+        "rows": rows.height,
+        "rows_added": rows.height - both.height,
         "rows_dropped": before.height - both.height,
         "rows_changed": both.filter(pl.col("output") != pl.col("old")).height,
     }
@@ -185,25 +188,20 @@ def difference(store: ArtifactStore, variant: str, choice: Choice) -> Mapping[st
 # ------------------------------------------------------------------------------------- the history
 
 
-def history(
-    instance: dg.DagsterInstance, store: ArtifactStore, variant: str | None = None, limit: int = 1000
-) -> list[Entry]:
-    """Releases in this store, newest first; other stores of the instance have histories of their own."""
-    wanted = dg.AssetRecordsFilter(asset_key=key(RELEASE), asset_partitions=[variant] if variant else None)
-    entries: list[Entry] = []
-    after: dict[str, str] = {}  # variant -> what the pointer was at when the next newer entry was made
-    cursor, more = None, True
-    while more and len(entries) < limit:
-        page = instance.fetch_materializations(wanted, limit=1000, cursor=cursor)
-        cursor, more = page.cursor, page.has_more
-        for record in page.records:
-            told = {name: entry.value for name, entry in record.asset_materialization.metadata.items()}
-            if told.get("store") == store.address:
-                entry = _entry(record, told)
-                then = after.get(entry.variant) or _released_or_unknown(store, entry.variant)
-                entries.append(replace(entry, carried_out=then in (entry.version, UNKNOWN)))
-                after[entry.variant] = entry.previous
-    return entries[:limit]
+def log_entry(store: ArtifactStore, variant: str, choice: Choice) -> dict[str, Any]:
+    """What the log says of a release; an `Entry` is read from it.
+
+    Raises:
+        StoreError: the chosen version is damaged.
+    """
+    return {
+        "version": choice.version.sha,
+        "previous": choice.previous,
+        "action": choice.action,
+        "store": store.address,
+        "size": size_of(store, variant, choice.version.sha) or "empty",
+        **difference(store, variant, choice),
+    }
 
 
 def former(entries: Sequence[Entry], variant: str) -> str:
@@ -233,7 +231,7 @@ def former(entries: Sequence[Entry], variant: str) -> str:
 # ------------------------------------------------------------------------------------------ details
 
 
-def _found(store: ArtifactStore, variant: str, wanted: str) -> Version:
+def _version(store: ArtifactStore, variant: str, wanted: str) -> Version:
     shas = [sha for sha in store.shas(verdicts.PACK, variant) if sha.startswith(wanted)]
     if len(shas) != 1:
         what = "no version" if not shas else f"{len(shas)} versions"
@@ -254,22 +252,3 @@ def _newest(store: ArtifactStore, variant: str, previous: str) -> Version:
 def _available(store: ArtifactStore, variant: str) -> str:
     shas = available(store, variant)
     return f"versions that may be released: {', '.join(shas) or 'none'}"
-
-
-def _released_or_unknown(store: ArtifactStore, variant: str) -> str:
-    try:
-        return released(store, variant) or NONE
-    except StoreError:
-        return UNKNOWN
-
-
-def _entry(record: Any, told: Mapping[str, Any]) -> Entry:
-    return Entry(
-        when=datetime.fromtimestamp(record.timestamp, UTC),
-        variant=record.partition_key or "",
-        action=str(told["action"]),
-        version=str(told["version"]),
-        previous=str(told["previous"]),
-        rows=int(told["rows"]),
-        run_id=record.run_id,
-    )

@@ -1,16 +1,15 @@
-"""Gate verdicts beside the pack versions that they judge: written at check time, read by whoever must obey.
+"""Gate verdicts beside the pack versions that they judge: written when judged, read by whoever must obey.
 
 In and out: the artifact store. A verdict belongs to one immutable version of `rewrite_pack`; it records what
 the version was made with, so that a later run can ask whether its own recipe has passed a pilot.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from steer_pipeline.io.store import ArtifactStore, Version
-
-if TYPE_CHECKING:
-    from steer_pipeline.lab.verdict import Verdict
+from steer_pipeline.lab.rewrites import GATES as CLAIMS
+from steer_pipeline.lab.verdict import Verdict
 
 PACK = "rewrite_pack"
 GATES, RELEASED = "gates", "released"
@@ -20,7 +19,7 @@ def record(
     store: ArtifactStore,
     variant: str,
     version: Version,
-    verdicts: "Sequence[Verdict]",
+    verdicts: Sequence[Verdict],
     made_with: Mapping[str, Any],
 ) -> None:
     """Writes the verdicts of one version; `made_with` holds its size, recipe and profile."""
@@ -36,7 +35,7 @@ def record(
                 verdict.claim: {
                     "passed": verdict.passed,
                     "blocking": verdict.blocking,
-                    "message": verdict.message,
+                    "message": with_cure(verdict),
                 }
                 for verdict in verdicts
             },
@@ -44,21 +43,21 @@ def record(
     )
 
 
-def failing(gates: Mapping[str, Any] | None) -> list[str]:
+def failing(stored: Mapping[str, Any] | None) -> list[str]:
     """`gate: message` for each gate that stops a release; one sentence when the version was never judged."""
-    if gates is None:
+    if stored is None:
         return ["its gates have not run: run the job `promote`, which runs them first"]
     return [
         f"{name}: {gate['message']}"
-        for name, gate in gates["gates"].items()
+        for name, gate in stored["gates"].items()
         if gate["blocking"] and not gate["passed"]
     ]
 
 
 def releasable(store: ArtifactStore, variant: str, sha: str) -> bool:
     """Whether a version's stored gates all passed, or it has been released before."""
-    gates = store.annotation(PACK, variant, sha, GATES)
-    return bool(gates and gates["passed"]) or store.annotation(PACK, variant, sha, RELEASED) is not None
+    stored = store.annotation(PACK, variant, sha, GATES)
+    return bool(stored and stored["passed"]) or store.annotation(PACK, variant, sha, RELEASED) is not None
 
 
 def pilot_problems(store: ArtifactStore, recipes: Mapping[str, str]) -> list[str]:
@@ -70,9 +69,15 @@ def pilot_problems(store: ArtifactStore, recipes: Mapping[str, str]) -> list[str
     problems = []
     for variant, recipe in recipes.items():
         judged = [store.annotation(PACK, variant, v.sha, GATES) for v in store.versions(PACK, variant)]
-        pilots = [g for g in judged if g and g["size"] == "pilot" and g["recipe"] == recipe]
+        pilots = [one for one in judged if one and one["size"] == "pilot" and one["recipe"] == recipe]
         if not pilots:
             problems.append(f"{variant}: no pilot pack of this profile, decoding and vectors has been judged")
-        elif not any(gates["passed"] for gates in pilots):
+        elif not any(pilot["passed"] for pilot in pilots):
             problems += [f"{variant}: {reason}" for reason in failing(pilots[-1])]
     return problems
+
+
+def with_cure(verdict: Verdict) -> str:
+    """The verdict's message; of a failed gate with how to go on."""
+    cure = verdict.cure or CLAIMS[verdict.claim].cure
+    return verdict.message if verdict.passed else f"{verdict.message}. To go on: {cure}"

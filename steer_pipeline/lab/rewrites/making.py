@@ -1,0 +1,229 @@
+"""Raw packs: gathers vectors and doses from the store, plans every variant, generates all of them in one call.
+
+In: what is asked, the news, a reader of the store and a model. Out: `Made`: one frame a variant. A variant without
+a vector, a dose or an instruction is refused by name, with an empty pack; the others are made.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from steer_pipeline.catalogue.loading import read_personas
+from steer_pipeline.catalogue.specs import Persona, Profile, VariantSpec
+from steer_pipeline.io.reader import Reader
+from steer_pipeline.lab.generation.engine import generate
+from steer_pipeline.lab.generation.fanout import Fanout
+from steer_pipeline.lab.generation.jobs import decoding_hash
+from steer_pipeline.lab.generation.journal import Journal
+from steer_pipeline.lab.generation.probe import ProbeResult, probe_steering
+from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA
+from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.sites import SteeringPlan
+from steer_pipeline.lab.rewrites import Refused, verdicts, work
+from steer_pipeline.lab.vectors.doses import load_recommendation, terms_for
+from steer_pipeline.lab.vectors.vector import VectorError, load_vector
+from steer_pipeline.settings import Settings
+
+PROBED_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be made.
+
+    Attributes:
+        variants: names, as the catalogue has them; an entry that cannot be read is refused.
+        size: `pilot` or `full`.
+        workers: replicas of the model; more than one run on Ray.
+    """
+
+    settings: Settings
+    variants: Sequence[str]
+    size: str
+    workers: int = 1
+
+    @property
+    def profile(self) -> Profile:
+        return self.settings.profile
+
+
+@dataclass
+class Made:
+    """Raw packs and what is worth telling about the run that made them.
+
+    Attributes:
+        made_on: of each variant's vectors, the identity of the model that they were made on.
+        numbers: of the run as a whole.
+        refused: variant -> why it could not be made; its pack is empty.
+    """
+
+    packs: dict[str, pl.DataFrame]
+    recipes: dict[str, str]
+    probes: dict[str, dict[str, float]]
+    made_on: dict[str, dict[str, str]]
+    numbers: dict[str, float | int] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def facts(self, variant: str) -> dict[str, Any]:
+        """What there is to say of one variant: its recipe, what the probe saw, the cost; or why it was refused."""
+        if variant in self.refused:
+            return {"refused": self.refused[variant]}
+        made_on = self.made_on[variant]
+        facts = {"recipe": self.recipes[variant], **self.numbers, **self.probes.get(variant, {})}
+        return facts | ({"vectors_made_on": made_on} if made_on else {})
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What will be generated, by variant, and why other variants will not."""
+
+    variants: dict[str, VariantSpec]
+    plans: dict[str, SteeringPlan]
+    personas: Mapping[str, Persona]
+    refused: dict[str, str]
+
+
+def make_raw(
+    request: Request,
+    news: pl.LazyFrame,
+    read: Reader,
+    model: LoadedModel,
+    journal: Journal,
+    progress: Callable[[Any], None],
+) -> Made:
+    """Rewrites the first rows of `news` in all variants of the request in one call of the engine.
+
+    Args:
+        progress: is given the engine's progress.
+
+    Raises:
+        Refused: no variant can be made; or the full size, and a variant's recipe has passed no pilot.
+        SteeringHasNoEffect: a plan leaves the model's logits as they are.
+        FanoutError: more than one worker, and Ray or the GPUs for them are missing.
+    """
+    planned = plan(request, read, model)
+    identities = _identities(request.profile, planned, model)
+    recipes = {name: made.recipe for name, made in identities.items()}
+    if request.size == "full":
+        _require_pilots(read, recipes)
+    items = news.head(work.rows_wanted(request.profile, request.size)).collect()
+    rows = work.prompts(items, planned.variants, request.profile, planned.personas, model)
+    plans = list(planned.plans.values())
+    probes = probe_steering(model, rows[:PROBED_ROWS], [plan for plan in plans if plan.terms])
+    seen = _Latest(progress)
+    fanout = Fanout(request.workers, request.settings.home) if request.workers > 1 else None
+    sampling = request.profile.rewrites.sampling
+    finished = generate(model, rows, plans, sampling, journal=journal, progress=seen, fanout=fanout)
+    corpus = read.store.current("truncated_news", None)
+    shared = work.made_with(request.profile, model, corpus.sha if corpus else None)
+    packs = work.pack_rows(finished, items, identities, model.name, request.profile, request.size, shared) | {
+        name: pl.DataFrame(schema=REWRITE_SCHEMA) for name in planned.refused
+    }
+    made_on = {
+        plan.variant: {term.name: term.made_on for term in plan.terms if term.made_on} for plan in plans
+    }
+    numbers = seen.numbers() | {"workers": request.workers}
+    return Made(packs, recipes, _weakest(probes), made_on, numbers, planned.refused)
+
+
+def plan(request: Request, read: Reader, model: LoadedModel) -> Planned:
+    """The steering plan of each variant, from the stored vectors and recommended doses.
+
+    Raises:
+        Refused: no variant has one.
+    """
+    personas, unread = read_personas()
+    known = request.settings.variants
+    variants = {name: spec for name, spec in known.items() if name in request.variants}
+    refused = {
+        name: str(request.settings.broken_variants[name]) for name in request.variants if name not in variants
+    }
+    refused |= {
+        name: str(unread[spec.prompted_by]) for name, spec in variants.items() if spec.prompted_by in unread
+    }
+    able = {name: spec for name, spec in variants.items() if name not in refused}
+    plans, without_plan = _steering(able, read, model, request.profile.rewrites.sampling.seed)
+    refused |= without_plan
+    if not plans:
+        raise Refused("; ".join(refused.values()))
+    return Planned({name: variants[name] for name in plans}, plans, personas, refused)
+
+
+def _steering(
+    variants: Mapping[str, VariantSpec], read: Reader, model: LoadedModel, seed: int
+) -> tuple[dict[str, SteeringPlan], dict[str, str]]:
+    """Plans by variant, and why others have none."""
+    vectors, doses, versions = {}, {}, {}
+    for persona in {term.persona for spec in variants.values() for term in spec.terms}:
+        if (vector := read.current("persona_vector", persona)) is not None:
+            vectors[persona], versions[persona] = load_vector(vector.path), vector.sha
+        if (dose := read.current("dose_curve", persona)) is not None:
+            doses[persona] = load_recommendation(dose.path)
+    plans: dict[str, SteeringPlan] = {}
+    refused: dict[str, str] = {}
+    for name, spec in variants.items():
+        try:
+            plans[name] = terms_for(
+                spec, vectors, doses, model.n_blocks, model=model, versions=versions, seed=seed
+            )
+        except VectorError as error:
+            refused[name] = str(error)
+    return plans, refused
+
+
+def _identities(profile: Profile, planned: Planned, model: LoadedModel) -> dict[str, work.Identity]:
+    engine = decoding_hash(profile.rewrites.sampling, model)
+    return {
+        name: work.identity(
+            profile,
+            work.settings_hash(engine, profile, work.system_turn(spec, profile, planned.personas)),
+            planned.plans[name],
+        )
+        for name, spec in planned.variants.items()
+    }
+
+
+def _require_pilots(read: Reader, recipes: Mapping[str, str]) -> None:
+    if problems := verdicts.pilot_problems(read.store, recipes):
+        raise Refused(
+            "a full pack needs passed pilot gates of the same profile, decoding and vectors: "
+            + "; ".join(problems)
+            + ". Run `make pilot`, mend what fails, then ask again"
+        )
+
+
+def _weakest(probes: Sequence[ProbeResult]) -> dict[str, dict[str, float]]:
+    """The weakest term of each variant: what a reader wants to know is far from the floor."""
+    numbers: dict[str, dict[str, float]] = {}
+    for probe in sorted(probes, key=lambda probe: -probe.max_abs_logit_delta):
+        numbers[probe.variant] = {
+            "probe_max_logit_delta": float(probe.max_abs_logit_delta),
+            "probe_greedy_changed_rate": probe.greedy_tokens_changed / max(probe.positions, 1),
+        }
+    return numbers
+
+
+class _Latest:
+    """Hands on the engine's progress and keeps the last of it."""
+
+    def __init__(self, hand_on: Callable[[Any], None]) -> None:
+        self._hand_on, self._last = hand_on, None
+
+    def __call__(self, progress: Any) -> None:
+        self._last = progress
+        self._hand_on(progress)
+
+    def numbers(self) -> dict[str, float | int]:
+        """Cost of the run; nothing where the engine had nothing to do."""
+        progress: Any = self._last
+        if progress is None:
+            return {}
+        return {
+            "resumed_rows": int(progress.sequences_resumed),
+            "generated_tokens": int(progress.tokens),
+            "tokens_per_second": float(progress.tokens_per_second),
+            "generation_seconds": float(progress.seconds),
+            "peak_memory_mb": progress.memory_bytes / 2**20,
+        }
