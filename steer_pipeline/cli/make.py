@@ -47,7 +47,7 @@ def pilot(size: str, only: list[str], force: bool) -> None:
     Base and the two controls that every difference stands beside are always made. The full size is refused while a
     gate of the pilot fails.
     """
-    from steer_pipeline.tools.pilot import make_pilot
+    from steer_pipeline.campaigns.pilot import make_pilot
 
     _report("variants", lambda: make_pilot(size, only, force=force))
 
@@ -57,7 +57,7 @@ def pilot(size: str, only: list[str], force: bool) -> None:
 @FORCE
 def behaviour(only: list[str], force: bool) -> None:
     """Trained vectors and what they do, for every trait and role."""
-    from steer_pipeline.tools.behaviour import make_behaviour
+    from steer_pipeline.campaigns.behaviour import make_behaviour
 
     _report("personas", lambda: make_behaviour(only, force=force))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from steer_pipeline.tools.driver import Driver, Outcome
+    from steer_pipeline.campaigns.driver import Driver, Outcome
 
 
 @click.group()
@@ -20,7 +20,7 @@ def release() -> None:
 @click.argument("variants", nargs=-1, required=True)
 def promote(variants: tuple[str, ...]) -> None:
     """Run the gates of the newest packs of VARIANTS, and release those that pass."""
-    from steer_pipeline.tools import release as commands
+    from steer_pipeline.campaigns import release as commands
 
     _each(variants, commands.promote)
 
@@ -30,7 +30,7 @@ def promote(variants: tuple[str, ...]) -> None:
 @click.option("--to", help="Version, or its beginning.  [default: the one released before]")
 def rollback(variant: str, to: str | None) -> None:
     """Release an earlier version of VARIANT; again goes further back."""
-    from steer_pipeline.tools import release as commands
+    from steer_pipeline.campaigns import release as commands
 
     _each((variant,), lambda driver, name: commands.rollback(driver, name, to))
 
@@ -39,7 +39,7 @@ def rollback(variant: str, to: str | None) -> None:
 @click.argument("variant", required=False)
 def history(variant: str | None) -> None:
     """Releases of VARIANT, or of all, newest first."""
-    from steer_pipeline.tools.console import readers_may_leave
+    from steer_pipeline.cli.console import readers_may_leave
 
     with readers_may_leave(), _driver() as driver:
         _known((variant,) if variant else ())
@@ -62,17 +62,17 @@ def _each(variants: tuple[str, ...], act: "Callable[[Driver, str], Outcome]") ->
 
 
 def _show(driver: "Driver", variant: str | None, limit: int = 1000) -> None:
+    from steer_pipeline.campaigns.release import shown
     from steer_pipeline.resources import open_store
     from steer_pipeline.stages.rewrites.release import history as entries
-    from steer_pipeline.tools.release import shown
 
     click.echo(shown(entries(driver.instance, open_store(), variant, limit=limit)))
 
 
 def _driver() -> "AbstractContextManager[Driver]":
+    from steer_pipeline.campaigns.driver import open_driver
     from steer_pipeline.definitions import defs
     from steer_pipeline.settings import settings
-    from steer_pipeline.tools.driver import open_driver
 
     return open_driver(defs, settings().home)
 

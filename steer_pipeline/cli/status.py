@@ -9,7 +9,7 @@ import click
 from steer_pipeline.io.store import label
 
 if TYPE_CHECKING:
-    from steer_pipeline.tools.driver import Driver
+    from steer_pipeline.campaigns.driver import Driver
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Stale:
 @click.option("--stale-only", is_flag=True, help="Leave out what was never made.")
 def status(as_json: bool, stale_only: bool) -> None:
     """List what is missing or stale, and why: the same answer as Dagster's UI gives."""
+    from steer_pipeline.campaigns.driver import open_driver
     from steer_pipeline.definitions import defs
     from steer_pipeline.settings import settings
     from steer_pipeline.staleness import NEVER
-    from steer_pipeline.tools.driver import open_driver
 
     with open_driver(defs, settings().home) as driver:
         found = stale(driver)

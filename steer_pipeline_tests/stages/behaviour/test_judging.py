@@ -7,6 +7,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from steer_pipeline.campaigns.driver import Driver
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.io.parquet import ParquetIO
 from steer_pipeline.io.store import ArtifactStore
@@ -14,7 +15,6 @@ from steer_pipeline.lab.evaluation.judge import Verdict
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, JudgeResource
 from steer_pipeline.stages.behaviour import judging
-from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.lab.evaluation.judge_server import NOW, Request, ScriptedJudge, Step
 from steer_pipeline_tests.stages.origins import READER, STUDIED
 

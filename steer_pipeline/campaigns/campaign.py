@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from steer_pipeline.campaigns.driver import Driver, Outcome
 from steer_pipeline.io.store import ArtifactStore, StoreError
 from steer_pipeline.resources import open_store
 from steer_pipeline.settings import settings
-from steer_pipeline.tools.driver import Driver, Outcome
 
 
 class Stopped(Exception):

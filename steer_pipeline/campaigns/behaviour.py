@@ -10,10 +10,10 @@ from typing import Any
 
 import polars as pl
 
+from steer_pipeline.campaigns.campaign import Campaign, Stopped
+from steer_pipeline.campaigns.driver import open_driver
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.settings import settings
-from steer_pipeline.tools.campaign import Campaign, Stopped
-from steer_pipeline.tools.driver import open_driver
 
 CHAIN = (
     "behaviour_set",

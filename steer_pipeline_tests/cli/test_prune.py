@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from steer_pipeline.campaigns.pruning import main, readable
 from steer_pipeline.io.journals import open_journal
 from steer_pipeline.lab.generation.schema import FinishedRow
 from steer_pipeline.resources import open_store
 from steer_pipeline.stages.rewrites import release
-from steer_pipeline.tools.prune import main, readable
 
 
 def put(asset, partition, text, *, inputs=(), days_old=100):

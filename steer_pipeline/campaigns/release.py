@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from steer_pipeline.campaigns.driver import Driver, Outcome
 from steer_pipeline.lab.rewrites import GATES
 from steer_pipeline.stages.rewrites.release import RELEASE, Entry
-from steer_pipeline.tools.driver import Driver, Outcome
 
 
 def promote(driver: Driver, variant: str) -> Outcome:

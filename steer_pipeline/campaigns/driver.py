@@ -9,17 +9,28 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
 from dagster._core.event_api import PartitionKeyFilter
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, RunsFilter
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    MAX_RETRIES_TAG,
+)
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from steer_pipeline.keys import key, name_of
 from steer_pipeline.observing import observe
@@ -27,6 +38,7 @@ from steer_pipeline.staleness import Staleness
 
 PLANNED = AssetCheckExecutionRecordStatus.PLANNED
 DRIVER_TAG = "steer/driver"
+LOCATION = "steer_pipeline"  # as pyproject.toml and workspace.yaml name the code location
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -45,8 +57,8 @@ class Outcome:
 
 
 @contextmanager
-def open_driver(defs: dg.Definitions, home: Path) -> Iterator["Driver"]:
-    """A driver on the Dagster instance of `home`, or of DAGSTER_HOME where that is set.
+def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance of `home`, or of DAGSTER_HOME where that is set.
 
     The project's dagster.yaml names its state by paths relative to the working directory, so this process
     moves to the project first.
@@ -55,13 +67,25 @@ def open_driver(defs: dg.Definitions, home: Path) -> Iterator["Driver"]:
     before = Path.cwd()
     os.chdir(home)
     try:
-        with dg.DagsterInstance.get() as instance, _driver_lock(instance) as alone:
-            driver = Driver(defs, instance)
-            if alone:
-                driver.bury_dead_runs()
-            yield driver
+        with dg.DagsterInstance.get() as instance:
+            yield instance
     finally:
         os.chdir(before)
+
+
+@contextmanager
+def open_driver(
+    defs: dg.Definitions, home: Path, instance: dg.DagsterInstance | None = None
+) -> Iterator["Driver"]:
+    """A driver on `instance`, or on that of `home`; see `open_instance`."""
+    with (
+        nullcontext(instance) if instance else open_instance(home) as chosen,
+        _driver_lock(chosen) as alone,
+    ):
+        driver = Driver(defs, chosen)
+        if alone:
+            driver.bury_dead_runs()
+        yield driver
 
 
 @contextmanager
@@ -83,12 +107,13 @@ def _driver_lock(instance: dg.DagsterInstance) -> Iterator[bool]:
         yield alone
 
 
-@dataclass(frozen=True)
+@dataclass
 class Driver:
     """One code location and one instance."""
 
     defs: dg.Definitions
     instance: dg.DagsterInstance
+    _staleness: Staleness | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def _job(self) -> dg.JobDefinition:
@@ -112,11 +137,19 @@ class Driver:
 
     def observe(self) -> None:
         """Looks at personas, variants, weights and news files, so that what they have become counts."""
-        observe(self.instance)
+        if observe(self.instance):
+            self._staleness = None
+
+    @property
+    def staleness(self) -> Staleness:
+        """As things are since this driver last made or observed something: asked once, however often it is read."""
+        if self._staleness is None:
+            self._staleness = Staleness(self.instance, self.asset_graph)
+        return self._staleness
 
     def stale(self, asset: str, partitions: Sequence[str | None]) -> dict[str | None, list[str]]:
         """Those of `partitions` that are missing or stale by the UI's own account, and why; see `Staleness`."""
-        staleness = Staleness(self.instance, self.asset_graph)
+        staleness = self.staleness
         found = {partition: staleness.why(key(asset), partition) for partition in partitions}
         return {partition: why for partition, why in found.items() if why}
 
@@ -154,7 +187,8 @@ class Driver:
         Raises:
             KeyboardInterrupt: the process was asked to stop (SIGINT or SIGTERM) while the run was going on.
         """
-        tags = {DRIVER_TAG: socket.gethostname()}
+        # No daemon tries this again behind the back of whoever runs the command.
+        tags = {DRIVER_TAG: socket.gethostname(), MAX_RETRIES_TAG: "0"}
         if span:
             tags |= {ASSET_PARTITION_RANGE_START_TAG: span[0], ASSET_PARTITION_RANGE_END_TAG: span[1]}
         nodes = [self.asset_graph.get(key(name)) for name in assets]
@@ -164,14 +198,16 @@ class Driver:
             gates = {dg.AssetCheckKey(key(asset), check) for asset, check in checks}
             job, keys = job.get_subset(asset_selection=set(keys), asset_check_selection=gates), []
         ops = {name: {"config": dict(values)} for name, values in (config or {}).items()}
-        result = job.execute_in_process(
-            run_config=QUIET | ({"ops": ops} if ops else {}),
-            instance=self.instance,
-            partition_key=partition,
-            asset_selection=keys,
-            tags=tags,
-            raise_on_error=False,
-        )
+        self._staleness = None
+        with _of_code_location(self.instance, job.name):
+            result = job.execute_in_process(
+                run_config=QUIET | ({"ops": ops} if ops else {}),
+                instance=self.instance,
+                partition_key=partition,
+                asset_selection=keys,
+                tags=tags,
+                raise_on_error=False,
+            )
         if any(_is_interrupt(event) for event in result.all_events):
             raise KeyboardInterrupt  # Dagster makes a failed step of it; whoever stops the process means all of it
         return _outcome(result)
@@ -191,6 +227,23 @@ class Driver:
         return buried
 
 
+@contextmanager
+def _of_code_location(instance: dg.DagsterInstance, job: str) -> Iterator[None]:
+    """Runs created meanwhile belong to our code location: the UI's timeline and failure sensors pass over others.
+
+    `execute_in_process` takes no origin, so the call below it is given one.
+    """
+    location = ManagedGrpcPythonEnvCodeLocationOrigin(
+        LoadableTargetOrigin(module_name="steer_pipeline.definitions"), LOCATION
+    )
+    origin = RemoteJobOrigin(RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME), job)
+    instance.create_run_for_job = partial(instance.create_run_for_job, remote_job_origin=origin)
+    try:
+        yield
+    finally:
+        del instance.create_run_for_job  # the class's own shows again
+
+
 def _outcome(result: dg.ExecuteInProcessResult) -> Outcome:
     stopped_by = [
         f"{name_of(check.asset_key)}{f'[{check.partition}]' if check.partition else ''}: "
@@ -208,8 +261,8 @@ def _outcome(result: dg.ExecuteInProcessResult) -> Outcome:
 
 def _numbers(check: dg.AssetCheckEvaluation) -> str:
     """What a check without a sentence has found."""
-    told = {name: entry.value for name, entry in check.metadata.items()}
-    plain = [f"{name} {value}" for name, value in told.items() if isinstance(value, int | float | str)]
+    found = {name: entry.value for name, entry in check.metadata.items()}
+    plain = [f"{name} {value}" for name, value in found.items() if isinstance(value, int | float | str)]
     return ", ".join(plain) or "it gives no numbers"
 
 

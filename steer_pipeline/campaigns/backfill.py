@@ -1,8 +1,8 @@
 """Makes many asset partitions at once, in the order of the graph, and says of each what became of it.
 
-    python -m steer_pipeline.tools.backfill --select 'key:rewrite_raw+' --partitions base,paranoid
-    python -m steer_pipeline.tools.backfill --select 'group:personas' --all --url http://dagster.example:3000
-    python -m steer_pipeline.tools.backfill --select '*' --all --local
+    python -m steer_pipeline.campaigns.backfill --select 'key:rewrite_raw+' --partitions base,paranoid
+    python -m steer_pipeline.campaigns.backfill --select 'group:personas' --all --url http://dagster.example:3000
+    python -m steer_pipeline.campaigns.backfill --select '*' --all --local
 
 In: a selection as in the UI, and partitions of its topmost assets; assets partitioned otherwise follow by the
 partition mappings. A running Dagster does it, or, with `--local`, this process without webserver and daemon. What
@@ -31,9 +31,9 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
 )
 
+from steer_pipeline.campaigns.driver import Driver, Outcome, open_driver
 from steer_pipeline.io.store import label
 from steer_pipeline.settings import settings
-from steer_pipeline.tools.driver import Driver, Outcome, open_driver
 
 URL = "http://localhost:3000"
 POLL_S = 2.0
@@ -476,7 +476,7 @@ def run_there(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m steer_pipeline.tools.backfill",
+        prog="python -m steer_pipeline.campaigns.backfill",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

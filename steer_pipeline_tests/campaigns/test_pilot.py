@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from steer_pipeline.campaigns.campaign import Stopped
+from steer_pipeline.campaigns.driver import Outcome
+from steer_pipeline.campaigns.pilot import VARIANT_CHAIN, Pilot, chosen
 from steer_pipeline.catalogue import load_variants
 from steer_pipeline.cli.make import line
-from steer_pipeline.tools.campaign import Stopped
-from steer_pipeline.tools.driver import Outcome
-from steer_pipeline.tools.pilot import VARIANT_CHAIN, Pilot, chosen
 from steer_pipeline_tests.lab.rewrites.packs import pack
 from steer_pipeline_tests.stages.rewrites.conftest import VOICE
 

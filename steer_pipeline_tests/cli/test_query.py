@@ -5,8 +5,8 @@ import json
 import polars as pl
 import pytest
 
+from steer_pipeline.io.query import main
 from steer_pipeline.resources import open_store
-from steer_pipeline.tools.query import main
 
 
 def put(asset, partition=None, **tables):

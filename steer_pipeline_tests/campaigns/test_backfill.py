@@ -1,4 +1,4 @@
-"""What `python -m steer_pipeline.tools.backfill` makes, in which order, and what it says of failures."""
+"""What `python -m steer_pipeline.campaigns.backfill` makes, in which order, and what it says of failures."""
 
 import io
 import json
@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import dagster as dg
 import pytest
 
-from steer_pipeline.tools import backfill
-from steer_pipeline.tools.backfill import (
+from steer_pipeline.campaigns import backfill
+from steer_pipeline.campaigns.backfill import (
     BackfillError,
     Result,
     Server,
@@ -20,7 +20,7 @@ from steer_pipeline.tools.backfill import (
     selected,
     targets,
 )
-from steer_pipeline.tools.driver import Driver
+from steer_pipeline.campaigns.driver import Driver
 
 PERSONA = dg.StaticPartitionsDefinition(["p", "q", "r"])
 VARIANT = dg.StaticPartitionsDefinition(["base", "with_p", "with_q", "both"])

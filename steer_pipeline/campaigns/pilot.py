@@ -10,11 +10,11 @@ from typing import Any
 
 import polars as pl
 
+from steer_pipeline.campaigns.campaign import Campaign, Stopped
+from steer_pipeline.campaigns.driver import open_driver
 from steer_pipeline.catalogue.specs import VariantSpec
 from steer_pipeline.lab.rewrites import GATES
 from steer_pipeline.settings import settings
-from steer_pipeline.tools.campaign import Campaign, Stopped
-from steer_pipeline.tools.driver import open_driver
 
 CORPUS = ("cc_news", "truncated_news")
 PERSONA_CHAIN = ("contrast_set", "persona_vector", "dose_curve")

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from steer_pipeline.cli.console import readers_may_leave
 from steer_pipeline.io.journals import journals, open_journal
 from steer_pipeline.io.store import ArtifactStore, StoreError, Version, label
 from steer_pipeline.lab.generation.journal import JournalError, Spare
 from steer_pipeline.resources import open_store
 from steer_pipeline.stages.rewrites.release import POINTER
 from steer_pipeline.stages.rewrites.verdicts import RELEASED
-from steer_pipeline.tools.console import readers_may_leave
 
 KEEP_DAYS = 14.0
 LEFTOVER_AGE_S = 24 * 3600.0

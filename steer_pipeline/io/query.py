@@ -21,9 +21,9 @@ import duckdb
 import polars as pl
 from polars import selectors as cs
 
+from steer_pipeline.cli.console import readers_may_leave
 from steer_pipeline.io.store import ArtifactStore, StoreError, Version
 from steer_pipeline.resources import open_store
-from steer_pipeline.tools.console import readers_may_leave
 
 MAIN_FILE = "data.parquet"
 PARQUET = ".parquet"
