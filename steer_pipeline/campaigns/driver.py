@@ -32,6 +32,7 @@ from dagster._core.storage.tags import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
+from steer_pipeline.io.store import label
 from steer_pipeline.keys import key, name_of
 from steer_pipeline.observing import observe
 from steer_pipeline.staleness import Staleness
@@ -40,6 +41,10 @@ PLANNED = AssetCheckExecutionRecordStatus.PLANNED
 DRIVER_TAG = "steer/driver"
 LOCATION = "steer_pipeline"  # as pyproject.toml and workspace.yaml name the code location
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+class NotHere(Exception):
+    """This process cannot drive the graph on this instance; the message says what can."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,21 @@ def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
 def open_driver(
     defs: dg.Definitions, home: Path, instance: dg.DagsterInstance | None = None
 ) -> Iterator["Driver"]:
-    """A driver on `instance`, or on that of `home`; see `open_instance`."""
+    """A driver on `instance`, or on that of `home`; see `open_instance`.
+
+    Raises:
+        NotHere: the instance takes runs for dead that it did not launch itself.
+    """
     with (
         nullcontext(instance) if instance else open_instance(home) as chosen,
         _driver_lock(chosen) as alone,
     ):
+        if chosen.run_monitoring_enabled and chosen.run_launcher.supports_check_run_worker_health:
+            raise NotHere(
+                f"runs of this process would be marked as failed: the Dagster instance watches over its runs with "
+                f"{type(chosen.run_launcher).__name__}, which knows those only that it has launched. Let it launch "
+                "them: `steer backfill`, or the jobs and the automation of the UI"
+            )
         driver = Driver(defs, chosen)
         if alone:
             driver.bury_dead_runs()
@@ -152,6 +167,12 @@ class Driver:
         staleness = self.staleness
         found = {partition: staleness.why(key(asset), partition) for partition in partitions}
         return {partition: why for partition, why in found.items() if why}
+
+    def seconds(self, asset: str) -> float | None:
+        """How long its latest version took to make, as its metadata say."""
+        event = self.instance.get_latest_materialization_event(key(asset))
+        found = event.asset_materialization.metadata.get("seconds") if event else None
+        return float(found.value) if found else None
 
     def ungated(self, asset: str, partition: str | None) -> bool:
         """Whether a blocking check of one asset partition has not passed when it last ran, or never ran."""
@@ -245,18 +266,30 @@ def _of_code_location(instance: dg.DagsterInstance, job: str) -> Iterator[None]:
 
 
 def _outcome(result: dg.ExecuteInProcessResult) -> Outcome:
-    stopped_by = [
-        f"{name_of(check.asset_key)}{f'[{check.partition}]' if check.partition else ''}: "
-        f"{check.check_name}: {check.description or f'failed ({_numbers(check)})'}"
-        for check in result.get_asset_check_evaluations()
-        if _stops(check)
-    ]
-    errors = []
-    for event in result.all_events:
-        if event.is_step_failure and not _is_check_failure(event):
-            errors.append(f"{event.step_key}: {_reason(event)}")
+    stopped_by, errors = failures(result.all_events)
     made = tuple(name_of(event.asset_key) for event in result.all_events if event.is_step_materialization)
     return Outcome(result.run_id, result.success, tuple(errors), tuple(stopped_by), made)
+
+
+def failures(events: Sequence[dg.DagsterEvent]) -> tuple[list[str], list[str]]:
+    """What the events of a run tell of blocking checks that failed and of steps that raised, in sentences."""
+    checks = [
+        event.asset_check_evaluation_data
+        for event in events
+        if event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    ]
+    stopped_by = [
+        f"{label(name_of(check.asset_key), check.partition)}: {check.check_name}: "
+        f"{check.description or f'failed ({_numbers(check)})'}"
+        for check in checks
+        if _stops(check)
+    ]
+    errors = [
+        f"{event.step_key}: {_reason(event)}"
+        for event in events
+        if event.is_step_failure and not _is_check_failure(event)
+    ]
+    return stopped_by, errors
 
 
 def _numbers(check: dg.AssetCheckEvaluation) -> str:

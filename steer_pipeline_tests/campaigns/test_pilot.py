@@ -1,14 +1,11 @@
 """The pilot makes what is out of date, nothing else, and does not forget what failed."""
 
-import json
-
 import pytest
 
-from steer_pipeline.campaigns.campaign import Stopped
+from steer_pipeline.campaigns.campaign import NoSuchName
 from steer_pipeline.campaigns.driver import Outcome
 from steer_pipeline.campaigns.pilot import VARIANT_CHAIN, Pilot, chosen
 from steer_pipeline.catalogue import load_variants
-from steer_pipeline.cli.make import line
 from steer_pipeline_tests.lab.rewrites.packs import pack
 from steer_pipeline_tests.stages.rewrites.conftest import VOICE
 
@@ -43,23 +40,8 @@ def test_only_takes_the_references_along_and_refuses_unknown_names():
         "random_direction",
     ]
     assert list(chosen(load_variants(), [])) == list(load_variants())
-    with pytest.raises(Stopped, match="no variant nobody; the catalogue has base, paranoid"):
+    with pytest.raises(NoSuchName, match="no variant nobody; the catalogue has base, paranoid"):
         chosen(load_variants(), ["nobody"])
-
-
-def test_the_last_line_is_json_with_four_digits():
-    shift = {"shift": 0.123456, "low": -0.00001, "high": 1}
-    numbers = {"base": {"rows": 50, "facts_kept": None, "trait": {"paranoid": shift}}}
-    assert json.loads(line("variants", numbers, 12.345)) == {
-        "seconds": 12.3,
-        "variants": {
-            "base": {
-                "rows": 50,
-                "facts_kept": None,
-                "trait": {"paranoid": {"shift": 0.1235, "low": 0.0, "high": 1}},
-            }
-        },
-    }
 
 
 class Chains(Pilot):

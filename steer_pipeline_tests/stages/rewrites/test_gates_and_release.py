@@ -287,7 +287,7 @@ def test_a_damaged_version_is_not_released_and_nothing_moves(project):
     spoil(second)
     outcome = commands.rollback(project.driver, "paranoid", second.sha)
     assert f"damaged file of rewrite_pack[paranoid], version {second.sha}" in outcome.errors[0]
-    assert "materialise rewrite_pack[paranoid] again" in outcome.errors[0]
+    assert "make rewrite_pack[paranoid] again" in outcome.errors[0]
     assert outcome.materialised == ()
     assert release.released(project.store, "paranoid") == first
     assert len(log_of(project)) == 3
