@@ -26,8 +26,8 @@ from dagster._core.utils import make_new_backfill_id
 from dagster._daemon.controller import get_daemon_statuses
 from dagster._time import get_current_timestamp
 
-from steer_pipeline.campaigns.campaign import NoSuchName, Stopped
 from steer_pipeline.campaigns.driver import failures
+from steer_pipeline.campaigns.errors import NoSuchName, Stopped
 from steer_pipeline.keys import key, name_of
 
 POLL_S = 2.0

@@ -10,8 +10,9 @@ from typing import Any
 
 import polars as pl
 
-from steer_pipeline.campaigns.campaign import Campaign, NoSuchName, Result, Stopped
+from steer_pipeline.campaigns.campaign import Campaign, Result
 from steer_pipeline.campaigns.driver import open_driver
+from steer_pipeline.campaigns.errors import NoSuchName, Stopped
 from steer_pipeline.campaigns.progress import Place
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.settings import settings

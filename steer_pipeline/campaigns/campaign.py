@@ -13,19 +13,12 @@ from functools import cached_property
 from typing import Any
 
 from steer_pipeline.campaigns.driver import Driver, Outcome
+from steer_pipeline.campaigns.errors import Stopped
 from steer_pipeline.campaigns.progress import Place, Progress, say
 from steer_pipeline.io.store import ArtifactStore, StoreError, label
 from steer_pipeline.keys import key
 from steer_pipeline.resources import open_store
 from steer_pipeline.settings import settings
-
-
-class Stopped(Exception):
-    """A step that the rest stands on has failed; the message says which and why."""
-
-
-class NoSuchName(ValueError):
-    """A variant or persona was asked for that there is none of; the message names those that there are."""
 
 
 @dataclass(frozen=True)

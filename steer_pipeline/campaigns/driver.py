@@ -32,6 +32,7 @@ from dagster._core.storage.tags import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
+from steer_pipeline.campaigns.errors import NotHere
 from steer_pipeline.io.store import label
 from steer_pipeline.keys import key, name_of
 from steer_pipeline.observing import observe
@@ -41,10 +42,6 @@ PLANNED = AssetCheckExecutionRecordStatus.PLANNED
 DRIVER_TAG = "steer/driver"
 LOCATION = "steer_pipeline"  # as pyproject.toml and workspace.yaml name the code location
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-
-
-class NotHere(Exception):
-    """This process cannot drive the graph on this instance; the message says what can."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
-"""What goes wrong for reasons that a user can mend; the messages say what and how."""
+"""What stops a campaign for reasons that a user can mend; the messages say what and how."""
 
-from steer_pipeline.campaigns.campaign import NoSuchName, Stopped
-from steer_pipeline.campaigns.driver import NotHere
-from steer_pipeline.catalogue import CatalogueError
-from steer_pipeline.io.query import QueryError
-from steer_pipeline.io.store import StoreError
-from steer_pipeline.lab.generation.journal import JournalError
 
-WRONG_USE = (NoSuchName,)
-MENDABLE = (CatalogueError, StoreError, JournalError, QueryError, Stopped, NotHere)
+class Stopped(Exception):
+    """A step that the rest stands on has failed; the message says which and why."""
+
+
+class NoSuchName(ValueError):
+    """A variant, persona, asset or backfill was asked for that there is none of; the message names what there is."""
+
+
+class NotHere(Exception):
+    """This process cannot drive the graph on this instance; the message says what can."""

@@ -1,6 +1,6 @@
 """A bar with the time that is left, on a terminal only.
 
-In: what is to be made, and how long each of it took last time. Out: a line on stderr below the lines on stdout. The long
+In: what is to be made, and how long each of it took last time. Out: a line on stderr below those on stdout. The long
 steps show bars of their own below it.
 """
 

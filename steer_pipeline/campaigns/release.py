@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from steer_pipeline.campaigns.campaign import Stopped
 from steer_pipeline.campaigns.driver import Driver, Outcome
+from steer_pipeline.campaigns.errors import Stopped
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.rewrites import GATES
 from steer_pipeline.stages.rewrites import release

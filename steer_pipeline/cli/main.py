@@ -48,11 +48,15 @@ class Steer(click.Group):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            from steer_pipeline.campaigns import errors
+            # These import nothing that reads the catalogue: it may be what is broken.
+            from steer_pipeline.campaigns.errors import NoSuchName, NotHere, Stopped
+            from steer_pipeline.catalogue import CatalogueError
+            from steer_pipeline.io.query import QueryError
+            from steer_pipeline.io.store import StoreError
 
-            if isinstance(error, errors.WRONG_USE):
+            if isinstance(error, NoSuchName):
                 raise click.UsageError(str(error)) from error
-            if isinstance(error, errors.MENDABLE):
+            if isinstance(error, CatalogueError | StoreError | QueryError | Stopped | NotHere):
                 raise click.ClickException(str(error)) from error
             raise
 

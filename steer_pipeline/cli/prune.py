@@ -17,12 +17,16 @@ def prune(dry_run: bool, keep_days: float) -> None:
     writes.
     """
     from steer_pipeline.campaigns.pruning import find_waste, remove, shown
+    from steer_pipeline.lab.generation.journal import JournalError
     from steer_pipeline.resources import open_store
 
     store = open_store()
     waste = find_waste(store, keep_days)
     if not dry_run:
-        remove(store, waste)
+        try:
+            remove(store, waste)
+        except JournalError as error:
+            raise click.ClickException(str(error)) from error
     with readers_may_leave():
         for line in shown(waste, removed=not dry_run):
             click.echo(line)

@@ -12,7 +12,7 @@ from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster._daemon.backfill import execute_backfill_iteration
 
 from steer_pipeline.campaigns import backfill
-from steer_pipeline.campaigns.campaign import NoSuchName, Stopped
+from steer_pipeline.campaigns.errors import NoSuchName, Stopped
 
 VARIANT = dg.StaticPartitionsDefinition(["base", "paranoid"])
 faults: set[tuple[str, str | None]] = set()

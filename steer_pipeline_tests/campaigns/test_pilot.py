@@ -2,9 +2,9 @@
 
 import pytest
 
-from steer_pipeline.campaigns.campaign import NoSuchName
 from steer_pipeline.campaigns.driver import Outcome
-from steer_pipeline.campaigns.pilot import VARIANT_CHAIN, Pilot, chosen
+from steer_pipeline.campaigns.errors import NoSuchName
+from steer_pipeline.campaigns.pilot import REFERENCES, VARIANT_CHAIN, Pilot, chosen
 from steer_pipeline.catalogue import load_variants
 from steer_pipeline_tests.lab.rewrites.packs import pack
 from steer_pipeline_tests.stages.rewrites.conftest import VOICE
@@ -80,3 +80,19 @@ def test_a_persona_without_a_dose_stops_its_variants_and_no_other(project):
         "paranoid_rule_defiant is not made: it needs rule_defiant, which failed",
     ]
     assert pilot.runs[-1][0] == "rewrite_comparison"
+
+
+def test_what_is_damaged_is_made_again(project):
+    """The cure that the store names: `steer make pilot`."""
+    assert bring_up(project) == ([], 1)
+    path = project.store.current("rewrite_pack", "paranoid").path / "data.parquet"
+    path.write_bytes(b"X" * path.stat().st_size)
+    assert bring_up(project)[0] == []
+    assert project.store.current("rewrite_pack", "paranoid").path == path.parent
+
+
+def test_of_broken_variants_only_those_asked_for_are_spoken_of():
+    """The only reason shown was about a variant that nobody had asked for."""
+    sound = {name: spec for name, spec in load_variants().items() if name != "paranoid"}
+    assert "paranoid" not in chosen(sound, ["paranoid"], broken=["paranoid"])
+    assert list(chosen(sound, ["paranoid"], broken=["paranoid"])) == list(REFERENCES)
