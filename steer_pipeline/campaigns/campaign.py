@@ -69,7 +69,12 @@ class Campaign:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Meanwhile a bar shows how far this pass has come, where there is a terminal to show it on."""
+        """Meanwhile a bar shows how far this pass has come, where there is a terminal to show it on.
+
+        Raises:
+            NotHere: see `Driver.require_lasting`.
+        """
+        self.driver.require_lasting()
         if sys.stderr.isatty():
             self.progress = Progress({place: self.driver.seconds(place[0]) for place in self.plan()})
         try:

@@ -79,21 +79,11 @@ def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
 def open_driver(
     defs: dg.Definitions, home: Path, instance: dg.DagsterInstance | None = None
 ) -> Iterator["Driver"]:
-    """A driver on `instance`, or on that of `home`; see `open_instance`.
-
-    Raises:
-        NotHere: the instance takes runs for dead that it did not launch itself.
-    """
+    """A driver on `instance`, or on that of `home`; see `open_instance`."""
     with (
         nullcontext(instance) if instance else open_instance(home) as chosen,
         _driver_lock(chosen) as alone,
     ):
-        if chosen.run_monitoring_enabled and chosen.run_launcher.supports_check_run_worker_health:
-            raise NotHere(
-                f"runs of this process would be marked as failed: the Dagster instance watches over its runs with "
-                f"{type(chosen.run_launcher).__name__}, which knows those only that it has launched. Let it launch "
-                "them: `steer backfill`, or the jobs and the automation of the UI"
-            )
         driver = Driver(defs, chosen)
         if alone:
             driver.bury_dead_runs()
@@ -229,6 +219,20 @@ class Driver:
         if any(_is_interrupt(event) for event in result.all_events):
             raise KeyboardInterrupt  # Dagster makes a failed step of it; whoever stops the process means all of it
         return _outcome(result)
+
+    def require_lasting(self) -> None:
+        """For who is about to drive long runs.
+
+        Raises:
+            NotHere: the instance takes runs for dead that it has not launched itself.
+        """
+        launcher = self.instance.run_launcher
+        if self.instance.run_monitoring_enabled and launcher.supports_check_run_worker_health:
+            raise NotHere(
+                "runs of this process would be marked as failed: the Dagster instance watches over its runs with "
+                f"{type(launcher).__name__}, which knows those only that it has launched. Let it launch them: "
+                "`steer backfill`, or jobs and automation in the UI"
+            )
 
     def bury_dead_runs(self) -> list[str]:
         """Unfinished runs of drivers on this machine: marked failed, their pool slots freed.

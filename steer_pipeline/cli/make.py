@@ -40,10 +40,10 @@ def make() -> None:
 @FORCE
 @DRY_RUN
 def pilot(size: str, variants: list[str], force: bool, dry_run: bool) -> None:
-    """Vectors, checked and released packs in all variants and controls, comparison and report.
+    """Make vectors, packs, comparison and report.
 
-    Base and the two controls that every difference stands beside are always made. The full size is refused while a gate
-    of the pilot fails.
+    Packs of all variants and controls are checked by their gates and released. Base and the two controls that every
+    difference stands beside are always made. The full size is refused while a gate of the pilot fails.
     """
     from steer_pipeline.campaigns.pilot import make_pilot
 
@@ -55,7 +55,10 @@ def pilot(size: str, variants: list[str], force: bool, dry_run: bool) -> None:
 @FORCE
 @DRY_RUN
 def behaviour(personas: list[str], force: bool, dry_run: bool) -> None:
-    """Trained vectors and what they do, for every trait and role."""
+    """Make trained vectors and see what they do.
+
+    For every trait and role, beside prompting, averaged and random vectors.
+    """
     from steer_pipeline.campaigns.behaviour import make_behaviour
 
     _report({"personas": lambda: make_behaviour(personas, force=force, dry_run=dry_run)})
@@ -68,7 +71,10 @@ def behaviour(personas: list[str], force: bool, dry_run: bool) -> None:
 @FORCE
 @DRY_RUN
 def everything(size: str, variants: list[str], personas: list[str], force: bool, dry_run: bool) -> None:
-    """The pilot, then the behaviour lab; where one fails the other goes on."""
+    """Make the pilot, then the behaviour lab.
+
+    Where one fails the other goes on.
+    """
     from steer_pipeline.campaigns.behaviour import chosen, make_behaviour
     from steer_pipeline.campaigns.pilot import make_pilot
 

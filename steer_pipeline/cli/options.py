@@ -26,27 +26,31 @@ def _store(_: click.Context, __: click.Parameter, value: str | None) -> None:
     _sets("STEER_STORE", str(Path(value or "").resolve()) if is_folder else value)
 
 
+def _common() -> list[click.Option]:
+    return [
+        click.Option(
+            ["--profile"],
+            metavar="NAME|FILE",
+            help="Profile of the catalogue, or a YAML file.  [default: STEER_PROFILE, else newsroom]",
+            callback=_profile,
+            expose_value=False,
+            is_eager=True,
+        ),
+        click.Option(
+            ["--store"],
+            metavar="DIR|URL",
+            help="Artifact store.  [default: STEER_STORE, else assets_data/store]",
+            callback=_store,
+            expose_value=False,
+            is_eager=True,
+        ),
+    ]
+
+
 def with_common(command: click.Command) -> click.Command:
     """The same verb, and the verbs below it, with `--profile` and `--store`."""
-    if not any(parameter.name == "profile" for parameter in command.params):
-        command.params += [
-            click.Option(
-                ["--profile"],
-                metavar="NAME|FILE",
-                help="Profile of the catalogue, or a YAML file.  [default: STEER_PROFILE, else newsroom]",
-                callback=_profile,
-                expose_value=False,
-                is_eager=True,
-            ),
-            click.Option(
-                ["--store"],
-                metavar="DIR|URL",
-                help="Artifact store.  [default: STEER_STORE, else assets_data/store]",
-                callback=_store,
-                expose_value=False,
-                is_eager=True,
-            ),
-        ]
+    flags = {flag for parameter in command.params for flag in parameter.opts}
+    command.params += [option for option in _common() if not flags & set(option.opts)]
     for each in getattr(command, "commands", {}).values():
         with_common(each)
     return command
@@ -56,15 +60,15 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> list[str]:
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
-def names(what: str, *flags: str):
-    """An option that takes names, separated by commas; none for all."""
+def names(what: str, *flags: str, default: str = "  [default: all]"):
+    """An option that takes names, separated by commas."""
     return click.option(
         *flags,
         metavar="A,B",
         default="",
         show_default=False,
         callback=_names,
-        help=f"{what}, separated by commas.  [default: all]",
+        help=f"{what}, separated by commas.{default}",
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from steer_pipeline.cli.console import readers_may_leave
-from steer_pipeline.cli.options import DRY_RUN, VARIANTS, examples, known
+from steer_pipeline.cli.options import DRY_RUN, VARIANTS, examples, known, names
 
 if TYPE_CHECKING:
     from steer_pipeline.campaigns.driver import Driver, Outcome
@@ -20,14 +20,14 @@ def release() -> None:
 
 
 @release.command(epilog=examples("steer release promote paranoid", "steer release promote paranoid trusting"))
-@click.argument("names", metavar="[VARIANT]...", nargs=-1)
-@VARIANTS
+@click.argument("given", metavar="[VARIANT]...", nargs=-1)
+@names("Variants", "--variants", default="")
 @DRY_RUN
-def promote(names: tuple[str, ...], variants: list[str], dry_run: bool) -> None:
-    """Run the gates of the newest packs of VARIANTS, and release those that pass."""
+def promote(given: tuple[str, ...], variants: list[str], dry_run: bool) -> None:
+    """Run the gates of the newest packs of some variants, and release those that pass."""
     from steer_pipeline.campaigns import release as releases
 
-    wanted = [*names, *variants]
+    wanted = [*given, *variants]
     if not wanted:
         raise click.UsageError("name the variants to promote")
     if dry_run:
@@ -53,11 +53,11 @@ def rollback(variant: str, to: str | None, dry_run: bool) -> None:
 
 
 @release.command(epilog=examples("steer release history", "steer release history paranoid"))
-@click.argument("names", metavar="[VARIANT]...", nargs=-1)
+@click.argument("given", metavar="[VARIANT]...", nargs=-1)
 @VARIANTS
-def history(names: tuple[str, ...], variants: list[str]) -> None:
-    """List the releases of VARIANTS, or of all, newest first."""
-    wanted = [*names, *variants]
+def history(given: tuple[str, ...], variants: list[str]) -> None:
+    """List the releases of some variants, or of all, newest first."""
+    wanted = [*given, *variants]
     with readers_may_leave(), _driver() as driver:
         _known(wanted)
         for variant in wanted or [None]:
