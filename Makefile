@@ -12,7 +12,7 @@ export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 
-.PHONY: help pilot behaviour test test-slow ui newsroom newsroom-card newsroom-data newsroom-dialogues \
+.PHONY: help pilot behaviour status report test test-slow ui newsroom newsroom-card newsroom-data newsroom-dialogues \
 	smollm2 gpu bench-rewrite bench-extract bench-vectors chaos lint clean-store
 
 help: ## what there is to make
@@ -40,7 +40,13 @@ test-slow: $(DEV) ## the campaigns that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 ui: $(CORE) ## Dagster on http://localhost:3000
-	$(BIN)/dagster dev
+	$(BIN)/steer ui $(ARGS)
+
+status: $(CORE) ## what is missing or stale, and why
+	$(BIN)/steer status $(ARGS)
+
+report: $(CORE) ## where the reports lie; ARGS=--open opens them
+	$(BIN)/steer report $(ARGS)
 
 newsroom: $(CORE) ## train the newsroom model anew, or go on where a killed run stopped, and install it
 	$(BIN)/python -m newsroom train

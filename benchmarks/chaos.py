@@ -468,8 +468,8 @@ class ReleaseTrials:
 
     def damaged(self, rng: random.Random, project: Any, packs: list[pl.DataFrame]) -> Counter[str]:
         """Three releases; one of them is damaged, and everything is tried on it and on the others."""
+        from steer_pipeline.campaigns import release
         from steer_pipeline.stages.rewrites.history import history
-        from steer_pipeline.tools import release
 
         wrong: Counter[str] = Counter()
 

@@ -18,18 +18,18 @@ from steer_pipeline.origins import ORIGINS, versions
 from steer_pipeline.settings import Settings, settings
 
 
-def observe(instance: dg.DagsterInstance, now: Settings | None = None) -> list[dg.AssetObservation]:
+def observe(instance: dg.DagsterInstance, latest: Settings | None = None) -> list[dg.AssetObservation]:
     """Reports what has changed to the instance, and returns it."""
-    events = list(changed(instance, now or settings()))
+    events = list(changed(instance, latest or settings()))
     for event in events:
         instance.report_runless_asset_event(event)
     return events
 
 
-def changed(instance: dg.DagsterInstance, now: Settings) -> Iterator[dg.AssetObservation]:
+def changed(instance: dg.DagsterInstance, latest: Settings) -> Iterator[dg.AssetObservation]:
     """An observation for each origin and partition that is not as it was when last observed."""
     known = {origin.name: _known(instance, origin.name, origin.partitions is not None) for origin in ORIGINS}
-    for name, partition, found in versions(now):
+    for name, partition, found in versions(latest):
         if known[name].get(partition) != found.version:
             yield observation(name, partition, found.version, found.problem)
 

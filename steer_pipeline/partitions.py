@@ -4,7 +4,7 @@ A new persona or variant is a new entry of the catalogue and appears when the de
 profile does without it. One whose entry is broken keeps its partition: its assets fail by name, the others go on.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
 
@@ -27,6 +27,24 @@ def personas_of_variants() -> dict[str, list[str]]:
         name: list(dict.fromkeys(term.persona for term in variant.terms))
         for name, variant in settings().variants.items()
     }
+
+
+def asked_for(
+    definition: dg.PartitionsDefinition | None, variants: Sequence[str], personas: Sequence[str]
+) -> list[str | None]:
+    """Partitions of an asset that stand for the named variants and personas; [None] for an asset without partitions.
+
+    None named are all; but where personas are named and no variants, those variants that are made of them.
+    """
+    if definition is None:
+        return [None]
+    keys = definition.get_partition_keys()
+    if definition != VARIANT:
+        return [name for name in keys if not personas or name in personas]
+    if personas and not variants:
+        made_of = personas_of_variants()
+        return [name for name in keys if set(made_of.get(name, ())) & set(personas)]
+    return [name for name in keys if not variants or name in variants]
 
 
 def _mapping(needs: Mapping[str, Iterable[str]]) -> dg.StaticPartitionMapping:

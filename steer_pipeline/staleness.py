@@ -52,12 +52,16 @@ class Staleness:
         made = self._graph.materializable_asset_keys
         return [parent for parent in sorted(self._graph.get(asset).parent_keys) if parent in made]
 
+    def reads(self, parent: dg.AssetKey, asset: dg.AssetKey, partition: str | None) -> list[str | None]:
+        """The partitions of one of its inputs that an asset partition is made of."""
+        if not self._graph.get(parent).is_partitioned:
+            return [None]
+        with partition_loading_context():
+            mapped = self._graph.get_parent_partition_keys_for_child(partition, parent, asset)
+        return list(mapped.partitions_subset.get_partition_keys())
+
     def _holds_up(self, parent: dg.AssetKey, asset: dg.AssetKey, partition: str | None) -> bool:
-        needed: list[str | None] = [None]
-        if self._graph.get(parent).is_partitioned:
-            with partition_loading_context():
-                mapped = self._graph.get_parent_partition_keys_for_child(partition, parent, asset)
-            needed = list(mapped.partitions_subset.get_partition_keys())
+        needed = self.reads(parent, asset, partition)
         there = [each for each in needed if not self.is_missing(parent, each)]
         if needed and not there:
             return True
@@ -71,7 +75,7 @@ class Staleness:
         if status == StaleStatus.MISSING:
             return [NEVER]
         causes = self._resolver.get_stale_causes(asset, partition)
-        return list(dict.fromkeys(told for cause in causes for told in self._reasons(cause)))
+        return list(dict.fromkeys(reason for cause in causes for reason in self._reasons(cause)))
 
     def _reasons(self, cause: StaleCause) -> list[str]:
         if cause.category == StaleCauseCategory.CODE:

@@ -10,12 +10,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from steer_pipeline.campaigns.driver import Driver
 from steer_pipeline.catalogue import specs as models
 from steer_pipeline.definitions import defs
 from steer_pipeline.keys import key
 from steer_pipeline.lineage import sections_of
 from steer_pipeline.settings import settings
-from steer_pipeline.tools.driver import Driver
 
 # Where a result comes from (provenance), which model is loaded (an origin of its own), where things lie.
 NOT_BY_STEPS = (

@@ -50,10 +50,11 @@ class Place:
             "STEER_NEWS_INBOX": str(self.folder / "inbox"),
             "DAGSTER_HOME": str(self.folder / "dagster"),
             "PYTHONWARNINGS": "ignore",
+            "PYTHONPATH": str(PACKAGE.parent),
         }
         environment = {k: v for k, v in environment.items() if k not in ("STEER_PROFILE", "STEER_HOME")}
         return subprocess.run(
-            [Path(sys.executable).parent / "steer", *arguments],
+            [sys.executable, "-m", "steer_pipeline", *arguments],
             env=environment,
             capture_output=True,
             text=True,
@@ -119,38 +120,38 @@ def pilot(place) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def said(pilot) -> dict:
+def last_line(pilot) -> dict:
     """The last line of the pilot's output."""
     assert pilot.returncode == 0, f"{pilot.stdout[-3000:]}\n{pilot.stderr[-3000:]}"
     return json.loads(pilot.stdout.strip().splitlines()[-1])
 
 
-def test_the_last_line_has_every_variant_and_control_with_clean_rows(said):
-    assert set(said) == {"seconds", "variants"}
-    assert list(said["variants"]) == list(VARIANTS)
-    for name, numbers in said["variants"].items():
+def test_the_last_line_has_every_variant_and_control_with_clean_rows(last_line):
+    assert set(last_line) == {"seconds", "variants"}
+    assert list(last_line["variants"]) == list(VARIANTS)
+    for name, numbers in last_line["variants"].items():
         assert numbers["rows"] == settings().profile.rewrites.pilot_rows, name
         assert numbers["suspect_rate"] <= 0.01, name
         assert 0.8 <= numbers["facts_kept"] <= 1, name
         assert set(numbers["trait"]) == set(TRAITS), name
 
 
-def test_steering_moves_each_trait_as_the_catalogue_says(said):
+def test_steering_moves_each_trait_as_the_catalogue_says(last_line):
     for name, variant in VARIANTS.items():
         for persona, direction in variant.targets.items():
-            moved = said["variants"][name]["trait"][persona]
+            moved = last_line["variants"][name]["trait"][persona]
             assert moved["low"] <= moved["shift"] <= moved["high"]
             assert moved["low"] > 0 if direction == "up" else moved["high"] < 0, (name, persona, moved)
 
 
-def test_controls_include_zero(said):
+def test_controls_include_zero(last_line):
     for name in SILENT:
         for persona in TRAITS:
-            moved = said["variants"][name]["trait"][persona]
+            moved = last_line["variants"][name]["trait"][persona]
             assert moved["low"] <= 0 <= moved["high"], (name, persona, moved)
 
 
-def test_every_variant_is_released_with_its_gates_passed(place, said):
+def test_every_variant_is_released_with_its_gates_passed(place, last_line):
     for name in VARIANTS:
         pack = place.store.current("rewrite_pack", name)
         pointer = place.store.current("rewrite_release", name)
@@ -159,7 +160,7 @@ def test_every_variant_is_released_with_its_gates_passed(place, said):
         assert place.rows("rewrite_pack", name)["source_index"].is_sorted()
 
 
-def test_the_report_names_every_variant_and_holds_its_plots(place, said):
+def test_the_report_names_every_variant_and_holds_its_plots(place, last_line):
     folder = place.store.current("vector_eval_report", None).path
     text = (folder / "report.md").read_text()
     assert all(f"`{name}`" in text for name in VARIANTS)
@@ -167,7 +168,16 @@ def test_the_report_names_every_variant_and_holds_its_plots(place, said):
     assert "data:image/png;base64" in (folder / "report.html").read_text()
 
 
-def test_a_second_pilot_makes_nothing_twice(place, said):
+def test_what_was_made_can_be_asked_for_and_opened(place, last_line):
+    answer = place.run("query", "select count(*) as n from rewrite_pack", "--json")
+    rows = settings().profile.rewrites.pilot_rows
+    assert json.loads(answer.stdout) == [{"n": rows * len(VARIANTS)}]
+    (page,) = place.run("report").stdout.split()
+    assert Path(page).name == "report.html"
+    assert place.run("make", "pilot", "--dry-run").stdout == "everything is fresh\n"
+
+
+def test_a_second_pilot_makes_nothing_twice(place, last_line):
     def made() -> dict[str, list[str]]:
         store = place.store
         keys = [(asset, part) for asset in store.assets() for part in store.partitions(asset) or [None]]
@@ -179,7 +189,7 @@ def test_a_second_pilot_makes_nothing_twice(place, said):
     lines = again.stdout.strip().splitlines()
     assert len(lines) == 1, "steps were run again"
     second = json.loads(lines[-1])
-    assert second["variants"] == said["variants"]
+    assert second["variants"] == last_line["variants"]
     assert second["seconds"] < 90
     assert made() == before
 
@@ -191,7 +201,7 @@ def of(asset: str, *partitions: str) -> set[str]:
     return {label(asset, partition) for partition in partitions}
 
 
-def test_an_edit_makes_stale_exactly_what_was_made_of_it(place, said):
+def test_an_edit_makes_stale_exactly_what_was_made_of_it(place, last_line):
     assert place.stale() == {}
     personas, profile = place.catalogue / "personas", place.catalogue / "profiles" / "newsroom.yaml"
     with place.edited(
@@ -215,7 +225,7 @@ def test_an_edit_makes_stale_exactly_what_was_made_of_it(place, said):
     assert place.stale() == {}, "an edit that is taken back leaves no trace"
 
 
-def test_another_chat_template_and_other_weights_are_seen(place, said):
+def test_another_chat_template_and_other_weights_are_seen(place, last_line):
     """Two checkpoints of one shape were one to the pipeline, and a changed template was none of its business."""
     template, weights = (
         place.folder / "model" / "chat_template.jinja",
@@ -237,7 +247,7 @@ def test_another_chat_template_and_other_weights_are_seen(place, said):
     assert place.stale() == {}
 
 
-def test_make_does_what_status_says_and_nothing_else(place, said):
+def test_make_does_what_status_says_and_nothing_else(place, last_line):
     def weaker(entries: list[dict]) -> None:
         (trusting,) = (entry for entry in entries if entry["name"] == "trusting")
         trusting["terms"][0]["dose"] = {"recommended": -0.9}
@@ -262,7 +272,7 @@ def test_make_does_what_status_says_and_nothing_else(place, said):
         assert place.stale() == {}
 
 
-def test_a_bad_pack_stays_out_and_a_rollback_is_one_command(place, said):
+def test_a_bad_pack_stays_out_and_a_rollback_is_one_command(place, last_line):
     good = place.store.current("rewrite_pack", "paranoid").sha
     spoiled = place.rows("rewrite_pack", "paranoid").with_columns(
         pl.when(pl.int_range(pl.len()) < 5).then(pl.lit("<|im_end|>")).otherwise("output").alias("output")

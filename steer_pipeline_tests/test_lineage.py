@@ -253,7 +253,7 @@ def test_two_profiles_share_a_store_and_an_instance_and_never_meet(tmp_path):
 from steer_pipeline.definitions import defs
 from steer_pipeline.keys import key
 from steer_pipeline.settings import settings
-from steer_pipeline.tools.driver import open_driver
+from steer_pipeline.campaigns.driver import open_driver
 with open_driver(defs, settings().home) as driver:
     print(driver.materialize(["cc_news", "truncated_news"]).success)
     driver.observe()  # what the run has observed when it started is what it was made of

@@ -1,6 +1,16 @@
-"""Jobs, named after what a person wants done. Each takes one partition a run; backfills take many."""
+"""Jobs, named after what a person wants done.
+
+`pilot` and `behaviour` are `steer make pilot` and `steer make behaviour`, run by Dagster: chains of assets with
+personas, variants and neither as partitions, which no job of assets alone can hold. Each of their steps is a run of its
+own. The other jobs are the pieces, one partition a run; backfills take many.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import dagster as dg
+from pydantic import Field
 
 from steer_pipeline.keys import key
 from steer_pipeline.lab.rewrites import GATES
@@ -17,6 +27,59 @@ def _of_size(size: str) -> dict:
     return {"ops": {"rewrite_raw": {"config": {"size": size}}}}
 
 
+class PilotConfig(dg.Config):
+    """What `steer make pilot` takes."""
+
+    size: Literal["pilot", "full"] = Field(default="pilot", description="Rows of the packs.")
+    variants: list[str] = Field(default=[], description="None for all.")
+    force: bool = Field(default=False, description="Make everything again, fresh or not.")
+
+
+class BehaviourConfig(dg.Config):
+    """What `steer make behaviour` takes."""
+
+    personas: list[str] = Field(default=[], description="Traits and roles; none for all.")
+    force: bool = Field(default=False, description="Make everything again, fresh or not.")
+
+
+def _made(context: dg.OpExecutionContext, make: Callable[..., Any]) -> None:
+    """Runs a campaign on this run's instance; fails with what went wrong."""
+    result = make(instance=context.instance, say=context.log.info)
+    context.add_output_metadata({"numbers": dg.MetadataValue.json(result.numbers)})
+    if result.problems:
+        raise dg.Failure("\n".join(result.problems), allow_retries=False)
+
+
+@dg.op(description="Brings the pilot up to date in this process; see `steer make pilot`.")
+def make_the_pilot(context: dg.OpExecutionContext, config: PilotConfig) -> None:
+    from steer_pipeline.campaigns.pilot import make_pilot
+
+    _made(context, partial(make_pilot, config.size, config.variants, force=config.force))
+
+
+@dg.op(description="Brings the behaviour lab up to date in this process; see `steer make behaviour`.")
+def make_the_behaviour_lab(context: dg.OpExecutionContext, config: BehaviourConfig) -> None:
+    from steer_pipeline.campaigns.behaviour import make_behaviour
+
+    _made(context, partial(make_behaviour, config.personas, force=config.force))
+
+
+@dg.job(
+    description="What `steer make pilot` makes: vectors, checked and released packs in all variants and controls, "
+    "comparison and report. What is fresh is left alone."
+)
+def pilot():
+    make_the_pilot()
+
+
+@dg.job(
+    description="What `steer make behaviour` makes: trained vectors and what they do, for every trait and role. "
+    "What is fresh is left alone."
+)
+def behaviour():
+    make_the_behaviour_lab()
+
+
 TO_PACKS = _assets("rewrite_raw", "rewrite_pack", "keep_set")
 refresh_news = dg.define_asset_job(
     "refresh_news",
@@ -29,20 +92,20 @@ build_vectors = dg.define_asset_job(
     partitions_def=PERSONA,
     description="One persona: contrast set, vector and recommended dose.",
 )
-pilot = dg.define_asset_job(
-    "pilot",
+build_pilot_packs = dg.define_asset_job(
+    "build_pilot_packs",
     TO_PACKS,
     partitions_def=VARIANT,
     config=_of_size("pilot"),
-    description="One variant in the pilot size, with its gates and keep set. base and base_resample come "
-    "first: the others are compared with them.",
+    description="One variant's pack in the pilot size, with its gates and keep set; nothing is released. base and "
+    "base_resample come first: the others are compared with them.",
 )
-build_packs = dg.define_asset_job(
-    "build_packs",
+build_full_packs = dg.define_asset_job(
+    "build_full_packs",
     TO_PACKS,
     partitions_def=VARIANT,
     config=_of_size("full"),
-    description="One variant in the full size; refused while its pilot's gates fail.",
+    description="One variant's pack in the full size; refused while its pilot's gates fail.",
 )
 promote = dg.define_asset_job(
     "promote",
@@ -77,10 +140,12 @@ behaviour_report = dg.define_asset_job(
 )
 
 JOBS = [
+    pilot,
+    behaviour,
     refresh_news,
     build_vectors,
-    pilot,
-    build_packs,
+    build_pilot_packs,
+    build_full_packs,
     promote,
     report,
     train_vectors,

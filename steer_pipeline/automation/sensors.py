@@ -25,17 +25,17 @@ MAX_MESSAGE_CHARS = 4000
     "assets_data/inbox). The profile's corpus.source must be that directory.",
 )
 def news_inbox(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    now = settings(anew=True)
-    if (reason := _not_the_source(now)) is not None:
+    latest = settings(anew=True)
+    if (reason := _not_the_source(latest)) is not None:
         return dg.SkipReason(reason)
-    files = inbox_files(now.inbox)
+    files = inbox_files(latest.inbox)
     if not files:
-        return dg.SkipReason(f"no files in {now.inbox}")
+        return dg.SkipReason(f"no files in {latest.inbox}")
     if time.time() - max(path.stat().st_mtime for path in files) < SETTLED_AFTER_S:
         return dg.SkipReason("a file has changed just now and may still be being written")
     content = inbox_fingerprint(files)
     if content == context.cursor:
-        return dg.SkipReason(f"the {len(files)} files of {now.inbox} have not changed")
+        return dg.SkipReason(f"the {len(files)} files of {latest.inbox} have not changed")
     request = dg.RunRequest(run_key=content, tags={"steer/inbox": content})
     return dg.SensorResult(run_requests=[request], cursor=content)
 
@@ -61,14 +61,14 @@ def inbox_fingerprint(files: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _not_the_source(now: Settings) -> str | None:
-    source = now.profile.corpus.source
-    folder = now.home / Path(source.path or "").expanduser()
-    if source.kind == "directory" and folder.resolve() == now.inbox.resolve():
+def _not_the_source(latest: Settings) -> str | None:
+    source = latest.profile.corpus.source
+    folder = latest.home / Path(source.path or "").expanduser()
+    if source.kind == "directory" and folder.resolve() == latest.inbox.resolve():
         return None
     return (
-        f"profile {now.profile.name} reads its news from {source.kind} {source.path or ''}; to watch the inbox, "
-        f"set corpus.source: {{kind: directory, path: {now.inbox}}}"
+        f"profile {latest.profile.name} reads its news from {source.kind} {source.path or ''}; to watch the inbox, "
+        f"set corpus.source: {{kind: directory, path: {latest.inbox}}}"
     )
 
 

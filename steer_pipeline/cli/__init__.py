@@ -1,4 +1,4 @@
-"""`steer`: the one command. Each module holds the verbs of one concern; `main` is what the console script calls."""
+"""`steer`: the one command. A file a verb; `main` is what the console script calls."""
 
 from steer_pipeline.cli.main import main
 

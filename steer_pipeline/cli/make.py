@@ -1,4 +1,4 @@
-"""`steer make`: brings the pilot or the behaviour lab up to date.
+"""`steer make`: brings the pilot, the behaviour lab or both up to date.
 
 Progress goes to stdout, its last line is one JSON object with the numbers; what went wrong goes to stderr, and then the
 exit status is 1.
@@ -8,73 +8,108 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from steer_pipeline.cli.options import DRY_RUN, PERSONAS, VARIANTS, examples, names
 
-def _names(_: click.Context, __: click.Parameter, value: str) -> list[str]:
-    return [name.strip() for name in value.split(",") if name.strip()]
+if TYPE_CHECKING:
+    from steer_pipeline.campaigns.campaign import Result
 
-
-def _only(what: str) -> Callable[[Any], Any]:
-    return click.option(
-        "--only", default="", callback=_names, help=f"{what}, separated by commas.  [default: all]"
-    )
-
-
+SIZE = click.option(
+    "--size", type=click.Choice(["pilot", "full"]), default="pilot", help="Rows of the packs."
+)
 FORCE = click.option("--force", is_flag=True, help="Make everything again, fresh or not.")
 
 
 @click.group()
 def make() -> None:
-    """Make what is missing or stale, and nothing else; `steer status` says what that is."""
+    """Make what is missing or stale, nothing else."""
 
 
-@make.command()
-@click.option(
-    "--size",
-    type=click.Choice(["pilot", "full"]),
-    default="pilot",
-    show_default=True,
-    help="Rows of the packs.",
+@make.command(
+    epilog=examples(
+        "steer make pilot",
+        "steer make pilot --variants trusting --dry-run",
+        "steer make pilot --size full",
+    )
 )
-@_only("Variants")
+@SIZE
+@names("Variants", "--variants", "--only", "variants")
 @FORCE
-def pilot(size: str, only: list[str], force: bool) -> None:
-    """Vectors, checked and released packs in all variants and controls, comparison and report.
+@DRY_RUN
+def pilot(size: str, variants: list[str], force: bool, dry_run: bool) -> None:
+    """Make vectors, packs, comparison and report.
 
-    Base and the two controls that every difference stands beside are always made. The full size is refused while a
-    gate of the pilot fails.
+    Packs of all variants and controls are checked by their gates and released. Base and the two controls that every
+    difference stands beside are always made. The full size is refused while a gate of the pilot fails.
     """
-    from steer_pipeline.tools.pilot import make_pilot
+    from steer_pipeline.campaigns.pilot import make_pilot
 
-    _report("variants", lambda: make_pilot(size, only, force=force))
+    _report({"variants": lambda: make_pilot(size, variants, force=force, dry_run=dry_run)})
 
 
-@make.command()
-@_only("Traits and roles")
+@make.command(epilog=examples("steer make behaviour", "steer make behaviour --personas sailor,coach"))
+@names("Traits and roles", "--personas", "--only", "personas")
 @FORCE
-def behaviour(only: list[str], force: bool) -> None:
-    """Trained vectors and what they do, for every trait and role."""
-    from steer_pipeline.tools.behaviour import make_behaviour
+@DRY_RUN
+def behaviour(personas: list[str], force: bool, dry_run: bool) -> None:
+    """Make trained vectors and see what they do.
 
-    _report("personas", lambda: make_behaviour(only, force=force))
+    For every trait and role, beside prompting, averaged and random vectors.
+    """
+    from steer_pipeline.campaigns.behaviour import make_behaviour
+
+    _report({"personas": lambda: make_behaviour(personas, force=force, dry_run=dry_run)})
 
 
-def _report(of: str, run: Callable[[], tuple[dict[str, Any], list[str]]]) -> None:
+@make.command(name="all", epilog=examples("steer make all", "steer make all --dry-run"))
+@SIZE
+@VARIANTS
+@PERSONAS
+@FORCE
+@DRY_RUN
+def everything(size: str, variants: list[str], personas: list[str], force: bool, dry_run: bool) -> None:
+    """Make the pilot, then the behaviour lab.
+
+    Where one fails the other goes on.
+    """
+    from steer_pipeline.campaigns.behaviour import chosen, make_behaviour
+    from steer_pipeline.campaigns.pilot import make_pilot
+
+    chosen(personas)  # a misspelt name is an answer now, not after the pilot
+    _report(
+        {
+            "variants": lambda: make_pilot(size, variants, force=force, dry_run=dry_run),
+            "personas": lambda: make_behaviour(personas, force=force, dry_run=dry_run),
+        }
+    )
+
+
+def _report(campaigns: "dict[str, Callable[[], Result]]") -> None:
     started = time.monotonic()
-    numbers, problems = run()
+    results = {of: campaign() for of, campaign in campaigns.items()}
+    plan = {place: why for result in results.values() for place, why in result.plan.items()}
+    problems = [problem for result in results.values() for problem in result.problems]
+    if click.get_current_context().params["dry_run"]:
+        from steer_pipeline.io.store import label
+
+        for place, why in plan.items():
+            click.echo(f"would make {label(*place)}: {why}")
+        click.echo(f"{len(plan)} to make" if plan else "everything is fresh")
+    else:
+        numbers = {of: result.numbers for of, result in results.items()}
+        click.echo(line(numbers, time.monotonic() - started))
     for problem in problems:
         click.echo(f"FAILED: {problem}", err=True)
-    click.echo(line(of, numbers, time.monotonic() - started))
     if problems:
         sys.exit(1)
 
 
-def line(of: str, numbers: dict[str, Any], seconds: float) -> str:
+def line(numbers: dict[str, Any], seconds: float) -> str:
     """The last line of stdout, its numbers to four digits."""
-    return json.dumps({"seconds": round(seconds, 1), of: rounded(numbers)}, allow_nan=False)
+    return json.dumps({"seconds": round(seconds, 1), **rounded(numbers)}, allow_nan=False)
 
 
 def rounded(value: Any) -> Any:

@@ -1,52 +1,70 @@
 """`steer release`: which version of a variant's pack is released: promote, roll back, history."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import click
 
+from steer_pipeline.cli.console import readers_may_leave
+from steer_pipeline.cli.options import DRY_RUN, VARIANTS, examples, known, names
+
 if TYPE_CHECKING:
-    from steer_pipeline.tools.driver import Driver, Outcome
+    from steer_pipeline.campaigns.driver import Driver, Outcome
 
 
 @click.group()
 def release() -> None:
-    """Promote a pack, roll back, and see what was released when."""
+    """Promote a pack, roll back, and see the history."""
 
 
-@release.command()
-@click.argument("variants", nargs=-1, required=True)
-def promote(variants: tuple[str, ...]) -> None:
-    """Run the gates of the newest packs of VARIANTS, and release those that pass."""
-    from steer_pipeline.tools import release as commands
+@release.command(epilog=examples("steer release promote paranoid", "steer release promote paranoid trusting"))
+@click.argument("given", metavar="[VARIANT]...", nargs=-1)
+@names("Variants", "--variants", default="")
+@DRY_RUN
+def promote(given: tuple[str, ...], variants: list[str], dry_run: bool) -> None:
+    """Run the gates of the newest packs of some variants, and release those that pass."""
+    from steer_pipeline.campaigns import release as releases
 
-    _each(variants, commands.promote)
+    wanted = [*given, *variants]
+    if not wanted:
+        raise click.UsageError("name the variants to promote")
+    if dry_run:
+        _foretell(wanted, "promote", None)
+    else:
+        _each(wanted, releases.promote)
 
 
-@release.command()
+@release.command(
+    epilog=examples("steer release rollback paranoid", "steer release rollback paranoid --to 91411af1")
+)
 @click.argument("variant")
 @click.option("--to", help="Version, or its beginning.  [default: the one released before]")
-def rollback(variant: str, to: str | None) -> None:
+@DRY_RUN
+def rollback(variant: str, to: str | None, dry_run: bool) -> None:
     """Release an earlier version of VARIANT; again goes further back."""
-    from steer_pipeline.tools import release as commands
+    from steer_pipeline.campaigns import release as releases
 
-    _each((variant,), lambda driver, name: commands.rollback(driver, name, to))
+    if dry_run:
+        _foretell([variant], "rollback", to)
+    else:
+        _each([variant], lambda driver, name: releases.rollback(driver, name, to))
 
 
-@release.command()
-@click.argument("variant", required=False)
-def history(variant: str | None) -> None:
-    """Releases of VARIANT, or of all, newest first."""
-    from steer_pipeline.tools.console import readers_may_leave
-
+@release.command(epilog=examples("steer release history", "steer release history paranoid"))
+@click.argument("given", metavar="[VARIANT]...", nargs=-1)
+@VARIANTS
+def history(given: tuple[str, ...], variants: list[str]) -> None:
+    """List the releases of some variants, or of all, newest first."""
+    wanted = [*given, *variants]
     with readers_may_leave(), _driver() as driver:
-        _known((variant,) if variant else ())
-        _show(driver, variant)
+        _known(wanted)
+        for variant in wanted or [None]:
+            _show(driver, variant)
 
 
-def _each(variants: tuple[str, ...], act: "Callable[[Driver, str], Outcome]") -> None:
+def _each(variants: Sequence[str], act: "Callable[[Driver, str], Outcome]") -> None:
     failed = False
     with _driver() as driver:
         _known(variants)
@@ -61,25 +79,33 @@ def _each(variants: tuple[str, ...], act: "Callable[[Driver, str], Outcome]") ->
         sys.exit(1)
 
 
+def _foretell(variants: Sequence[str], action: str, to: str | None) -> None:
+    from steer_pipeline.campaigns.release import foretold
+    from steer_pipeline.resources import open_store
+
+    with _driver() as driver:
+        _known(variants)
+        for variant in variants:
+            click.echo(foretold(driver, open_store(), variant, action, to))
+
+
 def _show(driver: "Driver", variant: str | None, limit: int = 1000) -> None:
+    from steer_pipeline.campaigns.release import shown
     from steer_pipeline.resources import open_store
     from steer_pipeline.stages.rewrites.history import history as entries
-    from steer_pipeline.tools.release import shown
 
     click.echo(shown(entries(driver.instance, open_store(), variant, limit=limit)))
 
 
 def _driver() -> "AbstractContextManager[Driver]":
+    from steer_pipeline.campaigns.driver import open_driver
     from steer_pipeline.definitions import defs
     from steer_pipeline.settings import settings
-    from steer_pipeline.tools.driver import open_driver
 
     return open_driver(defs, settings().home)
 
 
-def _known(variants: tuple[str, ...]) -> None:
+def _known(variants: Sequence[str]) -> None:
     from steer_pipeline.settings import settings
 
-    known = settings().variant_names
-    if unknown := [name for name in variants if name not in known]:
-        raise click.ClickException(f"no variant {unknown[0]!r}; known: {', '.join(known)}")
+    known(variants, settings().variant_names, "variant")

@@ -28,6 +28,7 @@ from urllib.parse import quote, unquote
 import fsspec
 
 MANIFEST = "MANIFEST.json"
+RELEASED = ("rewrite_pack", "rewrite_release")  # what a rollback of releases mends
 CURRENT = "CURRENT"
 STAGING = ".staging"
 WORK, SHARED_WORK = ".work", "_work"
@@ -184,7 +185,7 @@ class ArtifactStore:
     def scratch(self, label: str) -> Path:
         """A new empty folder on the store's own file system, for a version in the making.
 
-        Left over after a crash, it is removed by `python -m steer_pipeline.tools.prune`.
+        Left over after a crash, it is removed by `steer prune`.
         """
         folder = self._files.local_root / STAGING / f"{label}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
@@ -620,11 +621,10 @@ def _place(asset: str, partition: str | None) -> str:
 
 
 def _cure(asset: str, partition: str | None) -> str:
-    selected = f"--select {asset}" + (f" --partition '{partition}'" if partition else "")
-    return (
-        f"materialise {label(asset, partition)} again, which replaces it (in the UI, or "
-        f"`dagster asset materialize -m steer_pipeline.definitions {selected}`), or go back to another version"
-    )
+    again = f"make {label(asset, partition)} again, which replaces it (`steer make pilot` or `steer make behaviour`)"
+    if asset in RELEASED:
+        return f"{again}, or go back to another version (`steer release rollback {partition}`)"
+    return f"{again}, or go back to another version"
 
 
 def _manifest(text: bytes, sha: str) -> dict[str, Any]:

@@ -1,29 +1,60 @@
 """What the jobs are about, and what the nightly pilot asks for."""
 
-from datetime import UTC, datetime
-
 import dagster as dg
 import pytest
 
 from steer_pipeline.automation.schedules import nightly_pilot
+from steer_pipeline.campaigns.campaign import Result
 from steer_pipeline.definitions import defs
 from steer_pipeline.partitions import PERSONA, TRAIT_OR_ROLE, VARIANT, VARIANT_NEEDS, personas_of_variants
 from steer_pipeline.settings import settings
 
 
-def test_the_nightly_pilot_asks_for_every_variant_once_and_first_for_what_others_are_compared_with():
-    night = datetime(2030, 1, 2, 2, 0, tzinfo=UTC)
-    context = dg.build_schedule_context(scheduled_execution_time=night)
-    requests = list(nightly_pilot(context))
-    assert [request.partition_key for request in requests[:2]] == ["base", "base_resample"]
-    assert sorted(r.partition_key for r in requests) == sorted(VARIANT.get_partition_keys())
-    priorities = [int(request.tags["dagster/priority"]) for request in requests]
-    assert priorities == sorted(priorities, reverse=True)
-    assert requests[0].run_key == "2030-01-02/base"
-    assert len({request.run_key for request in requests}) == len(requests)
+def test_the_nightly_pilot_is_the_pilot():
+    assert nightly_pilot.job_name == "pilot"
+    request = nightly_pilot.evaluate_tick(dg.build_schedule_context()).run_requests[0]
+    assert request.run_config == {}
 
 
-@pytest.mark.parametrize(("job", "size"), [("pilot", "pilot"), ("build_packs", "full")])
+@pytest.mark.parametrize(
+    ("job", "campaign", "given", "wanted"),
+    [
+        (
+            "pilot",
+            "pilot.make_pilot",
+            {"size": "full", "variants": ["base"]},
+            (("full", ["base"]), {"force": False}),
+        ),
+        (
+            "behaviour",
+            "behaviour.make_behaviour",
+            {"personas": ["sailor"], "force": True},
+            ((["sailor"],), {"force": True}),
+        ),
+    ],
+)
+def test_the_jobs_of_the_campaigns_do_what_the_command_does(monkeypatch, job, campaign, given, wanted):
+    """The job `pilot` made packs of one variant, and `make pilot` everything."""
+    asked = []
+
+    def make(*arguments, instance, say, **options):
+        assert instance is here
+        asked.append((arguments, options))
+        return Result({"base": {"rows": 50}}, [] if len(asked) == 1 else ["one gate has failed"])
+
+    monkeypatch.setattr(f"steer_pipeline.campaigns.{campaign}", make)
+    definition = defs.resolve_job_def(job)
+    (op,) = definition.nodes
+    config = {"ops": {op.name: {"config": given}}}
+    with dg.DagsterInstance.ephemeral() as here:
+        assert definition.execute_in_process(config, instance=here).success
+        failed = definition.execute_in_process(config, instance=here, raise_on_error=False)
+    assert asked[0] == wanted
+    (failure,) = failed.filter_events(lambda event: event.is_step_failure)
+    assert failure.step_failure_data.user_failure_data.description == "one gate has failed"
+
+
+@pytest.mark.parametrize(("job", "size"), [("build_pilot_packs", "pilot"), ("build_full_packs", "full")])
 def test_the_size_of_a_pack_is_the_job_s(job, size):
     config = defs.resolve_job_def(job).get_run_config_for_partition_key("base")
     assert config["ops"]["rewrite_raw"]["config"]["size"] == size
@@ -33,8 +64,8 @@ def test_the_size_of_a_pack_is_the_job_s(job, size):
     ("job", "partitions"),
     [
         ("build_vectors", PERSONA),
-        ("pilot", VARIANT),
-        ("build_packs", VARIANT),
+        ("build_pilot_packs", VARIANT),
+        ("build_full_packs", VARIANT),
         ("promote", VARIANT),
         ("refresh_news", None),
         ("report", None),

@@ -151,7 +151,7 @@ def test_a_damaged_manifest_is_named_with_the_cure(tmp_path):
     store = ArtifactStore(str(tmp_path / "store"))
     version = put(store, "one")
     (version.path / "MANIFEST.json").write_text('{"sha": ')
-    with pytest.raises(StoreError, match="MANIFEST.json: not valid JSON.*materialise pack\\[base\\] again"):
+    with pytest.raises(StoreError, match="MANIFEST.json: not valid JSON.*make pack\\[base\\] again"):
         store.current("pack", "base")
 
 
@@ -177,10 +177,8 @@ def test_a_damaged_file_is_not_handed_out_but_named_with_the_cure(store, tmp_pat
         _ = store.current("pack", "base").path
     message = str(told.value)
     assert message.startswith(f"{version.url}/rows.txt: damaged file of pack[base], version {version.sha}")
-    assert "its content is not what the manifest says; materialise pack[base] again" in message
-    assert (
-        "dagster asset materialize -m steer_pipeline.definitions --select pack --partition 'base'" in message
-    )
+    assert "its content is not what the manifest says; make pack[base] again" in message
+    assert "`steer make pilot`" in message
     assert not list((tmp_path / "cache").rglob("rows.txt"))
 
 
@@ -233,9 +231,7 @@ def test_a_manifest_of_other_files_is_not_believed_and_its_damage_hides_no_other
     store = ArtifactStore(str(tmp_path / "store"))
     first, second = put(store, "one"), put(store, "two")
     (second.path / "MANIFEST.json").write_bytes((first.path / "MANIFEST.json").read_bytes())
-    with pytest.raises(
-        StoreError, match=f"not those of version {second.sha}; materialise pack\\[base\\] again"
-    ):
+    with pytest.raises(StoreError, match=f"not those of version {second.sha}; make pack\\[base\\] again"):
         store.current("pack", "base")
     assert store.current_sha("pack", "base") == second.sha
     assert store.shas("pack", "base") == sorted([first.sha, second.sha])

@@ -6,10 +6,10 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from steer_pipeline.campaigns.behaviour import CHAIN, TABLE, Behaviour
+from steer_pipeline.campaigns.driver import Driver
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.vectors.vector import load_vector
-from steer_pipeline.tools.behaviour import CHAIN, TABLE, Behaviour
-from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.stages.behaviour.published import publish
 from steer_pipeline_tests.tiny import tiny_model_dir
 

@@ -6,6 +6,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from steer_pipeline.campaigns.driver import Driver
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.io.parquet import ParquetIO
 from steer_pipeline.io.store import ArtifactStore
@@ -15,7 +16,6 @@ from steer_pipeline.lab.evaluation.judgement import STATUSES, Judgement
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, JudgeResource
 from steer_pipeline.stages.behaviour import assets, checks
-from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.lab.evaluation.judge_server import NOW, Request, ScriptedJudge, Step
 from steer_pipeline_tests.stages.origins import READER, STUDIED
 

@@ -6,6 +6,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from steer_pipeline.campaigns.driver import Driver
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.io.bundle import BundleIO
@@ -17,7 +18,6 @@ from steer_pipeline.lab.vectors.vector import save_vector
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.stages.behaviour import assets, checks
-from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.lab.behaviour.builders import averaged_vector, behaviour_set, trained_vector
 from steer_pipeline_tests.stages.origins import READER, STUDIED
 from steer_pipeline_tests.tiny import tiny_model_dir

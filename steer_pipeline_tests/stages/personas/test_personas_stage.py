@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from safetensors.numpy import save_file
 
+from steer_pipeline.campaigns.driver import Driver
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.specs import ImportedVector
 from steer_pipeline.io import catalogue as reading
@@ -19,7 +20,6 @@ from steer_pipeline.lab.vectors.doses import load_recommendation
 from steer_pipeline.lab.vectors.vector import best_block, load_vector, save_vector
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.stages.personas import assets, checks
-from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.lab.personas.builders import vector
 from steer_pipeline_tests.stages.origins import ORIGINS, READER
 from steer_pipeline_tests.tiny import tiny_model_dir

@@ -9,8 +9,8 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from steer_pipeline.campaigns.driver import Driver
 from steer_pipeline.io.store import ArtifactStore, Version
-from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.lab.rewrites.packs import news, pack, resample
 
 VOICE = " Somebody surely hides the real story."

@@ -13,11 +13,11 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from steer_pipeline.campaigns import release as commands
+from steer_pipeline.campaigns.driver import Driver
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.rewrites import release, verdicts
 from steer_pipeline.stages.rewrites.history import history
-from steer_pipeline.tools import release as commands
-from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.lab.rewrites.packs import pack
 from steer_pipeline_tests.stages.rewrites.conftest import VOICE
 
@@ -280,7 +280,7 @@ def test_a_damaged_version_is_not_released_and_nothing_moves(project):
     spoil(second)
     outcome = commands.rollback(project.driver, "paranoid", second.sha)
     assert f"damaged file of rewrite_pack[paranoid], version {second.sha}" in outcome.errors[0]
-    assert "materialise rewrite_pack[paranoid] again" in outcome.errors[0]
+    assert "make rewrite_pack[paranoid] again" in outcome.errors[0]
     assert outcome.materialised == ()
     assert release.released(project.store, "paranoid") == first
     assert len(log_of(project)) == 3
@@ -365,8 +365,8 @@ import os, signal, sys
 from pathlib import Path
 import dagster as dg
 from steer_pipeline.io.store import ArtifactStore
-from steer_pipeline.tools import release
-from steer_pipeline.tools.driver import Driver
+from steer_pipeline.campaigns import release
+from steer_pipeline.campaigns.driver import Driver
 from steer_pipeline_tests.stages.rewrites.conftest import stage_definitions
 moment = sys.argv[1]
 real = ArtifactStore.point
@@ -400,7 +400,7 @@ def test_a_process_killed_at_the_pointer_leaves_no_moved_pointer_without_a_log(p
 def test_the_history_may_be_read_by_a_head_that_leaves():
     script = (
         "import sys\n"
-        "from steer_pipeline.tools.console import readers_may_leave\n"
+        "from steer_pipeline.cli.console import readers_may_leave\n"
         "with readers_may_leave():\n"
         "    for _ in range(50_000): print('a line of the history')\n"
     )

@@ -4,6 +4,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from steer_pipeline.campaigns.driver import Driver
 from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.io.bundle import BundleIO
 from steer_pipeline.io.parquet import ParquetIO
@@ -14,7 +15,6 @@ from steer_pipeline.lab.vectors.vector import save_vector
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.stages.vectors import assets, checks
-from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.lab.likelihood.builders import behaviour_rows, trained
 from steer_pipeline_tests.stages.origins import READER, STUDIED
 from steer_pipeline_tests.tiny import tiny_model_dir

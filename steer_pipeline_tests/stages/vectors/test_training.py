@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from steer_pipeline.campaigns.driver import Driver
 from steer_pipeline.io.bundle import BundleIO
 from steer_pipeline.io.parquet import ParquetIO
 from steer_pipeline.io.store import ArtifactStore
@@ -17,7 +18,6 @@ from steer_pipeline.lab.vectors.vector import load_vector
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.stages.vectors import assets, checks
-from steer_pipeline.tools.driver import Driver
 from steer_pipeline_tests.lab.vectors.learned.rows import behaviour_rows
 from steer_pipeline_tests.stages.origins import READER, STUDIED
 from steer_pipeline_tests.tiny import tiny_model_dir

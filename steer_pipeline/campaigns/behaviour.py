@@ -10,10 +10,12 @@ from typing import Any
 
 import polars as pl
 
+from steer_pipeline.campaigns.campaign import Campaign, Result
+from steer_pipeline.campaigns.driver import open_driver
+from steer_pipeline.campaigns.errors import NoSuchName, Stopped
+from steer_pipeline.campaigns.progress import Place
 from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.settings import settings
-from steer_pipeline.tools.campaign import Campaign, Stopped
-from steer_pipeline.tools.driver import open_driver
 
 CHAIN = (
     "behaviour_set",
@@ -39,6 +41,9 @@ class Behaviour(Campaign):
             self.bring_up(CHAIN, persona, stop=False)
         self.bring_up((TABLE,), None, stop=False)
 
+    def places(self) -> list[Place]:
+        return [*((asset, persona) for persona in self.personas for asset in CHAIN), (TABLE, None)]
+
     def numbers(self) -> dict[str, dict[str, float | None]]:
         """What the last line shows of every persona that was asked for and has been compared."""
         from steer_pipeline.lab.behaviour.table import minilm_headline
@@ -60,23 +65,31 @@ def chosen(only: Sequence[str]) -> list[str]:
     """The personas named, or all traits and roles.
 
     Raises:
-        Stopped: a name is not one of them.
+        NoSuchName: a name is not one of them.
     """
     known = TRAIT_OR_ROLE.get_partition_keys()
     if unknown := [name for name in only if name not in known]:
-        raise Stopped(f"--only: no trait or role {', '.join(unknown)}; the catalogue has {', '.join(known)}")
+        raise NoSuchName(f"no trait or role {', '.join(unknown)}; the catalogue has {', '.join(known)}")
     return [name for name in known if not only or name in only]
 
 
-def make_behaviour(only: Sequence[str], *, force: bool = False) -> tuple[dict[str, Any], list[str]]:
-    """Brings the behaviour lab up to date: its numbers by persona, and what went wrong in sentences."""
+def make_behaviour(
+    only: Sequence[str] = (), *, force: bool = False, dry_run: bool = False, **how: Any
+) -> Result:
+    """Brings the behaviour lab up to date: its numbers by persona, and what went wrong in sentences.
+
+    Args: as `make_pilot`, `only` being personas.
+    """
     from steer_pipeline.definitions import defs
 
+    personas = chosen(only)
     try:
-        personas = chosen(only)
-        with open_driver(defs, settings().home) as driver:
-            lab = Behaviour(driver, personas, force=force)
-            lab.run()
-            return lab.numbers(), lab.problems
+        with open_driver(defs, settings().home, how.pop("instance", None)) as driver:
+            lab = Behaviour(driver, personas, force=force, **how)
+            if dry_run:
+                return Result(plan=lab.plan())
+            with lab.shown():
+                lab.run()
+            return Result(lab.numbers(), lab.problems)
     except Stopped as error:
-        return {}, [str(error)]
+        return Result(problems=[str(error)])

@@ -9,24 +9,38 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
 from dagster._core.event_api import PartitionKeyFilter
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, RunsFilter
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    MAX_RETRIES_TAG,
+)
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
+from steer_pipeline.campaigns.errors import NotHere
+from steer_pipeline.io.store import label
 from steer_pipeline.keys import key, name_of
 from steer_pipeline.observing import observe
 from steer_pipeline.staleness import Staleness
 
 PLANNED = AssetCheckExecutionRecordStatus.PLANNED
 DRIVER_TAG = "steer/driver"
+LOCATION = "steer_pipeline"  # as pyproject.toml and workspace.yaml name the code location
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -45,8 +59,8 @@ class Outcome:
 
 
 @contextmanager
-def open_driver(defs: dg.Definitions, home: Path) -> Iterator["Driver"]:
-    """A driver on the Dagster instance of `home`, or of DAGSTER_HOME where that is set.
+def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance of `home`, or of DAGSTER_HOME where that is set.
 
     The project's dagster.yaml names its state by paths relative to the working directory, so this process
     moves to the project first.
@@ -55,13 +69,25 @@ def open_driver(defs: dg.Definitions, home: Path) -> Iterator["Driver"]:
     before = Path.cwd()
     os.chdir(home)
     try:
-        with dg.DagsterInstance.get() as instance, _driver_lock(instance) as alone:
-            driver = Driver(defs, instance)
-            if alone:
-                driver.bury_dead_runs()
-            yield driver
+        with dg.DagsterInstance.get() as instance:
+            yield instance
     finally:
         os.chdir(before)
+
+
+@contextmanager
+def open_driver(
+    defs: dg.Definitions, home: Path, instance: dg.DagsterInstance | None = None
+) -> Iterator["Driver"]:
+    """A driver on `instance`, or on that of `home`; see `open_instance`."""
+    with (
+        nullcontext(instance) if instance else open_instance(home) as chosen,
+        _driver_lock(chosen) as alone,
+    ):
+        driver = Driver(defs, chosen)
+        if alone:
+            driver.bury_dead_runs()
+        yield driver
 
 
 @contextmanager
@@ -83,12 +109,13 @@ def _driver_lock(instance: dg.DagsterInstance) -> Iterator[bool]:
         yield alone
 
 
-@dataclass(frozen=True)
+@dataclass
 class Driver:
     """One code location and one instance."""
 
     defs: dg.Definitions
     instance: dg.DagsterInstance
+    _staleness: Staleness | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def _job(self) -> dg.JobDefinition:
@@ -112,13 +139,27 @@ class Driver:
 
     def observe(self) -> None:
         """Looks at personas, variants, weights and news files, so that what they have become counts."""
-        observe(self.instance)
+        if observe(self.instance):
+            self._staleness = None
+
+    @property
+    def staleness(self) -> Staleness:
+        """As things are since this driver last made or observed something: asked once, however often it is read."""
+        if self._staleness is None:
+            self._staleness = Staleness(self.instance, self.asset_graph)
+        return self._staleness
 
     def stale(self, asset: str, partitions: Sequence[str | None]) -> dict[str | None, list[str]]:
         """Those of `partitions` that are missing or stale by the UI's own account, and why; see `Staleness`."""
-        staleness = Staleness(self.instance, self.asset_graph)
+        staleness = self.staleness
         found = {partition: staleness.why(key(asset), partition) for partition in partitions}
         return {partition: why for partition, why in found.items() if why}
+
+    def seconds(self, asset: str) -> float | None:
+        """How long its latest version took to make, as its metadata say."""
+        event = self.instance.get_latest_materialization_event(key(asset))
+        found = event.asset_materialization.metadata.get("seconds") if event else None
+        return float(found.value) if found else None
 
     def ungated(self, asset: str, partition: str | None) -> bool:
         """Whether a blocking check of one asset partition has not passed when it last ran, or never ran."""
@@ -154,7 +195,8 @@ class Driver:
         Raises:
             KeyboardInterrupt: the process was asked to stop (SIGINT or SIGTERM) while the run was going on.
         """
-        tags = {DRIVER_TAG: socket.gethostname()}
+        # No daemon tries this again behind the back of whoever runs the command.
+        tags = {DRIVER_TAG: socket.gethostname(), MAX_RETRIES_TAG: "0"}
         if span:
             tags |= {ASSET_PARTITION_RANGE_START_TAG: span[0], ASSET_PARTITION_RANGE_END_TAG: span[1]}
         nodes = [self.asset_graph.get(key(name)) for name in assets]
@@ -164,17 +206,33 @@ class Driver:
             gates = {dg.AssetCheckKey(key(asset), check) for asset, check in checks}
             job, keys = job.get_subset(asset_selection=set(keys), asset_check_selection=gates), []
         ops = {name: {"config": dict(values)} for name, values in (config or {}).items()}
-        result = job.execute_in_process(
-            run_config=QUIET | ({"ops": ops} if ops else {}),
-            instance=self.instance,
-            partition_key=partition,
-            asset_selection=keys,
-            tags=tags,
-            raise_on_error=False,
-        )
+        self._staleness = None
+        with _of_code_location(self.instance, job.name):
+            result = job.execute_in_process(
+                run_config=QUIET | ({"ops": ops} if ops else {}),
+                instance=self.instance,
+                partition_key=partition,
+                asset_selection=keys,
+                tags=tags,
+                raise_on_error=False,
+            )
         if any(_is_interrupt(event) for event in result.all_events):
             raise KeyboardInterrupt  # Dagster makes a failed step of it; whoever stops the process means all of it
         return _outcome(result)
+
+    def require_lasting(self) -> None:
+        """For who is about to drive long runs.
+
+        Raises:
+            NotHere: the instance takes runs for dead that it has not launched itself.
+        """
+        launcher = self.instance.run_launcher
+        if self.instance.run_monitoring_enabled and launcher.supports_check_run_worker_health:
+            raise NotHere(
+                "runs of this process would be marked as failed: the Dagster instance watches over its runs with "
+                f"{type(launcher).__name__}, which knows those only that it has launched. Let it launch them: "
+                "`steer backfill`, or jobs and automation in the UI"
+            )
 
     def bury_dead_runs(self) -> list[str]:
         """Unfinished runs of drivers on this machine: marked failed, their pool slots freed.
@@ -191,25 +249,54 @@ class Driver:
         return buried
 
 
+@contextmanager
+def _of_code_location(instance: dg.DagsterInstance, job: str) -> Iterator[None]:
+    """Runs created meanwhile belong to our code location: the UI's timeline and failure sensors pass over others.
+
+    `execute_in_process` takes no origin, so the call below it is given one.
+    """
+    location = ManagedGrpcPythonEnvCodeLocationOrigin(
+        LoadableTargetOrigin(module_name="steer_pipeline.definitions"), LOCATION
+    )
+    origin = RemoteJobOrigin(RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME), job)
+    instance.create_run_for_job = partial(instance.create_run_for_job, remote_job_origin=origin)
+    try:
+        yield
+    finally:
+        del instance.create_run_for_job  # the class's own shows again
+
+
 def _outcome(result: dg.ExecuteInProcessResult) -> Outcome:
-    stopped_by = [
-        f"{name_of(check.asset_key)}{f'[{check.partition}]' if check.partition else ''}: "
-        f"{check.check_name}: {check.description or f'failed ({_numbers(check)})'}"
-        for check in result.get_asset_check_evaluations()
-        if _stops(check)
-    ]
-    errors = []
-    for event in result.all_events:
-        if event.is_step_failure and not _is_check_failure(event):
-            errors.append(f"{event.step_key}: {_reason(event)}")
+    stopped_by, errors = failures(result.all_events)
     made = tuple(name_of(event.asset_key) for event in result.all_events if event.is_step_materialization)
     return Outcome(result.run_id, result.success, tuple(errors), tuple(stopped_by), made)
 
 
+def failures(events: Sequence[dg.DagsterEvent]) -> tuple[list[str], list[str]]:
+    """What the events of a run tell of blocking checks that failed and of steps that raised, in sentences."""
+    checks = [
+        event.asset_check_evaluation_data
+        for event in events
+        if event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    ]
+    stopped_by = [
+        f"{label(name_of(check.asset_key), check.partition)}: {check.check_name}: "
+        f"{check.description or f'failed ({_numbers(check)})'}"
+        for check in checks
+        if _stops(check)
+    ]
+    errors = [
+        f"{event.step_key}: {_reason(event)}"
+        for event in events
+        if event.is_step_failure and not _is_check_failure(event)
+    ]
+    return stopped_by, errors
+
+
 def _numbers(check: dg.AssetCheckEvaluation) -> str:
     """What a check without a sentence has found."""
-    told = {name: entry.value for name, entry in check.metadata.items()}
-    plain = [f"{name} {value}" for name, value in told.items() if isinstance(value, int | float | str)]
+    found = {name: entry.value for name, entry in check.metadata.items()}
+    plain = [f"{name} {value}" for name, value in found.items() if isinstance(value, int | float | str)]
     return ", ".join(plain) or "it gives no numbers"
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import polars as pl
 
+from steer_pipeline.campaigns.campaign import Campaign, Result
+from steer_pipeline.campaigns.driver import open_driver
+from steer_pipeline.campaigns.errors import NoSuchName, Stopped
+from steer_pipeline.campaigns.progress import Place
 from steer_pipeline.catalogue.specs import VariantSpec
 from steer_pipeline.lab.rewrites import GATES
 from steer_pipeline.settings import settings
-from steer_pipeline.tools.campaign import Campaign, Stopped
-from steer_pipeline.tools.driver import open_driver
 
 CORPUS = ("cc_news", "truncated_news")
 PERSONA_CHAIN = ("contrast_set", "persona_vector", "dose_curve")
@@ -53,6 +55,21 @@ class Pilot(Campaign):
             self.bring_up(VARIANT_CHAIN, variant, stop=False)
         return self.summary() if self.bring_up(REPORTS, None, stop=False) else None
 
+    def places(self) -> list[Place]:
+        return [
+            *((asset, None) for asset in CORPUS),
+            *((asset, persona) for persona in self.personas for asset in PERSONA_CHAIN),
+            *((RAW, variant) for variant in self.variants),
+            *((asset, variant) for variant in self.variants for asset in VARIANT_CHAIN),
+            *((asset, None) for asset in REPORTS),
+        ]
+
+    def why(self, asset: str, partition: str | None) -> list[str]:
+        why = super().why(asset, partition)
+        if not why and asset == RAW and (size := self._raw_size(partition)) != self.size:
+            return [f"its rows are of the size {size}"]
+        return why
+
     @cached_property
     def personas(self) -> list[str]:
         """Personas whose vectors the variants add, in order of first use."""
@@ -70,11 +87,8 @@ class Pilot(Campaign):
 
     def _spans_to_rewrite(self, able: Container[str]) -> list[tuple[str, str]]:
         """Contiguous ranges of the variants whose raw rows are missing, out of date or of another size."""
-        stale = {
-            name
-            for name in self.variants
-            if name in able and (self.is_stale(RAW, name) or self._raw_size(name) != self.size)
-        }
+        stale = {name for name in self.variants if name in able and self.is_stale(RAW, name)}
+        self.progress.done((RAW, name) for name in set(self.variants) - stale)
         spans: list[list[str]] = []
         before = None
         for name in settings().variants:  # the order of the partitions
@@ -83,7 +97,7 @@ class Pilot(Campaign):
             before = name
         return [(span[0], span[-1]) for span in spans]
 
-    def _raw_size(self, variant: str) -> str | None:
+    def _raw_size(self, variant: str | None) -> str | None:
         version = self.store.current(RAW, variant)
         if version is None:
             return None
@@ -95,30 +109,54 @@ def _personas(spec: VariantSpec) -> list[str]:
     return [term.persona for term in spec.terms]
 
 
-def chosen(variants: Mapping[str, VariantSpec], only: Sequence[str]) -> dict[str, VariantSpec]:
-    """The variants named, with the two that all are compared with.
+def chosen(
+    variants: Mapping[str, VariantSpec], only: Sequence[str], broken: Container[str] = ()
+) -> dict[str, VariantSpec]:
+    """The sound variants among those named, with those that all are compared with.
 
     Raises:
-        Stopped: a name is not in the catalogue.
+        NoSuchName: a name is not in the catalogue.
     """
-    if unknown := [name for name in only if name not in variants]:
-        raise Stopped(f"--only: no variant {', '.join(unknown)}; the catalogue has {', '.join(variants)}")
+    if unknown := [name for name in only if name not in variants and name not in broken]:
+        raise NoSuchName(f"no variant {', '.join(unknown)}; the catalogue has {', '.join(variants)}")
     return {name: spec for name, spec in variants.items() if not only or name in (*only, *REFERENCES)}
 
 
-def make_pilot(size: str, only: Sequence[str], *, force: bool = False) -> tuple[dict[str, Any], list[str]]:
-    """Brings the pilot up to date: its numbers by variant, and what went wrong in sentences."""
+def make_pilot(
+    size: str,
+    only: Sequence[str] = (),
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    **how: Any,
+) -> Result:
+    """Brings the pilot up to date: its numbers by variant, and what went wrong in sentences.
+
+    Args:
+        only: variants; none for all.
+        dry_run: only say what would be made.
+        how: `instance` and `say`, see `open_driver` and `Campaign`.
+
+    Raises:
+        NoSuchName: a name of `only` is not in the catalogue.
+    """
     from steer_pipeline.definitions import defs
     from steer_pipeline.lab.rewrites.headline import moved_controls, pilot_numbers
 
-    now = settings()
-    problems = [str(problem) for problem in now.broken_variants.values()]
+    catalogue = settings()
+    broken = catalogue.broken_variants
+    asked = [name for name in broken if not only or name in (*only, *REFERENCES)]
+    problems = [str(broken[name]) for name in asked]
+    variants = chosen(catalogue.variants, only, broken)
     try:
-        with open_driver(defs, now.home) as driver:
-            pilot = Pilot(driver, chosen(now.variants, only), size, force=force, problems=problems)
-            summary = pilot.run()
+        with open_driver(defs, catalogue.home, how.pop("instance", None)) as driver:
+            pilot = Pilot(driver, variants, size, force=force, problems=problems, **how)
+            if dry_run:
+                return Result(plan=pilot.plan(), problems=problems)
+            with pilot.shown():
+                summary = pilot.run()
     except Stopped as error:
-        return {}, [*problems, str(error)]
+        return Result(problems=[*problems, str(error)])
     if summary is None:
-        return {}, problems
-    return pilot_numbers(summary), problems + moved_controls(summary)
+        return Result(problems=problems)
+    return Result(pilot_numbers(summary), problems + moved_controls(summary))

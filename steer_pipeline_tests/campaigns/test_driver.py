@@ -6,9 +6,11 @@ import time
 
 import dagster as dg
 import pytest
+from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.test_utils import create_run_for_test
 
-from steer_pipeline.tools.driver import DRIVER_TAG, Driver, open_driver
+from steer_pipeline.campaigns.driver import DRIVER_TAG, Driver, open_driver
+from steer_pipeline.campaigns.errors import NotHere
 
 LETTERS = dg.StaticPartitionsDefinition(["a", "b", "c"])
 LOUD = dg.StaticPartitionsDefinition(["b_loud", "c_loud"])
@@ -164,3 +166,22 @@ def test_stopping_the_process_stops_the_campaign_and_not_one_step_of_it(driver):
     """The step counted as failed, and the next persona was begun."""
     with pytest.raises(KeyboardInterrupt):
         driver.materialize(["stopped"])
+
+
+def test_a_run_belongs_to_the_code_location_so_that_the_timeline_and_failure_sensors_see_it(driver):
+    """Runs of the command stood in Runs only, the home page stayed empty."""
+    origin = driver.instance.get_run_by_id(driver.materialize(["left"]).run_id).remote_job_origin
+    assert (origin.location_name, origin.repository_origin.repository_name) == (
+        "steer_pipeline",
+        "__repository__",
+    )
+
+
+def test_where_a_launcher_is_asked_after_all_runs_nothing_long_is_driven_from_here(tmp_path, monkeypatch):
+    """Kubernetes' launcher knows no run of this process, and the daemon would mark it as failed."""
+    with open_driver(DEFS, tmp_path) as driver:
+        driver.require_lasting()
+        monkeypatch.setattr(dg.DagsterInstance, "run_monitoring_enabled", True)
+        monkeypatch.setattr(DefaultRunLauncher, "supports_check_run_worker_health", True)
+        with pytest.raises(NotHere, match="DefaultRunLauncher.*`steer backfill`"):
+            driver.require_lasting()

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
-from steer_pipeline.lab.rewrites import GATES
-from steer_pipeline.lab.rewrites.release import RELEASE, Entry
-from steer_pipeline.tools.driver import Driver, Outcome
+from steer_pipeline.campaigns.driver import Driver, Outcome
+from steer_pipeline.campaigns.errors import Stopped
+from steer_pipeline.io.store import ArtifactStore
+from steer_pipeline.lab.rewrites import GATES, release
+from steer_pipeline.lab.rewrites.release import RELEASE, Action, Entry
+from steer_pipeline.stages.rewrites.history import history
 
 
 def promote(driver: Driver, variant: str) -> Outcome:
@@ -22,6 +25,26 @@ def rollback(driver: Driver, variant: str, to: str | None = None) -> Outcome:
     """
     asked = {"action": "rollback", **({"version": to} if to else {})}
     return driver.materialize([RELEASE], partition=variant, config={RELEASE: asked})
+
+
+def foretold(
+    driver: Driver, store: ArtifactStore, variant: str, action: Action, to: str | None = None
+) -> str:
+    """What would be released, in a sentence.
+
+    Raises:
+        Stopped: it would be refused.
+    """
+    try:
+        if action == "rollback" and to is None:
+            to = release.former(history(driver.instance, store, variant), variant)
+        choice = release.choose(store, variant, action, to)
+    except (ValueError, LookupError) as error:
+        raise Stopped(str(error)) from error
+    if choice.action == "keep":
+        return f"{variant}: {choice.version.sha} is released already"
+    gates = ", if its gates pass" if action == "promote" else ""
+    return f"would release {variant} {choice.version.sha}{gates}; before: {choice.previous}"
 
 
 def shown(entries: Sequence[Entry]) -> str:

@@ -1,31 +1,23 @@
 """Frees the store of what nothing needs: leftovers of killed writers, old versions that nothing refers to, and rows of
 journals that no run will take.
 
-    python -m steer_pipeline.tools.prune                     what would go, and how many bytes
-    python -m steer_pipeline.tools.prune --yes               delete it
-    python -m steer_pipeline.tools.prune --keep-days 90      keep younger versions and rows than that
-
 Kept are current versions, every release and what was ever released, all that these were made from, step by step, and
-what is younger than `--keep-days`. Of a journal, the rows that the last finished run of a variant used are kept,
-however old: with them the same version is made again at once. Run it while no run writes: a running one may read what
+what is younger than a number of days. Of a journal, the rows that the last finished run of a variant used are kept,
+however old: with them the same version is made again at once. Meant for when no run writes: a running one may read what
 it makes outdated; its journal is left alone.
 """
 
-import argparse
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from steer_pipeline.io.journals import journals, open_journal
-from steer_pipeline.io.store import ArtifactStore, StoreError, Version, label
+from steer_pipeline.io.store import ArtifactStore, Version, label
 from steer_pipeline.lab.generation.journal import JournalError, Spare
 from steer_pipeline.lab.rewrites.release import POINTER
 from steer_pipeline.lab.rewrites.verdicts import RELEASED
-from steer_pipeline.resources import open_store
-from steer_pipeline.tools.console import readers_may_leave
 
 KEEP_DAYS = 14.0
 LEFTOVER_AGE_S = 24 * 3600.0
@@ -170,54 +162,20 @@ def readable(size: int) -> str:
     return f"{size} bytes" if unit == "bytes" else f"{amount:.1f} {unit}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m steer_pipeline.tools.prune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--yes", action="store_true", help="delete; without it, only say what would go")
-    parser.add_argument(
-        "--keep-days",
-        type=float,
-        default=KEEP_DAYS,
-        help="versions younger than this stay (default: %(default)g)",
-    )
-    options = parser.parse_args(arguments)
-    with readers_may_leave():
-        return _prune(options)
-    return 0
-
-
-def _prune(options: argparse.Namespace) -> int:
-    try:
-        store = open_store()
-        waste = find_waste(store, options.keep_days)
-        if options.yes:
-            remove(store, waste)
-    except (StoreError, JournalError) as error:
-        print(f"FAILED: {error}", file=sys.stderr)
-        return 1
+def shown(waste: Waste, *, removed: bool) -> Iterator[str]:
+    """Lines for people."""
     for old in waste.versions:
         name = label(old.asset, old.partition)
-        print(
-            f"{name:<48} {old.version.sha}  {_written(old.version):%Y-%m-%d}  {readable(old.version.bytes):>12}"
-        )
+        written = f"{_written(old.version):%Y-%m-%d}"
+        yield f"{name:<48} {old.version.sha}  {written}  {readable(old.version.bytes):>12}"
     for leftover in waste.leftovers:
-        print(f"{f'leftover {leftover.path.name}':<78}  {readable(leftover.bytes):>12}")
+        yield f"{f'leftover {leftover.path.name}':<78}  {readable(leftover.bytes):>12}"
     for idle in waste.journals:
         what = f"journal {label(idle.asset, idle.name)}"
         if idle.spare:
-            print(f"{f'{what}, {idle.spare.lines} lines':<78}  {readable(idle.spare.bytes):>12}")
+            yield f"{f'{what}, {idle.spare.lines} lines':<78}  {readable(idle.spare.bytes):>12}"
         else:
-            print(f"{what}: a run is writing it; left alone")
+            yield f"{what}: a run is writing it; left alone"
     counts = f"{len(waste.versions)} versions and {len(waste.leftovers)} leftovers, {readable(waste.bytes)}"
-    if options.yes:
-        print(f"removed {counts}")
-    else:
-        print(f"would remove {counts}" + ("; --yes does it" if waste.bytes else ""))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    hint = "; --yes does it" if waste.bytes and not removed else ""
+    yield f"{'removed' if removed else 'would remove'} {counts}{hint}"

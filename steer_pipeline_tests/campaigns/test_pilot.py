@@ -1,14 +1,11 @@
 """The pilot makes what is out of date, nothing else, and does not forget what failed."""
 
-import json
-
 import pytest
 
+from steer_pipeline.campaigns.driver import Outcome
+from steer_pipeline.campaigns.errors import NoSuchName
+from steer_pipeline.campaigns.pilot import REFERENCES, VARIANT_CHAIN, Pilot, chosen
 from steer_pipeline.catalogue import load_variants
-from steer_pipeline.cli.make import line
-from steer_pipeline.tools.campaign import Stopped
-from steer_pipeline.tools.driver import Outcome
-from steer_pipeline.tools.pilot import VARIANT_CHAIN, Pilot, chosen
 from steer_pipeline_tests.lab.rewrites.packs import pack
 from steer_pipeline_tests.stages.rewrites.conftest import VOICE
 
@@ -43,23 +40,8 @@ def test_only_takes_the_references_along_and_refuses_unknown_names():
         "random_direction",
     ]
     assert list(chosen(load_variants(), [])) == list(load_variants())
-    with pytest.raises(Stopped, match="no variant nobody; the catalogue has base, paranoid"):
+    with pytest.raises(NoSuchName, match="no variant nobody; the catalogue has base, paranoid"):
         chosen(load_variants(), ["nobody"])
-
-
-def test_the_last_line_is_json_with_four_digits():
-    shift = {"shift": 0.123456, "low": -0.00001, "high": 1}
-    numbers = {"base": {"rows": 50, "facts_kept": None, "trait": {"paranoid": shift}}}
-    assert json.loads(line("variants", numbers, 12.345)) == {
-        "seconds": 12.3,
-        "variants": {
-            "base": {
-                "rows": 50,
-                "facts_kept": None,
-                "trait": {"paranoid": {"shift": 0.1235, "low": 0.0, "high": 1}},
-            }
-        },
-    }
 
 
 class Chains(Pilot):
@@ -98,3 +80,19 @@ def test_a_persona_without_a_dose_stops_its_variants_and_no_other(project):
         "paranoid_rule_defiant is not made: it needs rule_defiant, which failed",
     ]
     assert pilot.runs[-1][0] == "rewrite_comparison"
+
+
+def test_what_is_damaged_is_made_again(project):
+    """The cure that the store names: `steer make pilot`."""
+    assert bring_up(project) == ([], 1)
+    path = project.store.current("rewrite_pack", "paranoid").path / "data.parquet"
+    path.write_bytes(b"X" * path.stat().st_size)
+    assert bring_up(project)[0] == []
+    assert project.store.current("rewrite_pack", "paranoid").path == path.parent
+
+
+def test_of_broken_variants_only_those_asked_for_are_spoken_of():
+    """The only reason shown was about a variant that nobody had asked for."""
+    sound = {name: spec for name, spec in load_variants().items() if name != "paranoid"}
+    assert "paranoid" not in chosen(sound, ["paranoid"], broken=["paranoid"])
+    assert list(chosen(sound, ["paranoid"], broken=["paranoid"])) == list(REFERENCES)

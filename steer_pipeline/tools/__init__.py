@@ -1,1 +1,0 @@
-"""Command line tools: each module is one command, `python -m steer_pipeline.tools.<name>`."""
