@@ -41,7 +41,7 @@ _JOBS = pa.schema(
         "prompt_of": pa.list_(pa.int32()),  # each plan's place in `prompts`
     }
 )
-_SAID = {
+_GENERATED = {
     "row_id": pa.binary(),
     "plan": pa.int32(),
     "n_prompt_tokens": pa.int32(),
@@ -50,7 +50,7 @@ _SAID = {
 }
 _ANSWER = pa.schema(
     {
-        "said": pa.list_(pa.struct(_SAID)),
+        "generated": pa.list_(pa.struct(_GENERATED)),
         "memory_bytes": pa.int64(),  # peak of the replica
         "error": pa.string(),  # name of an exception, or null
         "message": pa.string(),
@@ -140,7 +140,7 @@ class Fanout:
             if answer["error"] is not None:
                 raise _NAMED[answer["error"]](answer["message"])
             self.memory_bytes = max(self.memory_bytes, answer["memory_bytes"])
-            generated += [Generated(**one | {"row_id": _text(one["row_id"])}) for one in answer["said"]]
+            generated += [Generated(**one | {"row_id": _text(one["row_id"])}) for one in answer["generated"]]
         return generated
 
 
@@ -183,7 +183,7 @@ class Replica:
         except tuple(_NAMED.values()) as error:
             kind = next(name for name, known in _NAMED.items() if isinstance(error, known))
             return _answer(error=kind, message=str(error))
-        return _answer(said=generated, memory_bytes=peak_memory(self._model.device))
+        return _answer(generated=generated, memory_bytes=peak_memory(self._model.device))
 
 
 def _packed(jobs: Sequence[Job]) -> pa.Table:
