@@ -153,7 +153,7 @@ def label_scales(axes: Axes, points: pl.DataFrame) -> None:
         row["arm_name"]: axes.transData.transform((row["perplexity"], row["score"]))
         for row in points.iter_rows(named=True)
     }
-    taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in places.values()]
+    taken = [Bbox.from_bounds(x - 4.5, y - 4.5, 9, 9) for x, y in places.values()]
     inside = axes.get_window_extent()
     for colour, names in _labels(points, places):
         anchor = places[names[0]]
@@ -189,8 +189,8 @@ def _box(anchor: np.ndarray, step: tuple[int, int], text: str) -> Bbox:
     """Pixels that a label takes at one of the places around its point: about 5 by 9 a character."""
     width, height = 5.2 * len(text), 9.0
     dx, dy = step
-    left = anchor[0] + 5 * dx - (width if dx < 0 else width / 2 if dx == 0 else 0)
-    bottom = anchor[1] + 5 * dy - (height if dy < 0 else height / 2 if dy == 0 else 0)
+    left = anchor[0] + 6 * dx - (width if dx < 0 else width / 2 if dx == 0 else 0)
+    bottom = anchor[1] + 6 * dy - (height if dy < 0 else height / 2 if dy == 0 else 0)
     return Bbox.from_bounds(left, bottom, width, height)
 
 
