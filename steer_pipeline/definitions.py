@@ -29,6 +29,7 @@ defs = dg.Definitions(
         "catalogue_io": CatalogueIO(),
         "language_model": LanguageModelResource(),
         "judge": JudgeResource(),
+        "definitions": dg.ResourceDefinition.hardcoded_resource(lambda: defs),
     },
     jobs=JOBS,
     schedules=SCHEDULES,

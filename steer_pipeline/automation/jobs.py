@@ -16,6 +16,7 @@ from steer_pipeline.keys import key
 from steer_pipeline.lab.rewrites import GATES
 from steer_pipeline.partitions import PERSONA, TRAIT_OR_ROLE, VARIANT
 
+NEEDS = {"definitions"}  # a function that gives the definitions which hold these jobs
 PACK, RELEASE = key("rewrite_pack"), key("rewrite_release")
 
 
@@ -43,25 +44,31 @@ class BehaviourConfig(dg.Config):
 
 
 def _made(context: dg.OpExecutionContext, make: Callable[..., Any]) -> None:
-    """Runs a campaign on this run's instance; fails with what went wrong."""
-    result = make(instance=context.instance, say=context.log.info)
+    """Runs a campaign of this code location on this run's instance; fails with what went wrong."""
+    result = make(context.resources.definitions(), instance=context.instance, say=context.log.info)
     context.add_output_metadata({"numbers": dg.MetadataValue.json(result.numbers)})
     if result.problems:
         raise dg.Failure("\n".join(result.problems), allow_retries=False)
 
 
-@dg.op(description="Brings the pilot up to date in this process; see `steer make pilot`.")
+@dg.op(
+    required_resource_keys=NEEDS,
+    description="Brings the pilot up to date in this process; see `steer make pilot`.",
+)
 def make_the_pilot(context: dg.OpExecutionContext, config: PilotConfig) -> None:
     from steer_pipeline.campaigns.pilot import make_pilot
 
-    _made(context, partial(make_pilot, config.size, config.variants, force=config.force))
+    _made(context, partial(make_pilot, size=config.size, only=config.variants, force=config.force))
 
 
-@dg.op(description="Brings the behaviour lab up to date in this process; see `steer make behaviour`.")
+@dg.op(
+    required_resource_keys=NEEDS,
+    description="Brings the behaviour lab up to date in this process; see `steer make behaviour`.",
+)
 def make_the_behaviour_lab(context: dg.OpExecutionContext, config: BehaviourConfig) -> None:
     from steer_pipeline.campaigns.behaviour import make_behaviour
 
-    _made(context, partial(make_behaviour, config.personas, force=config.force))
+    _made(context, partial(make_behaviour, only=config.personas, force=config.force))
 
 
 @dg.job(

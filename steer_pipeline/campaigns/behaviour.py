@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import dagster as dg
 import polars as pl
 
 from steer_pipeline.campaigns.campaign import Campaign, Result
@@ -74,14 +75,12 @@ def chosen(only: Sequence[str]) -> list[str]:
 
 
 def make_behaviour(
-    only: Sequence[str] = (), *, force: bool = False, dry_run: bool = False, **how: Any
+    defs: dg.Definitions, only: Sequence[str] = (), *, force: bool = False, dry_run: bool = False, **how: Any
 ) -> Result:
     """Brings the behaviour lab up to date: its numbers by persona, and what went wrong in sentences.
 
     Args: as `make_pilot`, `only` being personas.
     """
-    from steer_pipeline.definitions import defs
-
     personas = chosen(only)
     try:
         with open_driver(defs, settings().home, how.pop("instance", None)) as driver:

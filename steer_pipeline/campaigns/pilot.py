@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import dagster as dg
 import polars as pl
 
 from steer_pipeline.campaigns.campaign import Campaign, Result
@@ -123,6 +124,7 @@ def chosen(
 
 
 def make_pilot(
+    defs: dg.Definitions,
     size: str,
     only: Sequence[str] = (),
     *,
@@ -133,6 +135,7 @@ def make_pilot(
     """Brings the pilot up to date: its numbers by variant, and what went wrong in sentences.
 
     Args:
+        defs: the code location's.
         only: variants; none for all.
         dry_run: only say what would be made.
         how: `instance` and `say`, see `open_driver` and `Campaign`.
@@ -140,7 +143,6 @@ def make_pilot(
     Raises:
         NoSuchName: a name of `only` is not in the catalogue.
     """
-    from steer_pipeline.definitions import defs
     from steer_pipeline.lab.rewrites.headline import moved_controls, pilot_numbers
 
     catalogue = settings()

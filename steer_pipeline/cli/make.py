@@ -46,8 +46,9 @@ def pilot(size: str, variants: list[str], force: bool, dry_run: bool) -> None:
     difference stands beside are always made. The full size is refused while a gate of the pilot fails.
     """
     from steer_pipeline.campaigns.pilot import make_pilot
+    from steer_pipeline.definitions import defs
 
-    _report({"variants": lambda: make_pilot(size, variants, force=force, dry_run=dry_run)})
+    _report({"variants": lambda: make_pilot(defs, size, variants, force=force, dry_run=dry_run)})
 
 
 @make.command(epilog=examples("steer make behaviour", "steer make behaviour --personas sailor,coach"))
@@ -60,8 +61,9 @@ def behaviour(personas: list[str], force: bool, dry_run: bool) -> None:
     For every trait and role, beside prompting, averaged and random vectors.
     """
     from steer_pipeline.campaigns.behaviour import make_behaviour
+    from steer_pipeline.definitions import defs
 
-    _report({"personas": lambda: make_behaviour(personas, force=force, dry_run=dry_run)})
+    _report({"personas": lambda: make_behaviour(defs, personas, force=force, dry_run=dry_run)})
 
 
 @make.command(name="all", epilog=examples("steer make all", "steer make all --dry-run"))
@@ -77,12 +79,13 @@ def everything(size: str, variants: list[str], personas: list[str], force: bool,
     """
     from steer_pipeline.campaigns.behaviour import chosen, make_behaviour
     from steer_pipeline.campaigns.pilot import make_pilot
+    from steer_pipeline.definitions import defs
 
     chosen(personas)  # a misspelt name is an answer now, not after the pilot
     _report(
         {
-            "variants": lambda: make_pilot(size, variants, force=force, dry_run=dry_run),
-            "personas": lambda: make_behaviour(personas, force=force, dry_run=dry_run),
+            "variants": lambda: make_pilot(defs, size, variants, force=force, dry_run=dry_run),
+            "personas": lambda: make_behaviour(defs, personas, force=force, dry_run=dry_run),
         }
     )
 

@@ -165,7 +165,11 @@ class _Decoder:
             outputs[last] = keep_rms
         with self.plain.hooked(outputs, inner, head):
             self.plain.generate(
-                [lane.prompt for lane in lanes], self.sampling.max_new_tokens, group.choose, self.eos
+                [lane.prompt for lane in lanes],
+                self.sampling.max_new_tokens,
+                group.choose,
+                self.eos,
+                cached=self.plain.cached,
             )
         return group.finished()
 

@@ -12,21 +12,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from steer_pipeline.lab.models.identity import ModelLoadError, gguf_folder, gguf_template
+from steer_pipeline.lab.models.errors import ModelLoadError
 
 _LARGE = (
     4 << 30
 )  # bytes of a file from which on the directory holds bfloat16: fp32 would be up to eight times as large
 
 
-def converted(path: Path) -> Path:
+def converted(path: Path, folder: Path, template: Path | None) -> Path:
     """The directory of a GGUF file's model; made if it is missing (seconds to minutes, 4 bytes a parameter).
+
+    Args:
+        folder: where it lies, or will lie.
+        template: a chat template beside the file, where there is one.
 
     Raises:
         ModelLoadError: no GGUF file, an architecture or quantisation that transformers does not read, no tokenizer or
             end token in it.
     """
-    return made_once(gguf_folder(path), lambda part: convert(path, part, gguf_template(path)))
+    return made_once(folder, lambda part: convert(path, part, template))
 
 
 def made_once(target: Path, make: Callable[[Path], None]) -> Path:

@@ -18,6 +18,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from steer_pipeline.catalogue.specs import ModelSpec
+from steer_pipeline.lab.models.errors import ModelLoadError
+from steer_pipeline.lab.models.gguf import converted
 
 _SETTLED_NS = 2_000_000_000  # a file changed so lately may change again without its times telling
 _SHOWN = 12  # digits of a hash in messages
@@ -28,10 +30,6 @@ _SLOW_TOKENIZER = ("vocab.*", "merges.txt", "*.model", "tekken.json", "*.tiktoke
 _GGUF = ".gguf"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_CONFIG = "adapter_config.json"
-
-
-class ModelLoadError(ValueError):
-    """A model cannot be loaded. The message names the path or id, what is wrong and the cure."""
 
 
 # ---------------------------------------------------------------------------------------- identities
@@ -261,9 +259,7 @@ def model_source(spec: ModelSpec, home: Path) -> str:
     """
     local = home / spec.path
     if (gguf := gguf_file(spec, home)) is not None:
-        from steer_pipeline.lab.models.gguf import converted
-
-        return str(converted(gguf))
+        return str(converted(gguf, gguf_folder(gguf), gguf_template(gguf)))
     if local.is_dir():
         if (local / ADAPTER_CONFIG).is_file():
             raise ModelLoadError(

@@ -6,6 +6,8 @@ cache and output head do all the work, so the numbers are those of plain transfo
 fast path: nothing is shared between the variants of a row.
 """
 
+import logging
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,6 +23,8 @@ from steer_pipeline.lab.models.identity import ModelLoadError
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import INNER
 
+log = logging.getLogger(__name__)
+
 Change = Callable[[Tensor], Tensor]  # [n, t, hidden] -> the same shape
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}  # relative, of states and logits
@@ -33,6 +37,9 @@ _ATTENTION_TYPES = {
     "sliding_attention",
     "chunked_attention",
 }  # whose only memory is keys and values
+_LEAST, _MOST, _BEYOND = 32, 256, 16  # tokens of a prompt to try a model on; how far beyond a window
+_CHEAP, _AFFORDED = 1e10, {"cpu": 3e11, "mps": 3e12, "cuda": 1e14}  # floating-point operations of one pass
+_WINDOWS = re.compile(r"(window|chunk|local_attention)(?!.*(layers|feed_forward)$)")
 _SHORT, _LONG = 5, 12  # tokens of the rows that show whether padding changes anything
 
 
@@ -213,16 +220,41 @@ class Plain:
         return self._same(alone, together[0, :_SHORT]) and self._same(self.logits(long)[0], together[1])
 
     @cached_property
+    def cached(self) -> bool:
+        """Whether tokens against the model's own cache get the logits of whole passes, beyond its windows too."""
+        row = probe_ids(self.config, probe_length(self.module, self.config)[0], self.device)
+        try:
+            got = self._said([row[0].tolist()], cached=True)[0]
+        except (
+            AttributeError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            IndexError,
+            NotImplementedError,
+        ) as error:
+            log.warning("%s: decodes without a cache, slowly; with it %s", self.config.model_type, error)
+            return False
+        more = torch.tensor([[1, 2]], device=self.device)
+        same = self._same(self.logits(torch.cat([row, more], dim=1))[0, -3:], got)
+        if not same:
+            log.warning(
+                "%s: decodes without its cache, slowly; with it, it says other things", self.config.model_type
+            )
+        return same
+
+    @cached_property
     def left_padding(self) -> bool:
         """Whether rows that are padded on the left, under an attention mask, say what they say alone."""
         if self.long_after is not None or self.recurrent:
             return False
         rows = [probe_ids(self.config, n, self.device)[0].tolist() for n in (_SHORT, _LONG)]
         try:
-            together = self._said(rows)
+            together = self._said(rows, cached=self.cached)
         except (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError):
             return False
-        return all(self._same(self._said([row])[0], together[i]) for i, row in enumerate(rows))
+        alone = [self._said([row], cached=self.cached)[0] for row in rows]
+        return all(self._same(one, other) for one, other in zip(alone, together, strict=True))
 
     @cached_property
     def recurrent(self) -> bool:
@@ -230,8 +262,8 @@ class Plain:
         kinds = set(getattr(self.config, "layer_types", None) or ())
         return bool(getattr(self.module, "_is_stateful", False)) or not kinds <= _ATTENTION_TYPES
 
-    def _said(self, rows: list[list[int]]) -> Tensor:
-        """fp32 [n, 3, vocabulary]: logits after each row and after two fixed tokens more."""
+    def _said(self, rows: list[list[int]], *, cached: bool) -> Tensor:
+        """fp32 [n, 3, vocabulary]: logits after each row and after two fixed tokens more, 1 and 2."""
         logits: list[Tensor] = []
 
         def fixed(_ids: Tensor, scores: Tensor) -> Tensor:
@@ -240,7 +272,7 @@ class Plain:
                 1, torch.tensor([len(logits)], device=scores.device), 1.0
             )
 
-        self.generate(rows, 3, fixed, [])
+        self.generate(rows, 3, fixed, [], cached=cached)
         return torch.stack(logits, dim=1)
 
     def _same(self, one: Tensor, other: Tensor) -> bool:
@@ -258,6 +290,8 @@ class Plain:
         max_new: int,
         choose: Callable[[Tensor, Tensor], Tensor],
         end: list[int],
+        *,
+        cached: bool,
     ) -> None:
         """transformers' own loop over left-padded prompts, with the model's own cache.
 
@@ -265,6 +299,7 @@ class Plain:
             choose: gets ids [n, t] so far and fp32 logits [n, vocabulary]; the largest of what it returns goes in next.
                 It may be called once more than needed.
             end: token ids; the loop stops once every row has said one.
+            cached: with the model's own cache, else by whole passes.
         """
         from transformers import GenerationConfig, LogitsProcessorList
 
@@ -277,6 +312,7 @@ class Plain:
         settings = GenerationConfig(
             max_new_tokens=max_new,
             do_sample=False,
+            use_cache=cached,
             eos_token_id=end or None,
             pad_token_id=end[0] if end else 0,
         )
@@ -337,6 +373,45 @@ def long_after(config: Any) -> int | None:
             )
             return int(limit or config.max_position_embeddings)
     return None
+
+
+def probe_length(module: Any, config: Any) -> tuple[int, bool]:
+    """Tokens of a prompt to try a model on, and whether they go well beyond every window and chunk that it names.
+
+    They do where that is cheap; the original positions of a long-rope model are not left.
+    """
+    cost = 4.0 * sum(one.numel() for one in module.parameters())  # of a token, both ways
+    device = next(module.parameters()).device.type
+    length = int(min(_MOST, max(_LEAST, _CHEAP / cost)))
+    windows = _windows(config.to_dict()) | {
+        value
+        for part in module.modules()
+        if not isinstance(part, torch.nn.ModuleList)
+        for value in _windows(vars(part))
+    }
+    wanted = max([length, *(window + _BEYOND for window in windows)])
+    limit = long_after(config)
+    if limit is not None:
+        wanted = min(wanted, max(limit - _BEYOND, _SHORT))
+    if wanted * cost > _AFFORDED.get(device, 3e11):
+        wanted = length
+    return wanted, all(window < wanted - _BEYOND // 2 for window in windows)
+
+
+def _windows(values: dict[str, Any]) -> set[int]:
+    """Numbers of tokens under names such as sliding_window, attention_chunk_size, at any depth."""
+    found: set[int] = set()
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _windows(value)
+        elif (
+            _WINDOWS.search(str(name))
+            and isinstance(value, int)
+            and not isinstance(value, bool)
+            and value > 0
+        ):
+            found.add(value)
+    return found
 
 
 def probe_ids(config: Any, length: int, device: Any) -> Tensor:

@@ -8,7 +8,6 @@ one width, which the engine stores.
 """
 
 import logging
-import re
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,15 +16,12 @@ from torch import Tensor
 
 from steer_pipeline.lab.models.blocks import Blocks, Call, causal, masked
 from steer_pipeline.lab.models.loaded import FAST, GENERAL
-from steer_pipeline.lab.models.plain import TOLERANCE, long_after, probe_ids
+from steer_pipeline.lab.models.plain import TOLERANCE, probe_ids, probe_length
 
 log = logging.getLogger(__name__)
 
 _DECODED = 3  # tokens after the prompt, one by one
 _COMPARED = 16  # last positions of the prompt
-_LEAST, _MOST = 32, 512  # tokens of a prompt where no window asks for more
-_CHEAP, _LIMIT = 1e10, {"cpu": 3e11, "mps": 3e12, "cuda": 1e14}  # floating-point operations of one pass
-_WINDOWS = re.compile(r"(window|chunk|local_attention)(?!.*(layers|feed_forward)$)")
 # Whose windows transformers hands to attention itself; the tests go beyond the window of small ones.
 _TRUSTED = {
     *("llama", "mistral", "mixtral", "ministral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "phi3"),
@@ -63,7 +59,7 @@ def why_not_fast(module: Any) -> str:
         _ = config.num_attention_heads, config.num_key_value_heads
     except (AttributeError, TypeError, KeyError) as error:
         return f"not built like Llama ({error})"
-    length, beyond = _prompt_length(module, config)
+    length, beyond = probe_length(module, config)
     if not beyond:
         if config.model_type not in _TRUSTED:
             return (
@@ -80,42 +76,6 @@ def why_not_fast(module: Any) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:160]
-
-
-def _prompt_length(module: Any, config: Any) -> tuple[int, bool]:
-    """Tokens of the prompt, and whether they go beyond every window that the model names."""
-    cost = 4.0 * sum(one.numel() for one in module.parameters())  # of a token, both ways
-    device = next(module.parameters()).device.type
-    length = int(min(_MOST, max(_LEAST, _CHEAP / cost)))
-    windows = _windows(config.to_dict()) | {
-        value
-        for part in module.modules()
-        if not isinstance(part, torch.nn.ModuleList)
-        for value in _windows(vars(part))
-    }
-    wanted = max([length, *(window + _COMPARED for window in windows)])
-    limit = long_after(config)
-    if limit is not None:
-        wanted = min(wanted, limit)
-    if wanted * cost > _LIMIT.get(device, 3e11):
-        wanted = length
-    return wanted, all(window < wanted - _DECODED for window in windows)
-
-
-def _windows(values: dict[str, Any]) -> set[int]:
-    """Numbers of tokens under names such as sliding_window, attention_chunk_size, at any depth."""
-    found: set[int] = set()
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found |= _windows(value)
-        elif (
-            _WINDOWS.search(str(name))
-            and isinstance(value, int)
-            and not isinstance(value, bool)
-            and value > 0
-        ):
-            found.add(value)
-    return found
 
 
 def _compared(module: Any, blocks: Blocks, length: int) -> str:

@@ -96,6 +96,17 @@ SHAPES: dict[str, tuple[str, str, dict]] = {
     "falcon": ("falcon", "torch-plain", {**_LLAMA, "alibi": False}),
     "opt": ("opt", "torch-plain", {**_LLAMA, "ffn_dim": 48, "word_embed_proj_dim": 32}),
     "bloom": ("bloom", "torch-plain", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    # a config that makes transformers' cache forget what the model still reads
+    "bloom_windowed": (
+        "bloom",
+        "torch-plain",
+        {"hidden_size": 32, "n_layer": 2, "n_head": 4, "sliding_window": WINDOW},
+    ),
+    "rwkv": (
+        "rwkv",
+        "torch-plain",
+        {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "intermediate_size": 48},
+    ),
     "phi": ("phi", "torch-plain", _PLAIN),
     "stablelm": ("stablelm", "torch-plain", _LLAMA),
     "granite": ("granite", "torch-plain", {**_LLAMA, "residual_multiplier": 0.5, "logits_scaling": 2.0}),

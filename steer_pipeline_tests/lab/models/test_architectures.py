@@ -11,6 +11,7 @@ from steer_pipeline.catalogue.specs import ModelSpec, SamplingSpec
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.generation.probe import probe_steering
+from steer_pipeline.lab.models import plain as plain_path
 from steer_pipeline.lab.models import proof
 from steer_pipeline.lab.models.blocks import blocks_of
 from steer_pipeline.lab.models.hidden import (
@@ -29,11 +30,13 @@ from steer_pipeline.lab.models.sites import SteeringPlan
 from steer_pipeline_tests.lab.generation.reference import term
 from steer_pipeline_tests.lab.models.architectures import SHAPES, architecture_dir
 
-NEW = 5
+NEW = 4
 GREEDY = SamplingSpec(temperature=0.0, max_new_tokens=NEW)
 # Written out, not what the package finds by itself.
 BLOCKS = {
     **dict.fromkeys(("gpt2", "gpt_bigcode", "gpt_neo", "gptj", "falcon", "bloom"), "transformer.h"),
+    "bloom_windowed": "transformer.h",
+    "rwkv": "rwkv.blocks",
     "gpt_neox": "gpt_neox.layers",
     "opt": "model.decoder.layers",
     "mamba": "backbone.layers",
@@ -115,13 +118,13 @@ def test_each_architecture_generates_and_reads_as_plain_transformers_does(name, 
     assert model.backend == SHAPES[name][1]
     assert (model.n_blocks, model.hidden_size) == (len(layers(model, name)), 32)
     prompts = [PromptRow(f"row{i}", {"*": ids}) for i, ids in enumerate(rows())]
-    for scope in ("all", "generated"):
-        said = {(one.row_id, one.variant): one for one in generate(model, prompts, plans(scope), GREEDY)}
-        for row in prompts:
-            for plan in plans(scope):
-                got = said[row.row_id, plan.variant]
-                assert got.token_ids == greedy(model, name, row.ids["*"], plan), (scope, plan.variant)
-                assert got.n_prompt_tokens == len(row.ids["*"])
+    chosen = [*plans()[:2], replace(plans("generated")[1], variant="later")]
+    said = {(one.row_id, one.variant): one for one in generate(model, prompts, chosen, GREEDY)}
+    for row in prompts:
+        for plan in chosen:
+            got = said[row.row_id, plan.variant]
+            assert got.token_ids == greedy(model, name, row.ids["*"], plan), plan.variant
+            assert got.n_prompt_tokens == len(row.ids["*"])
 
     plan, starts = plans("generated")[1], [4, 30]
     found = collect_means(
@@ -276,7 +279,7 @@ def test_a_window_that_stands_in_the_mask_alone_is_found(tmp_path, monkeypatch):
 
 def test_windows_too_long_to_try_are_trusted_by_type(tmp_path, monkeypatch):
     module = loaded("mistral", tmp_path).module
-    monkeypatch.setattr(proof, "_LIMIT", {})
+    monkeypatch.setattr(plain_path, "_AFFORDED", {"cpu": 0})
     monkeypatch.setattr(module.config, "sliding_window", 10**9)
     assert proof.why_not_fast(module) == ""
     monkeypatch.setattr(proof, "_TRUSTED", set())
@@ -304,6 +307,13 @@ def test_padding_is_trusted_only_where_it_changes_nothing(tmp_path):
     for name, trusted in (("gpt_neox", True), ("opt", True), ("mamba", False), ("longrope", False)):
         plain = plain_of(loaded(name, tmp_path))
         assert (plain.left_padding, plain.right_padding) == (trusted, trusted), name
+
+
+def test_a_cache_that_changes_what_is_said_is_not_used(tmp_path, caplog):
+    assert plain_of(loaded("bloom", tmp_path)).cached
+    caplog.clear()
+    assert not plain_of(loaded("bloom_windowed", tmp_path)).cached
+    assert "bloom: decodes without" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3_next"])
