@@ -47,7 +47,7 @@ def test_all_is_both_and_what_fails_in_one_is_told_after_both(monkeypatch):
     asked = []
 
     def made(name, result):
-        def make(*arguments, **options):
+        def make(defs, *arguments, **options):
             asked.append((name, arguments, options))
             return result
 

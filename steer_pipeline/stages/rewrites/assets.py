@@ -14,7 +14,7 @@ from pydantic import Field
 
 from steer_pipeline import show
 from steer_pipeline.io.journals import open_journal
-from steer_pipeline.io.versioned import COLUMN_SCHEMA
+from steer_pipeline.io.versioned import COLUMNS
 from steer_pipeline.keys import key
 from steer_pipeline.lab.rewrites import columns
 from steer_pipeline.lineage import MODEL, made_of
@@ -256,7 +256,7 @@ def _why_empty(context: dg.AssetExecutionContext) -> str:
 
 
 def _schema(rows: pl.DataFrame, descriptions: dict[str, str]) -> dict[str, dg.MetadataValue]:
-    return {COLUMN_SCHEMA: dg.MetadataValue.table_schema(show.column_schema(rows, descriptions))}
+    return {COLUMNS: dg.MetadataValue.table_schema(show.column_schema(rows, descriptions))}
 
 
 def _row_numbers(rows: pl.DataFrame) -> dict[str, float | int]:
