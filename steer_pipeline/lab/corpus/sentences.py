@@ -30,7 +30,7 @@ _PARAGRAPH = re.compile(r"[^\s][^\n]*")
 _BLANK_LINE = re.compile(r"[^\S\n]*\n\s*\n")
 _NEXT_WORD = re.compile(r"[\s\"'“‘«»„(\[¿¡]*(\w{0,40})")
 _TAIL_CHARS = 48  # of text before an end: longer than any abbreviation with its closing marks
-_LAST_WORD = re.compile(r"[^\s(\[\"'“‘«„¿¡]+\Z")
+_LAST_WORD = re.compile(r"[^\s(\[\"'“‘’«„¿¡]+\Z")  # l’avv. is avv.
 
 # English abbreviations at which a sentence may seem to end. After a title a name follows, always.
 _TITLE = re.compile(
@@ -191,8 +191,6 @@ def _enclosed(paragraph: str) -> _Spans:
                 pairs.append((opened[mark].pop(), at))
         elif opened.get(mark):
             pairs.append((opened[mark].pop(), at))
-            if mark == "“":
-                opened.pop("”", None)
         elif mark in _PAIRS and not (mark == "‘" and paragraph[at + 1 : at + 2].isdigit()):
             opened.setdefault(_PAIRS[mark], []).append(at)
     starts: list[int] = []

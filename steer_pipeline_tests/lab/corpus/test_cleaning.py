@@ -11,6 +11,7 @@ from steer_pipeline.lab.corpus.cleaning import ENTITIES, LEFT, MENDED, TAGS, cle
         ("Smith &amp; Sons said &quot;no&quot;.", 'Smith & Sons said "no".', {ENTITIES}),
         ("It&#8217;s &#x2013; &euro;5&nbsp;now.", "It’s – €5 now.", {ENTITIES}),
         ("A&amp;amp;#39;s B&amp;nbsp;C.", "A's B C.", {ENTITIES}),
+        ("Soft&shy;ware.", "Software.", {ENTITIES}),
         ("Lock &amp Key", "Lock & Key", {ENTITIES}),
         ("Over.<br/>The end.", "Over.\nThe end.", {TAGS}),
         ("<p>One.</p>\n<p class='x'>Two <a href='u'>links</a>.</p>", "One.\n\nTwo links.", {TAGS}),

@@ -20,6 +20,8 @@ TEXTS = [
     ("de", "Er machte den B.A. in Köln und die Lizenz B(asis) Stufe zwei.| Danach kam das Festessen.| Alle kamen.|"),
     ("fr", "M. Dupont est arrivé.| « Je pars. Tu restes. » Il est parti.| Voilà tout.|"),
     ("es", "¿Quién es?| El Sr. Pérez no lo sabe.| Se fue a EE. UU. Con su hermano.| Fin.|"),
+    ("it", "Ieri l’avv. Rossi ha parlato con l’avv. Verdi e con avv. Bianchini.| Poi piovve.|"),
+    ("de", "„Ja. Gut.“| Dann: „Nein. Schlecht.“| Ein “Wort. Zwei.” hier.| Aus dem Haus.|"),
     ("ru", "Я приехал в г. Москву.| Это был я. Он сказал: «Да. Нет».| А. С. Пушкин писал.|"),
     ("ja", "これは「テストです。はい。」と言った。|次の文です。|（注。これ。）|終わり！|本当？|はい。|"),
     ("zh", "他说：“好的。我去。”|然后他走了。|下一句！|"),
