@@ -23,13 +23,13 @@ def test_the_nightly_pilot_is_the_pilot():
             "pilot",
             "pilot.make_pilot",
             {"size": "full", "variants": ["base"]},
-            (("full", ["base"]), {"force": False}),
+            {"size": "full", "only": ["base"], "force": False},
         ),
         (
             "behaviour",
             "behaviour.make_behaviour",
             {"personas": ["sailor"], "force": True},
-            ((["sailor"],), {"force": True}),
+            {"only": ["sailor"], "force": True},
         ),
     ],
 )
@@ -37,9 +37,10 @@ def test_the_jobs_of_the_campaigns_do_what_the_command_does(monkeypatch, job, ca
     """The job `pilot` made packs of one variant, and `make pilot` everything."""
     asked = []
 
-    def make(*arguments, instance, say, **options):
+    def make(definitions, *, instance, say, **options):
+        assert definitions is defs
         assert instance is here
-        asked.append((arguments, options))
+        asked.append(options)
         return Result({"base": {"rows": 50}}, [] if len(asked) == 1 else ["one gate has failed"])
 
     monkeypatch.setattr(f"steer_pipeline.campaigns.{campaign}", make)
