@@ -219,7 +219,6 @@ def _attempt(
     begun = time.monotonic()
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
     seconds = time.monotonic() - begun
-    history = pl.DataFrame(trainer.recorded(), schema=HISTORY_SCHEMA)
     numbers = {
         "steps": trainer.state.global_step,
         "seconds": seconds,
@@ -228,13 +227,20 @@ def _attempt(
         "rows_at_once": rows_at_once,
         **trainer.last(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, selected_adapters=["default"])
-    history.write_parquet(folder / HISTORY)
-    record = made_of | {"numbers": numbers, "rows": len(train), "selection_rows": len(selection)}
-    (folder / RECORD).write_text(json.dumps(record | {"libraries": _versions()}, indent=1, sort_keys=True))
+    sizes = {"rows": len(train), "selection_rows": len(selection)}
+    done = Finetuned(folder, below, numbers, pl.DataFrame(trainer.recorded(), schema=HISTORY_SCHEMA))
+    _write(done, model, made_of | sizes)
     shutil.rmtree(work, ignore_errors=True)
-    return Finetuned(folder, below, numbers, history)
+    return done
+
+
+def _write(done: Finetuned, model: Any, made_of: dict[str, Any]) -> None:
+    """The adapter, its loss curves and what made it."""
+    done.folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(done.folder, selected_adapters=["default"])
+    done.history.write_parquet(done.folder / HISTORY)
+    record = made_of | {"numbers": done.numbers, "libraries": _versions()}
+    (done.folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True))
 
 
 def _n_blocks(spec: ModelSpec, home: Path) -> int:
