@@ -275,7 +275,9 @@ class ModelSpec(Strict):
     def _without_default_date(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Hashes of profiles from before there was a date stay what they were."""
         fields: dict[str, Any] = handler(self)
-        if self.date == type(self).model_fields["date"].default:
+        if (
+            self.__dict__["date"] == type(self).model_fields["date"].default
+        ):  # no reading of it that lineage would note
             fields.pop("date", None)
         return fields
 
