@@ -6,6 +6,9 @@ import warnings
 
 import click
 
+from steer_pipeline.cli.check import check
+from steer_pipeline.cli.doctor import doctor
+from steer_pipeline.cli.exchange import export, import_
 from steer_pipeline.cli.make import make
 from steer_pipeline.cli.release import release
 from steer_pipeline.cli.status import status
@@ -31,7 +34,7 @@ def steer() -> None:
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
 
 
-for verb in (make, status, release):
+for verb in (make, status, release, import_, export, check, doctor):
     steer.add_command(verb)
 
 

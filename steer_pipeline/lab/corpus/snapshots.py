@@ -14,7 +14,13 @@ import polars as pl
 
 from steer_pipeline.catalogue.specs import CorpusSpec
 from steer_pipeline.lab.corpus.duplicates import DuplicateFinder
-from steer_pipeline.lab.corpus.sources import QUARANTINE_SCHEMA, ROW_SCHEMA, read_news
+from steer_pipeline.lab.corpus.sources import (
+    QUARANTINE_SCHEMA,
+    ROW_SCHEMA,
+    SourceError,
+    news_files,
+    read_news,
+)
 from steer_pipeline.lab.corpus.truncation import TRUNCATED_SCHEMA, truncate_news
 
 MARKED_SCHEMA = pl.Schema({**ROW_SCHEMA, "duplicate_of": pl.String()})
@@ -86,7 +92,7 @@ def snapshot_news(spec: CorpusSpec, home: Path, folder: Path) -> NewsSnapshot:
     """Reads `spec.source` into Parquet parts under `folder` and marks duplicates.
 
     Raises:
-        SourceError: the source cannot be read (see `read_news`).
+        SourceError: the source cannot be read (see `read_news`), or has no rows at all.
     """
     finder = DuplicateFinder(spec.near_duplicate_threshold)
     rows, quarantine = (
@@ -101,6 +107,8 @@ def snapshot_news(spec: CorpusSpec, home: Path, folder: Path) -> NewsSnapshot:
         quarantine.add(batch.quarantine)
         n_duplicates += marked.height - marked["duplicate_of"].null_count()
         reasons.update(reason.partition(":")[0] for reason in batch.quarantine["reason"])
+    if not rows.height and not quarantine.height:
+        raise SourceError(_nothing_in(spec, home))
     near = finder.near_duplicates()
     return NewsSnapshot(
         rows.scan().join(near.lazy(), on="source_index", how="left", maintain_order="left"),
@@ -110,6 +118,15 @@ def snapshot_news(spec: CorpusSpec, home: Path, folder: Path) -> NewsSnapshot:
         n_duplicates,
         near.height,
         dict(reasons.most_common()),
+    )
+
+
+def _nothing_in(spec: CorpusSpec, home: Path) -> str:
+    source = spec.source
+    files = [source.path or ""] if source.kind == "hub" else [str(path) for path in news_files(source, home)]
+    named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    return (
+        f"{named}: no rows; put news there, one JSON object with a text a line, or correct corpus.source.path"
     )
 
 

@@ -13,7 +13,7 @@ from steer_pipeline.lab.corpus.snapshots import (
     snapshot_news,
     snapshot_truncated,
 )
-from steer_pipeline.lab.corpus.sources import QUARANTINE_SCHEMA
+from steer_pipeline.lab.corpus.sources import QUARANTINE_SCHEMA, SourceError
 from steer_pipeline.lab.corpus.truncation import TRUNCATED_SCHEMA
 from steer_pipeline_tests.lab.corpus.test_duplicates import article, edited
 
@@ -104,3 +104,8 @@ def test_memory_does_not_hold_the_articles(tmp_path):
 def test_a_million_articles_fit_into_a_small_machine(tmp_path):
     """2.1 GB of text; the duplicate index may take 1.2 KB an article."""
     assert kilobytes_for(tmp_path, 1_000_000, 2000) < 1.2e6
+
+
+def test_an_empty_news_file_is_named(tmp_path):
+    with pytest.raises(SourceError, match=r"news\.jsonl: no rows; put news there"):
+        snapshot_news(corpus(tmp_path, []), tmp_path, tmp_path / "staged")
