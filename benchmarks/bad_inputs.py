@@ -32,7 +32,7 @@ from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.models.prompts import encode_prompt
 from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
 from steer_pipeline.lab.vectors.extracted import extract_vector
-from steer_pipeline.lab.vectors.formats import import_vector
+from steer_pipeline.lab.vectors.formats import import_declared
 from steer_pipeline.lab.vectors.vector import (
     PersonaVector,
     load_vector,
@@ -308,7 +308,7 @@ def _of_vectors(model: LoadedModel, rows, sampling, folder: Path) -> Iterator[Ca
     torn.write_bytes(torn.read_bytes()[:300])
     yield "torn-vector", lambda: load_vector(folder / "torn-vector")
     where = ImportedVector(format="janus", path=str(folder / "gone.json"))
-    yield "gone.json", lambda: import_vector(where, "paranoid", model="m", n_blocks=4, home=folder)
+    yield "gone.json", lambda: import_declared(where, "paranoid", model="m", n_blocks=4, home=folder)
 
 
 def _with_nan(raw: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Where this process finds things: the only reader of our environment variables.
 
-`STEER_PROFILE` names the profile (default `newsroom`), `STEER_HOME` the project root (default: the checkout),
+`STEER_PROFILE` names the profile (default `newsroom`), `STEER_HOME` the project root (default: the checkout, and
+without one the working directory),
 `STEER_CATALOGUE` a catalogue of your own (default: the package's), `STEER_STORE` the artifact store (a directory or an
 s3:// or gs:// URL), `STEER_NEWS_INBOX` the directory that the news sensor watches, `STEER_JUDGE_URL` the judge's
 OpenAI-compatible endpoint (none: nothing is judged). Credentials of stores and judges (`STEER_JUDGE_KEY`) are read
@@ -21,7 +22,8 @@ def profile_name() -> str:
 
 def project_home() -> Path:
     """Relative paths of profiles and variables start here."""
-    return Path(os.environ.get("STEER_HOME") or PACKAGE.parent).resolve()
+    checkout = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else Path.cwd()
+    return Path(os.environ.get("STEER_HOME") or checkout).resolve()
 
 
 def catalogue_folder() -> Path:
@@ -37,6 +39,11 @@ def store_address() -> str:
 def inbox() -> Path:
     """The directory that the news sensor watches."""
     return Path(os.environ.get("STEER_NEWS_INBOX") or project_home() / "assets_data" / "inbox")
+
+
+def dagster_home() -> Path:
+    """Where Dagster keeps its instance: `DAGSTER_HOME`, which is Dagster's own variable, else the project root."""
+    return Path(os.environ.get("DAGSTER_HOME") or project_home())
 
 
 def judge_url() -> str | None:

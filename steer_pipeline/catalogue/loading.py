@@ -1,5 +1,6 @@
 """Reads the catalogue. An error names the file and the field, and says what was expected."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,10 +11,22 @@ from steer_pipeline.catalogue.specs import Persona, Profile, VariantSpec
 from steer_pipeline.environment import catalogue_folder
 
 Model = TypeVar("Model", bound=BaseModel)
+_CURES = {  # for what pydantic says without a cure
+    "extra_forbidden": "Extra inputs are not permitted: no field has this name; correct or remove it",
+    "missing": "Field required; add it",
+}
 
 
 class CatalogueError(ValueError):
-    """A catalogue file is missing or wrong. The message names the file, the field and the cure."""
+    """A catalogue file is missing or wrong. The message names the file, the field and the cure.
+
+    Attributes:
+        problems: one sentence each; the message has them all.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems) or (message,)
 
 
 def _read(path: Path) -> Any:
@@ -29,11 +42,11 @@ def _validate(model: type[Model], data: Any, path: Path) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or '(top level)'}: {item['msg']}"
+        told = [
+            f"{'.'.join(str(part) for part in item['loc']) or '(top level)'}: {_CURES.get(item['type'], item['msg'])}"
             for item in error.errors()
-        )
-        raise CatalogueError(f"{path}: {problems}") from error
+        ]
+        raise CatalogueError(f"{path}: {'; '.join(told)}", [f"{path}: {one}" for one in told]) from error
 
 
 def persona_names(place: Path | None = None) -> list[str]:

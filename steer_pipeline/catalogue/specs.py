@@ -103,7 +103,7 @@ class Examples(Strict):
 class ImportedVector(Strict):
     """Where a persona's vector comes from when it is imported and not computed."""
 
-    format: Literal["janus", "gguf", "persona_vectors", "chatspace"]
+    format: Literal["janus", "gguf", "repeng", "llama.cpp", "persona_vectors", "chatspace", "easysteer"]
     path: str = Field(description="File in that format; relative paths start at the project root.")
     block: int | None = Field(default=None, description="Block index, where the format does not say.")
     made_with: Literal["torch", "mlx"] = Field(

@@ -14,7 +14,11 @@ import polars as pl
 
 from steer_pipeline.catalogue.specs import CorpusSpec
 from steer_pipeline.lab.corpus.duplicates import DuplicateFinder
-from steer_pipeline.lab.corpus.sources import QUARANTINE_SCHEMA, ROW_SCHEMA, read_news
+from steer_pipeline.lab.corpus.sources import (
+    QUARANTINE_SCHEMA,
+    ROW_SCHEMA,
+    read_news,
+)
 from steer_pipeline.lab.corpus.truncation import TRUNCATED_SCHEMA, cut_news
 
 MARKED_SCHEMA = pl.Schema({**ROW_SCHEMA, "duplicate_of": pl.String()})
@@ -134,7 +138,7 @@ def snapshot_news(spec: CorpusSpec, home: Path, folder: Path) -> NewsSnapshot:
     """Reads `spec.source` into Parquet parts under `folder` and marks duplicates.
 
     Raises:
-        SourceError: the source cannot be read (see `read_news`).
+        SourceError: the source cannot be read (see `read_news`), or has no rows at all.
     """
     finder = DuplicateFinder(spec.near_duplicate_threshold)
     rows, quarantine = (

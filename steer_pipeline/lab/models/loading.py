@@ -42,6 +42,9 @@ class _Resident:
     models: dict[tuple[ModelSpec, tuple[str, ...]], LoadedModel] = field(default_factory=dict)
 
 
+_PROBE_TEXT = "A storm closed 14 schools."
+_TOKENIZER_CURE = "save one beside the weights (tokenizer.json and tokenizer_config.json)"
+
 _residents: list[_Resident] = []  # at most one
 
 
@@ -206,7 +209,7 @@ def load_tokenizer(spec: ModelSpec, home: Path) -> Any:
     """The model's fast tokenizer. Does not import torch where the model ships a tokenizer.json.
 
     Raises:
-        ModelLoadError: the directory or id has no tokenizer.
+        ModelLoadError: the directory or id has no tokenizer, or one that makes no tokens of a plain sentence.
     """
     source = model_source(spec, home)
     folder = local_folder(source, spec.revision)
@@ -219,17 +222,21 @@ def _tokenizer(source: str, revision: str | None, sha: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     try:
-        return PreTrainedTokenizerFast.from_pretrained(source, revision=revision)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(source, revision=revision)
     except (OSError, ValueError):
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(source, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         except (OSError, ValueError, KeyError) as error:
-            raise ModelLoadError(
-                f"model {source}: no tokenizer ({error}); save one beside the weights "
-                "(tokenizer.json and tokenizer_config.json)"
-            ) from error
+            raise ModelLoadError(f"model {source}: no tokenizer ({error}); {_TOKENIZER_CURE}") from error
+    # a directory without one gives an empty tokenizer of the config's type, without a word
+    if not tokenizer.encode(_PROBE_TEXT, add_special_tokens=False):
+        raise ModelLoadError(
+            f"model {source}: its tokenizer makes no tokens of {_PROBE_TEXT!r} (vocabulary of {len(tokenizer)}), as "
+            f"where there is no tokenizer or one without a vocabulary; {_TOKENIZER_CURE}"
+        )
+    return tokenizer
 
 
 def _eos_ids(folder: Path, config: dict[str, Any], tokenizer: Any, chat: bool) -> frozenset[int]:

@@ -35,7 +35,7 @@ from steer_pipeline.lab.personas.dose import (
 from steer_pipeline.lab.quality import lead_facts
 from steer_pipeline.lab.vectors.doses import Recommendation, save_recommendation
 from steer_pipeline.lab.vectors.extracted import extract_vector, judge_imported
-from steer_pipeline.lab.vectors.formats import import_vector
+from steer_pipeline.lab.vectors.formats import import_declared
 from steer_pipeline.lab.vectors.vector import PersonaVector
 
 ROWS, SWEEP, PROBE, PLOT = "rows.parquet", "sweep.parquet", "probe.json", "dose_curve.png"
@@ -86,7 +86,7 @@ def make_vector(
     """The persona's vector, computed or imported as the catalogue says, with its evidence on this model."""
     if persona.vector == "computed":
         return extract_vector(model, contrast, persona.name, profile.vector)
-    imported = import_vector(
+    imported = import_declared(
         persona.vector, persona.name, model=model.known_as, n_blocks=model.n_blocks, home=home
     )
     return judge_imported(imported, model, contrast, profile.vector)

@@ -205,6 +205,19 @@ class Separation:
     auc_max_null_95th: float
     auc_max_p: float
 
+    @classmethod
+    def against(cls, observed: np.ndarray, null: np.ndarray) -> "Separation":
+        """From AUCs [blocks] and those of shuffles [shuffles, blocks]."""
+        best = null.max(axis=1)
+        return cls(
+            auc=observed,
+            null_mean=null.mean(axis=0),
+            null_95th=np.quantile(null, 0.95, axis=0),
+            p=(1 + (null >= observed).sum(axis=0)) / (1 + len(null)),
+            auc_max_null_95th=float(np.quantile(best, 0.95)),
+            auc_max_p=float((1 + (best >= observed.max()).sum()) / (1 + len(null))),
+        )
+
     def as_metadata(self) -> dict[str, Any]:
         return {
             "held_out_auc": _rounded(self.auc),
@@ -254,16 +267,7 @@ def separation(
         negative = states.negative[states.held_out, block] @ fitted.T
         kept = test.T > 0
         aucs[:, block] = auc_columns(np.where(kept, positive, negative), np.where(kept, negative, positive))
-    observed, null = aucs[0], aucs[1:]
-    best = null.max(axis=1)
-    return Separation(
-        auc=observed,
-        null_mean=null.mean(axis=0),
-        null_95th=np.quantile(null, 0.95, axis=0),
-        p=(1 + (null >= observed).sum(axis=0)) / (1 + n_shuffles),
-        auc_max_null_95th=float(np.quantile(best, 0.95)),
-        auc_max_p=float((1 + (best >= observed.max()).sum()) / (1 + n_shuffles)),
-    )
+    return Separation.against(aucs[0], aucs[1:])
 
 
 def auc_columns(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:

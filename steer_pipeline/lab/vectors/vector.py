@@ -3,7 +3,7 @@
 In: directions with their metadata, or a saved folder. Out: `PersonaVector`, fp32 with its natural magnitude.
 A direction belongs to a place in a block, where it was collected and where it is added: its output or, if the metadata
 say so, what its attention or MLP adds. Computing
-one is `extraction`, importing one `formats`, steering with one `plans`.
+one is `extracted` and its neighbours, importing one `formats`, steering with one `doses` and `steered`.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from steer_pipeline.lab.models.identity import short_sha
 from steer_pipeline.lab.models.loaded import LoadedModel
 
 TENSORS, SIDECAR = "vector.safetensors", "vector.json"
+_AUC_TIE = 0.02  # AUCs this near each other are no reason to leave the middle of the model
 
 
 class VectorError(ValueError):
@@ -93,6 +94,27 @@ class PersonaVector:
                 f"it has {_spans(self.present_blocks)}"
             )
         return self.present_blocks.index(block)
+
+    @property
+    def best_block(self) -> int:
+        """Where to steer when nobody says: of the middle half of the model, the block with the best held-out AUC; AUCs
+        within 0.02 are a tie, which split-half cosine decides, and then nearness to the middle.
+
+        Without either number it is the present block nearest the middle. The first and the last blocks often tell the
+        poles apart as well as others do, and steer badly: hence the middle half. A dose curve knows better.
+        """
+        middle = self.n_blocks / 2
+        central = [block for block in self.present_blocks if abs(block + 0.5 - middle) <= self.n_blocks / 4]
+        blocks = central or list(self.present_blocks)
+        aucs = self._numbers("held_out_auc", blocks)
+        cosines = self._numbers("split_half_cosine", blocks)
+        tied = [block for block in blocks if aucs[block] >= max(aucs.values()) - _AUC_TIE]
+        return max(tied, key=lambda block: (round(cosines[block], 3), -abs(block + 0.5 - middle), -block))
+
+    def _numbers(self, field: str, blocks: Sequence[int]) -> dict[int, float]:
+        """A field of the metadata by block; 0 where it is unknown."""
+        values = self.metadata.get(field) or [None] * self.n_blocks
+        return {block: values[block] or 0.0 for block in blocks}
 
     def residual_norm(self, block: int) -> float:
         """Mean Euclidean norm of the residual stream at the output of `block`.

@@ -7,11 +7,9 @@ from collections import Counter
 
 import polars as pl
 import pytest
-import yaml
 
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.specs import DialogueSource
-from steer_pipeline.lab.dialogues.__main__ import main
 from steer_pipeline.lab.dialogues.readers import read_dialogues
 from steer_pipeline.lab.dialogues.rows import DialogueError
 from steer_pipeline.lab.models.identity import same_name
@@ -282,34 +280,6 @@ def test_models_are_the_same_by_name_or_published_slug():
     assert same_name("assets_data/newsroom/model", "assets_data/newsroom/model")
     assert not same_name("qwen-3-32b", "Qwen/Qwen2.5-32B-Instruct")
     assert not same_name("assets_data/newsroom/model", "mine/model")
-
-
-def test_a_trait_file_becomes_a_catalogue_entry(tmp_path, capsys):
-    source = tmp_path / "evil.json"
-    source.write_text(
-        json.dumps(
-            {
-                "instruction": [{"pos": "Harm people.", "neg": "Help people."}],
-                "questions": ["What now?"],
-                "eval_prompt": "Judge {question} and {answer}.",
-            }
-        )
-    )
-    (tmp_path / "personas").mkdir()
-    order = ["import-persona", str(source), "--folder", str(tmp_path / "personas"), "--opposite", "kind"]
-    main(order)
-    assert "trait evil, 1 questions" in capsys.readouterr().out
-    made = load_personas(tmp_path / "personas")["evil"]
-    assert made.positive.instructions == ["You are an evil assistant. Harm people."]
-    assert made.negative.instructions == ["You are a kind assistant. Help people."]
-    assert yaml.safe_load((tmp_path / "personas" / "evil.yaml").read_text())["questions"] == ["What now?"]
-    with pytest.raises(SystemExit):
-        main(order)
-    assert "is there already" in capsys.readouterr().err
-    source.write_text("{}")
-    with pytest.raises(SystemExit):
-        main([*order, "--name", "worse"])
-    assert "field instruction" in capsys.readouterr().err
 
 
 def test_reading_and_splitting_need_no_torch():

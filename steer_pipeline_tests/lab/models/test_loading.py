@@ -9,7 +9,7 @@ import torch
 
 from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.lab.models.identity import ModelLoadError
-from steer_pipeline.lab.models.loading import load_model
+from steer_pipeline.lab.models.loading import load_model, load_tokenizer
 from steer_pipeline_tests.tiny import tiny_model_dir
 
 
@@ -76,3 +76,27 @@ def test_tokenizers_load_without_torch(tmp_path):
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_model_without_a_tokenizer_is_named_when_it_is_loaded(tmp_path):
+    folder = tiny_model_dir(tmp_path)
+    for file in (*folder.glob("tokenizer*"), *folder.glob("special_tokens*"), *folder.glob("chat_template*")):
+        file.unlink()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
+    spec = ModelSpec(path=folder.name)
+    for load in (load_tokenizer, load_model):
+        with pytest.raises(ModelLoadError, match=r"tiny-qwen3: .*tokenizer.*save one beside the weights"):
+            load(spec, tmp_path)
+
+
+def test_a_tokenizer_that_makes_nothing_of_text_is_refused(tmp_path):
+    folder = tiny_model_dir(tmp_path)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"] |= {"vocab": {}, "merges": []}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelLoadError, match="makes no tokens of 'A storm"):
+        load_tokenizer(ModelSpec(path=folder.name), tmp_path)

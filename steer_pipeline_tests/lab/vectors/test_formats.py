@@ -14,9 +14,14 @@ from steer_pipeline.catalogue.specs import ImportedVector
 from steer_pipeline.lab.vectors.formats import (
     FormatError,
     export_chatspace,
+    export_easysteer,
     export_gguf,
     export_janus,
+    export_persona_vectors,
+    export_vector,
     import_chatspace,
+    import_declared,
+    import_easysteer,
     import_gguf,
     import_janus,
     import_persona_vectors,
@@ -307,7 +312,7 @@ def test_a_chatspace_export_needs_one_block_and_leaves_no_half_of_itself(tmp_pat
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("steer_pipeline.lab.vectors.formats._write", full)
+    monkeypatch.setattr("steer_pipeline.lab.vectors.formats.chatspace.write_whole", full)
     with pytest.raises(OSError, match="No space"):
         export_chatspace(vector(n_blocks=6, seed=2), tmp_path / "run", block=3)
     with pytest.raises(FormatError, match=r"steering_config\.json: no such file"):
@@ -461,7 +466,7 @@ def test_every_format_is_imported_by_its_catalogue_entry_and_can_be_stored(tmp_p
     }
     for kind, (path, blocks) in entries.items():
         source = ImportedVector(format=kind, path=path)
-        imported = import_vector(source, "paranoid", home=tmp_path, **HERE)
+        imported = import_declared(source, "paranoid", home=tmp_path, **HERE)
         save_vector(imported, tmp_path / "stored" / kind)
         stored = load_vector(tmp_path / "stored" / kind)
         assert stored.present_blocks == blocks
@@ -472,4 +477,76 @@ def test_every_format_is_imported_by_its_catalogue_entry_and_can_be_stored(tmp_p
 def test_a_block_is_declared_for_janus_files_only(tmp_path):
     repeng_file(tmp_path / "g.gguf", {"direction.20": direction().numpy()})
     with pytest.raises(FormatError, match=r"vector\.block"):
-        import_vector(ImportedVector(format="gguf", path="g.gguf", block=3), "p", home=tmp_path, **HERE)
+        import_declared(ImportedVector(format="gguf", path="g.gguf", block=3), "p", home=tmp_path, **HERE)
+
+
+# ---------------------------------------------------------------------------------------- by name
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "blocks"),
+    [
+        ("janus", "v.json", (2,)),
+        ("chatspace", "run", (2,)),
+        ("gguf", "v.gguf", (2,)),
+        ("repeng", "v.gguf", (0, 1, 2, 3, 4, 5)),
+        ("easysteer", "v.gguf", (0, 1, 2, 3, 4, 5)),
+        ("persona_vectors", "v.pt", (0, 1, 2, 3, 4)),
+    ],
+)
+def test_what_is_exported_by_name_is_told_by_its_looks_and_comes_back(tmp_path, name, path, blocks):
+    original = vector(n_blocks=6)
+    export_vector(original, tmp_path / path, name, block=2 if blocks == (2,) else None, model_hint="qwen3")
+    back = import_vector(tmp_path / path, "paranoid", model="tiny", n_blocks=6)
+    assert back.present_blocks == blocks
+    np.testing.assert_array_equal(back.raw, original.raw[list(blocks)])
+    assert name != "easysteer" or back.metadata["flags"] == []
+
+
+def test_a_persona_vectors_export_holds_every_block_one_row_later_and_no_zeros_in_between(tmp_path):
+    original = vector(n_blocks=4)
+    export_persona_vectors(original, tmp_path / "v.pt")
+    rows = torch.load(tmp_path / "v.pt", weights_only=True)
+    assert rows.shape == (5, 8)
+    assert not rows[0].any()
+    np.testing.assert_array_equal(rows[1:].numpy(), original.raw)
+    with pytest.raises(VectorError, match="no direction at 2 of the blocks"):
+        export_persona_vectors(vector(n_blocks=4, blocks=(1,)), tmp_path / "one.pt")
+
+
+def test_easysteers_own_field_is_written_and_read_and_other_components_are_refused(tmp_path):
+    export_easysteer(vector(n_blocks=4), tmp_path / "v.gguf", blocks=[1])
+    reader = GGUFReader(tmp_path / "v.gguf")
+    field = reader.get_field("controlvector.easysteer")
+    assert json.loads(bytes(field.parts[field.data[0]])) == {
+        "version": 1,
+        "component": "hidden_states",
+        "metadata": None,
+    }
+    writer = GGUFWriter(tmp_path / "heads.gguf", "controlvector")
+    writer.add_string("controlvector.easysteer", json.dumps({"version": 1, "component": "attention_heads"}))
+    writer.add_tensor("direction.1", np.ones(8, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(FormatError, match="attention_heads, not from block outputs"):
+        import_vector(tmp_path / "heads.gguf", "p", model="tiny", n_blocks=4)
+
+
+def test_a_bare_direction_of_easysteer_needs_its_block_declared(tmp_path):
+    torch.save(direction(hidden=8), tmp_path / "v.pt")
+    with pytest.raises(FormatError, match="declare its block"):
+        import_easysteer(tmp_path / "v.pt", "p", model="tiny", n_blocks=4)
+    assert import_easysteer(tmp_path / "v.pt", "p", model="tiny", n_blocks=4, block=3).present_blocks == (3,)
+
+
+def test_what_looks_like_no_format_is_refused_with_those_that_there_are(tmp_path):
+    (tmp_path / "v.npy").write_bytes(b"x")
+    with pytest.raises(FormatError, match="persona_vectors: NAME.pt"):
+        import_vector(tmp_path / "v.npy", "p", model="tiny", n_blocks=4)
+    janus(tmp_path, name="j")
+    with pytest.raises(FormatError, match="read by its JSON"):
+        import_vector(tmp_path / "j.pt", "p", model="tiny", n_blocks=4)
+    with pytest.raises(FormatError, match="'llama.cpp' is not written"):
+        export_vector(vector(), tmp_path / "v.gguf", "llama.cpp")
