@@ -161,9 +161,12 @@ class Trainer:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if model.backend != "torch":
-            raise TrainingError(
-                f"model {model.name}: vectors are trained with the torch back end; set model.backend"
+            cure = (
+                "set model.backend: torch"
+                if model.backend == "mlx"
+                else "this architecture cannot be run block by block, take an extracted vector"
             )
+            raise TrainingError(f"model {model.name}: vectors are trained on the torch back end; {cure}")
         if not 0 <= site < model.n_blocks:
             raise TrainingError(f"training.block: {site} is outside a model of {model.n_blocks} blocks")
         for name, data in (("training", train), ("validation", validation)):
