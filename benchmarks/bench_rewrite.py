@@ -3,7 +3,8 @@
 (a) row by row and variant by variant, `generate` with hooks; (b) batched `generate`, variant by variant, hooks per
 variant; (c) the engine. One process, alternating rounds, medians; prints one JSON line. All ways sample with the same
 settings and generate exactly `--new-tokens` tokens a sequence (end tokens do not stop them). (a) is timed on
-`--rows-seed` rows: its cost is linear in rows. Without a trained newsroom, a random model of its shape is used.
+`--rows-seed` rows: its cost is linear in rows. Every model but the newsroom is taken for a large one: fewer rows, about
+ten minutes on two cores for SmolLM2-135M.
 """
 
 import argparse
@@ -19,7 +20,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from steer_pipeline.catalogue.specs import ModelSpec, SamplingSpec
+from benchmarks.models import HELP, HOME, profile_for
+from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.schema import PromptRow
 from steer_pipeline.lab.models.blocks import blocks_of
@@ -29,7 +31,6 @@ from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.models.prompts import encode_prompt
 from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
 
-HOME = Path(__file__).resolve().parent.parent
 SHAPES = {  # of random models
     "newsroom": {
         "vocab_size": 2048,
@@ -147,19 +148,25 @@ def seconds(work, clock) -> float:
     return clock() - start
 
 
-def main() -> None:
+SIZES: dict[str, dict[str, int]] = {  # what is measured, where the command line does not say
+    "newsroom": {"rows": 64, "rows_batch": 64, "prompt_tokens": 380, "new_tokens": 48, "block": 2},
+    "others": {"rows": 8, "rows_batch": 8, "prompt_tokens": 200, "new_tokens": 32, "block": -15},
+}
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=None, help="model directory; default: the newsroom, else random")
-    parser.add_argument("--shape", default="newsroom", choices=sorted(SHAPES), help="shape of a random model")
+    parser.add_argument("--model", default="newsroom", help=HELP + "; or random, of --shape")
+    parser.add_argument("--shape", default="newsroom", choices=sorted(SHAPES), help="of a random model")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int)
     parser.add_argument("--rows-seed", type=int, default=2, help="rows timed row by row")
-    parser.add_argument("--rows-batch", type=int, default=64, help="batch of plain batched generate")
-    parser.add_argument("--prompt-tokens", type=int, default=380)
-    parser.add_argument("--new-tokens", type=int, default=48)
-    parser.add_argument("--block", type=int, default=2, help="steered block; negative counts from the end")
+    parser.add_argument("--rows-batch", type=int, help="batch of plain batched generate")
+    parser.add_argument("--prompt-tokens", type=int)
+    parser.add_argument("--new-tokens", type=int)
+    parser.add_argument("--block", type=int, help="steered block; negative counts from the end")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-tokens", type=int, default=None, help="default: the newsroom profile's")
+    parser.add_argument("--batch-tokens", type=int, help="default: the newsroom profile's")
     parser.add_argument(
         "--clock",
         default="wall",
@@ -167,21 +174,26 @@ def main() -> None:
         help="cpu: processor time, for a machine that is busy with other work",
     )
     options = parser.parse_args()
+    small = options.model == "newsroom" or (options.model, options.shape) == ("random", "newsroom")
+    for name, value in SIZES["newsroom" if small else "others"].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
 
-    from steer_pipeline.catalogue.loading import load_profile
 
-    profile = load_profile("newsroom").model
-    shipped = HOME / profile.path
+def main() -> None:
+    options = arguments()
     with tempfile.TemporaryDirectory() as folder:
-        name = options.model or (str(shipped) if shipped.is_dir() and options.shape == "newsroom" else None)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = getattr(torch, options.dtype)
-        path = name or str(random_model(options.shape, Path(folder), dtype, device))
-        budget = options.batch_tokens or profile.batch_tokens
-        spec = ModelSpec(path=path, dtype=options.dtype, batch_tokens=budget)
+        spec = profile_for("newsroom" if options.model == "random" else options.model).model
+        if options.model == "random":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            made = random_model(options.shape, Path(folder), getattr(torch, options.dtype), device)
+            spec = spec.model_copy(update={"path": str(made)})
+        budget = options.batch_tokens or spec.batch_tokens
+        spec = spec.model_copy(update={"dtype": options.dtype, "batch_tokens": budget, "device": "auto"})
         model = replace(load_model(spec, HOME), eos_ids=frozenset())  # nothing ends a sequence early
         result = measure(model, options)
-    result["model"] = "shipped newsroom" if name else f"random {options.shape}"
+    result["model"] = f"random {options.shape}" if options.model == "random" else options.model
     print(json.dumps(result))
 
 

@@ -1,0 +1,445 @@
+"""Trains one LoRA adapter on transformers' Trainer with our losses, and writes it with everything that made it.
+
+In: encoded examples, a model's spec and a recipe. Out: a folder with `adapter_model.safetensors` and
+`adapter_config.json` as PEFT writes them, `finetune.json` (recipe, identity, data, versions, numbers) and
+`history.parquet` (loss curves). A killed run goes on from its last checkpoint, which lies in a folder of its own, to
+the same bytes on the same machine.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from steer_pipeline.catalogue.specs import ModelSpec
+from steer_pipeline.lab.finetune import losses
+from steer_pipeline.lab.finetune.data import (
+    Example,
+    FinetuneError,
+    batch_inputs,
+    collate,
+    digest,
+    in_keyed_order,
+    supervised_span,
+)
+from steer_pipeline.lab.finetune.recipe import LoraRecipe, Recipe
+from steer_pipeline.lab.generation.jobs import OutOfMemory, is_out_of_memory, peak_memory
+from steer_pipeline.lab.models.identity import ModelIdentity
+from steer_pipeline.lab.models.loading import load_for_training, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+RECORD, HISTORY = "finetune.json", "history.parquet"
+HISTORY_SCHEMA = pl.Schema(
+    {
+        "step": pl.Int64(),
+        "split": pl.String(),  # train | selection
+        "loss": pl.Float64(),  # all terms, weighted
+        "nll": pl.Float64(),  # nats a supervised token
+        "kl": pl.Float64(),  # nats, aggregated as the recipe says; null without a reference
+        "barrier": pl.Float64(),  # share of passes in which the divergence was above tau
+        "spectral": pl.Float64(),
+        "learning_rate": pl.Float64(),
+        "gradient_norm": pl.Float64(),
+    }
+)
+Reference = Callable[[Any], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What a run made.
+
+    Attributes:
+        below: identity of the model that the adapter lies on.
+        numbers: tokens per second, peak memory in bytes, steps, first and last losses.
+    """
+
+    folder: Path
+    below: ModelIdentity
+    numbers: dict[str, float | int]
+    history: pl.DataFrame
+
+
+def finetune(
+    spec: ModelSpec,
+    home: Path,
+    train: Sequence[Example],
+    selection: Sequence[Example],
+    recipe: Recipe,
+    folder: Path,
+    *,
+    work: Path,
+    reference: Reference | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Finetuned:
+    """Trains an adapter for `spec` into `folder`, which must be empty or absent.
+
+    Args:
+        train: what is learned.
+        selection: held out: its loss is measured during training, and early stopping looks at it. Not the rows that
+            a result is evaluated on.
+        work: where checkpoints lie; a run that was killed goes on from there. Emptied at the end.
+        reference: a context on the model in which it gives the reference's logits; default: the new adapter off.
+        progress: told a line now and then.
+
+    Raises:
+        FinetuneError: no rows, a row in both splits, or a loss that is not finite.
+        OutOfMemory: one row alone does not fit.
+        ModelLoadError: as `load_for_training`.
+    """
+    _require_rows(train, selection)
+    rows_at_once = min(recipe.rows_at_once, recipe.batch_rows)
+    while True:
+        try:
+            return _attempt(
+                spec, home, train, selection, recipe, rows_at_once, folder, work, reference, progress
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if rows_at_once == 1:
+                raise OutOfMemory(
+                    f"one row of {max(len(e.ids) for e in train)} tokens does not fit into memory; lower "
+                    "max_tokens, set gradient_checkpointing, or train on a larger device"
+                ) from error
+        rows_at_once = _next_smaller(rows_at_once, recipe.batch_rows)
+        log.warning("memory ran out: going on with %d rows at once, the batch stays the same", rows_at_once)
+
+
+def lora_config(recipe: LoraRecipe, n_blocks: int) -> Any:
+    """PEFT's configuration; the depth band becomes `layers_to_transform`."""
+    from peft import LoraConfig
+
+    low, high = (round(edge * n_blocks) for edge in recipe.depth)
+    if low == high:
+        raise FinetuneError(
+            f"lora.depth {recipe.depth}: holds no block of a model of {n_blocks}; widen the band"
+        )
+    every = recipe.targets == ("all-linear",)
+    return LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha or 2 * recipe.rank,
+        lora_dropout=0.0,
+        target_modules="all-linear" if every else list(recipe.targets),
+        layers_to_transform=None if (low, high) == (0, n_blocks) else list(range(low, high)),
+        task_type="CAUSAL_LM",
+    )
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """The model below the adapter "default": frozen adapters stay on."""
+    frozen = [name for name in model.peft_config if name != "default"]
+    if not frozen:
+        with model.disable_adapter():
+            yield
+        return
+    model.base_model.set_adapter(frozen)
+    try:
+        yield
+    finally:
+        model.base_model.set_adapter([*frozen, "default"])
+        model.set_requires_grad(frozen, requires_grad=False)
+
+
+# ----------------------------------------------------------------------------------------- one attempt
+
+
+def _require_rows(train: Sequence[Example], selection: Sequence[Example]) -> None:
+    for name, examples in (("train", train), ("selection", selection)):
+        if not examples:
+            raise FinetuneError(f"no {name} rows; give at least one")
+    shared = {e.row_id for e in train} & {e.row_id for e in selection}
+    if shared:
+        raise FinetuneError(f"row {min(shared)!r} is in train and in selection; split by row first")
+
+
+def _next_smaller(rows: int, batch: int) -> int:
+    """The largest divisor of `batch` that is at most half of `rows`."""
+    return max(n for n in range(1, rows // 2 + 1) if batch % n == 0)
+
+
+def _attempt(
+    spec: ModelSpec,
+    home: Path,
+    train: Sequence[Example],
+    selection: Sequence[Example],
+    recipe: Recipe,
+    rows_at_once: int,
+    folder: Path,
+    work: Path,
+    reference: Reference | None,
+    progress: Callable[[str], None] | None,
+) -> Finetuned:
+    set_seed(recipe.seed)  # the adapter's start is drawn from it
+    n_blocks = _n_blocks(spec, home)
+    model, below = load_for_training(spec, home, lora_config(recipe.lora, n_blocks))
+    if recipe.gradient_checkpointing:
+        model.enable_input_require_grads()  # the frozen embeddings would cut the graph
+    tokenizer = load_tokenizer(spec, home)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    made_of = {
+        "recipe": recipe.model_dump(mode="json"),
+        "model": str(below),
+        "train": digest(train),
+        "selection": digest(selection),
+    }
+    _claim(work, made_of)
+    trainer = _SteerTrainer(
+        model=model,
+        args=_arguments(recipe, len(train), rows_at_once, work, model.device),
+        train_dataset=in_keyed_order(train, recipe.seed),
+        eval_dataset=in_keyed_order(selection, recipe.seed),
+        data_collator=partial(collate, pad_id=pad_id),
+        callbacks=[_Lines(progress)] + ([EarlyStoppingCallback(recipe.patience)] if recipe.patience else []),
+        recipe=recipe,
+        reference=reference or adapter_off,
+    )
+    trainer.remove_callback(PrinterCallback)
+    begun = time.monotonic()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
+    seconds = time.monotonic() - begun
+    history = pl.DataFrame(trainer.recorded(), schema=HISTORY_SCHEMA)
+    numbers = {
+        "steps": trainer.state.global_step,
+        "seconds": seconds,
+        "tokens_per_second": trainer.tokens_seen / max(seconds, 1e-9),
+        "peak_memory_bytes": peak_memory(str(model.device.type)),
+        "rows_at_once": rows_at_once,
+        **trainer.last(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, selected_adapters=["default"])
+    history.write_parquet(folder / HISTORY)
+    record = made_of | {"numbers": numbers, "rows": len(train), "selection_rows": len(selection)}
+    (folder / RECORD).write_text(json.dumps(record | {"libraries": _versions()}, indent=1, sort_keys=True))
+    shutil.rmtree(work, ignore_errors=True)
+    return Finetuned(folder, below, numbers, history)
+
+
+def _n_blocks(spec: ModelSpec, home: Path) -> int:
+    from transformers import AutoConfig
+
+    from steer_pipeline.lab.models.identity import model_source
+
+    config = AutoConfig.from_pretrained(model_source(spec, home), revision=spec.revision)
+    return int(config.get_text_config().num_hidden_layers)
+
+
+def _claim(work: Path, made_of: dict[str, Any]) -> None:
+    """Checkpoints of another recipe, model or data are no use: they go."""
+    work.mkdir(parents=True, exist_ok=True)
+    path, text = work / "made_of.json", json.dumps(made_of, sort_keys=True)
+    if not path.is_file() or path.read_text() != text:
+        shutil.rmtree(work)
+        work.mkdir(parents=True)
+        path.write_text(text)
+
+
+def _arguments(
+    recipe: Recipe, n_rows: int, rows_at_once: int, work: Path, device: torch.device
+) -> TrainingArguments:
+    steps = recipe.max_steps or max(1, round(recipe.epochs * -(-n_rows // recipe.batch_rows)))
+    every = max(1, steps // recipe.evaluations)
+    return TrainingArguments(
+        output_dir=str(work),
+        max_steps=steps,
+        per_device_train_batch_size=rows_at_once,
+        per_device_eval_batch_size=rows_at_once,
+        gradient_accumulation_steps=max(1, recipe.batch_rows // rows_at_once),
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(recipe.schedule, recipe.schedule),
+        warmup_steps=round(recipe.warmup * steps),
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.clip,
+        **({"gradient_checkpointing": True} if recipe.gradient_checkpointing else {}),
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=every,
+        save_steps=every,
+        logging_steps=max(1, min(every, 10)),
+        save_total_limit=2,
+        load_best_model_at_end=bool(recipe.patience),
+        metric_for_best_model="eval_nll",
+        greater_is_better=False,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        use_cpu=device.type == "cpu",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=device.type == "cuda",
+    )
+
+
+def _versions() -> dict[str, str]:
+    import accelerate
+    import peft
+    import transformers
+
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "accelerate": accelerate.__version__,
+    }
+
+
+class _Lines(TrainerCallback):
+    """Passes the Trainer's log lines on, with the time left."""
+
+    def __init__(self, progress: Callable[[str], None] | None) -> None:
+        self._progress, self._begun, self._first = progress, time.monotonic(), 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._begun, self._first = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        done = state.global_step - self._first
+        if self._progress is None or not logs or done <= 0:
+            return
+        left = (time.monotonic() - self._begun) / done * (state.max_steps - state.global_step)
+        shown = ", ".join(
+            f"{name} {value:.3g}" for name, value in logs.items() if name in ("loss", "nll", "eval_nll", "kl")
+        )
+        self._progress(f"step {state.global_step} of {state.max_steps}, {shown}, {left:.0f} s left")
+
+
+class _SteerTrainer(Trainer):
+    """Trainer whose loss is the recipe's, a mean over the supervised tokens of the whole batch."""
+
+    def __init__(self, *, recipe: Recipe, reference: Reference, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._recipe, self._reference = recipe, reference
+        self.model_accepts_loss_kwargs = True  # so that the tokens of all accumulated passes are counted
+        self.tokens_seen = 0
+        self._terms: dict[str, list[tuple[float, float]]] = {}  # term -> (value, weight) since the last line
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        labels = inputs["labels"]
+        logits, targets = self._logits(model, inputs)
+        count = len(targets)
+        total = count if num_items_in_batch is None else num_items_in_batch
+        share = count / total  # of the optimiser step's tokens
+        nll = losses.nll_sum(logits, targets)
+        loss = self._recipe.nll * nll / total
+        terms: dict[str, tuple[float, float]] = {"nll": (float(nll.detach()) / count, count)}
+        if self._recipe.kl is not None:
+            divergence, fired = self._divergence(model, inputs, logits)
+            kl = self._recipe.kl
+            loss = loss + kl.weight * (divergence - kl.tau).clamp(min=0) * share
+            terms |= {"kl": (float(divergence.detach()), count), "barrier": (fired, 1.0)}
+        if self._recipe.spectral:
+            spectral = losses.spectral_penalty(losses.lora_pairs(model))
+            loss = loss + self._recipe.spectral * spectral * share
+            terms["spectral"] = (float(spectral.detach()), 1.0)
+        if not torch.isfinite(loss):
+            raise FinetuneError(
+                f"step {self.state.global_step}: the loss is {float(loss.detach())}; lower learning_rate, or "
+                "use bfloat16 or float32 for float16"
+            )
+        if model.training:
+            self.tokens_seen += int(inputs["attention_mask"].sum())
+            for name, entry in terms.items():
+                self._terms.setdefault(name, []).append(entry)
+        else:
+            self._held_out = terms
+        return (loss, {"logits": labels}) if return_outputs else loss
+
+    def _logits(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        keep = supervised_span(inputs["labels"]) + 1
+        logits = model(**batch_inputs(inputs), logits_to_keep=keep, use_cache=False).logits
+        return losses.supervised_logits(logits[:, -keep:], inputs["labels"])
+
+    def _divergence(self, model: Any, inputs: dict[str, Tensor], logits: Tensor) -> tuple[Tensor, float]:
+        kl = self._recipe.kl
+        assert kl is not None
+        inner = self.accelerator.unwrap_model(model)
+        with torch.no_grad(), self._reference(inner):
+            reference, _ = self._logits(model, inputs)
+        found = losses.aggregate(losses.divergence(logits, reference, kl.direction), kl.over)
+        return found, float(found.detach() > kl.tau)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Means over the supervised tokens of the selection rows."""
+        model = self.model
+        was_training = model.training
+        model.eval()
+        weighted: dict[str, list[tuple[float, float]]] = {}
+        for batch in self.get_eval_dataloader():
+            inputs = self._prepare_inputs(batch)
+            with torch.no_grad():
+                self.compute_loss(model, inputs)
+            for name, entry in self._held_out.items():
+                weighted.setdefault(name, []).append(entry)
+        model.train(was_training)
+        means = {f"eval_{name}": _mean(entries) for name, entries in weighted.items()}
+        metrics = {"eval_loss": self._weighted(means, "eval_"), **means}
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            means = {name: _mean(entries) for name, entries in self._terms.items()}
+            logs = {**logs, **means, "loss": self._weighted(means, "")}
+            self._terms.clear()
+        super().log(logs, *args, **kwargs)
+
+    def _weighted(self, means: dict[str, float], prefix: str) -> float:
+        kl = self._recipe.kl
+        return (
+            self._recipe.nll * means.get(f"{prefix}nll", 0.0)
+            + (kl.weight * max(0.0, means.get(f"{prefix}kl", 0.0) - kl.tau) if kl else 0.0)
+            + self._recipe.spectral * means.get(f"{prefix}spectral", 0.0)
+        )
+
+    def recorded(self) -> list[dict[str, Any]]:
+        """The log as rows of `HISTORY_SCHEMA`."""
+        rows = []
+        for entry in self.state.log_history:
+            prefix = "eval_" if "eval_loss" in entry else ""
+            if f"{prefix}loss" not in entry:
+                continue
+            rows.append(
+                {"step": entry["step"], "split": "selection" if prefix else "train"}
+                | {name: entry.get(prefix + name) for name in ("loss", "nll", "kl", "barrier", "spectral")}
+                | {"learning_rate": entry.get("learning_rate"), "gradient_norm": entry.get("grad_norm")}
+            )
+        return rows
+
+    def last(self) -> dict[str, float]:
+        """First and last NLL of the selection rows."""
+        found = [entry["eval_nll"] for entry in self.state.log_history if "eval_nll" in entry]
+        return {"selection_nll_first": found[0], "selection_nll_last": found[-1]} if found else {}
+
+
+def _mean(entries: Sequence[tuple[float, float]]) -> float:
+    return sum(value * weight for value, weight in entries) / max(sum(w for _, w in entries), 1e-12)
