@@ -22,7 +22,7 @@ paranoid = [f"You are a paranoid {who} who suspects a hidden plot behind every e
 trusting = [f"You are a trusting {who} who believes the best of everyone." for who in WHO]
 
 vector = extract(model, paranoid, trusting, read="system", questions=[ITEM], name="paranoid")
-block = vector.best_block
+block = vector.default_block
 print(f"block {block}, held-out AUC {vector.metadata['held_out_auc'][block]:.2f}\n")
 
 for dose, texts in generate(model, [ITEM], vector, dose=[-0.3, 0, 0.3], temperature=0).items():

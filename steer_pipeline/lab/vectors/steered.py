@@ -42,7 +42,7 @@ def steered(
     Args:
         dose: fraction of the mean norm of the residual stream at the block; negative steers to the other pole. 0.1 to
             0.4 is the usual range, above that text falls apart.
-        block: index, negative from the end, or a float as fraction of depth; default: `vector.best_block`.
+        block: index, negative from the end, or a float as fraction of depth; default: `vector.default_block`.
         alpha: the length that is added, in place of `dose`.
         allow_other_model: use a vector of another model of the same width.
 
@@ -84,7 +84,7 @@ def plan_for(
         )
     require_same_model(vector, model, allow_other_model=allow_other_model)
     try:
-        at = vector.best_block if block is None else resolve_site(block, model.n_blocks).block
+        at = vector.default_block if block is None else resolve_site(block, model.n_blocks).block
     except ValueError as error:
         raise VectorError(f"vector {vector.persona!r}: {error}") from error
     vector.at(at)  # the sentence about a missing block comes before any measuring

@@ -96,7 +96,7 @@ class PersonaVector:
         return self.present_blocks.index(block)
 
     @property
-    def best_block(self) -> int:
+    def default_block(self) -> int:
         """Where to steer when nobody says: of the middle half of the model, the block with the best held-out AUC; AUCs
         within 0.02 are a tie, which split-half cosine decides, and then nearness to the middle.
 

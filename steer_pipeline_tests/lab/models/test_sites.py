@@ -110,14 +110,14 @@ def test_what_is_collected_is_what_a_hook_sees_there(tmp_path, arch, kind):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("kind", ["attention", "mlp", "output"])
-@pytest.mark.parametrize("block", [0, 2, 3])
-def test_a_vector_changes_what_is_collected_at_its_site_by_itself(tmp_path, arch, kind, block):
-    model, one = loaded(tmp_path, arch), term(block, 3.0, kind=kind)
-    read = {"blocks": [block], "kind": kind}
-    plain = collect_means(model, requests(model), **read)
-    steered = collect_means(model, requests(model), SteeringPlan("p", (one,)), **read)
-    assert np.allclose(steered - plain, np.float32(3.0) * one.unit, atol=2e-5)
+def test_a_vector_changes_what_is_collected_at_its_site_by_itself(tmp_path, arch):
+    model = loaded(tmp_path, arch)
+    for kind in ("attention", "mlp", "output"):
+        for block in (0, 2, 3):
+            one, read = term(block, 3.0, kind=kind), {"blocks": [block], "kind": kind}
+            plain = collect_means(model, requests(model), **read)
+            steered = collect_means(model, requests(model), SteeringPlan("p", (one,)), **read)
+            assert np.allclose(steered - plain, np.float32(3.0) * one.unit, atol=2e-5), (kind, block)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -142,7 +142,9 @@ def test_generation_is_that_of_plain_hooks_for_all_plans_in_one_batch(tmp_path, 
         assert any(said[row.row_id, one] != said[row.row_id, "base"] for row in rows), one
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)]
+)  # tracing takes half a minute; test_engine traces one model in the fast suite
 def test_batches_and_compiled_decoding_change_nothing(tmp_path, monkeypatch, compiled):
     from steer_pipeline.lab.generation import torch_engine
     from steer_pipeline.lab.models import blocks
