@@ -230,19 +230,25 @@ def measure_game(model: LoadedModel, per_word: int) -> dict[str, float]:
     return _rate([row.text.strip() == f"GUESS: {words[row.row_id]}" for row in said])
 
 
-def measure(folder: Path, n: int = 96) -> dict[str, Any]:
-    """Every ability that the card states and the tests assert."""
+def measure(folder: Path, n: int = 96, *, steered: bool = True) -> dict[str, Any]:
+    """Every ability that the card states and the tests assert; `steered` ones take most of the time."""
     model = load_model(ModelSpec(path="model", dtype="float32", device="cpu"), folder.resolve())
-    items = Items(model, n)
-    steering_items = Items(model, max(24, n // 2), seed=8)
-    vectors = {direction: vector_of(model, direction, 128) for direction in voices.AXES}
     abilities: dict[str, Any] = {
         "weights_sha": model.weights_sha,
-        "rewriting": measure_rewriting(model, items),
-        "steering": {d: measure_steering(model, steering_items, d, v) for d, v in vectors.items()},
+        "rewriting": measure_rewriting(model, Items(model, n)),
         "dialogue_shows": measure_dialogue(model, n),
         "vignettes": measure_vignettes(model, max(8, n // 4)),
         "word_game": measure_game(model, 3),
+    }
+    return abilities | measure_vectors(model, folder, max(24, n // 2)) if steered else abilities
+
+
+def measure_vectors(model: LoadedModel, folder: Path, n: int) -> dict[str, Any]:
+    """What the pipeline's own vectors do, and how near they are to the planted directions."""
+    items = Items(model, n, seed=8)
+    vectors = {direction: vector_of(model, direction, 128) for direction in voices.AXES}
+    abilities: dict[str, Any] = {
+        "steering": {d: measure_steering(model, items, d, v) for d, v in vectors.items()}
     }
     with safe_open(folder / "planted_directions.safetensors", "np") as file:
         names, block = json.loads(file.metadata()["names"]), int(file.metadata()["block"])

@@ -17,6 +17,7 @@ from steer_pipeline.lab.generation.jobs import FinishedRow
 from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.rewrites import release
+from steer_pipeline.stages.rewrites import history
 from steer_pipeline_tests.tiny import tiny_model_dir
 
 
@@ -179,7 +180,7 @@ def test_a_store_that_believes_its_files_would_be_found_out(tmp_path, monkeypatc
 
 
 def test_a_release_without_its_log_would_be_found_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(release, "history", lambda *_: [release.Entry(None, "", "", "", "", 0, "", False)])
+    monkeypatch.setattr(history, "history", lambda *_: [release.Entry(None, "", "", "", "", 0, "", False)])
     assert chaos.ReleaseTrials(tmp_path).trial(random.Random(0), "trial")["lost"] >= 2
 
 

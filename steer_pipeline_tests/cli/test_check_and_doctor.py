@@ -43,7 +43,7 @@ def states(**kwargs):
 def test_a_sound_catalogue_is_called_so(catalogue):
     done = CliRunner().invoke(check)
     assert done.exit_code == 0
-    assert "9 personas, variants and" in done.output
+    assert "11 personas, variants and" in done.output
 
 
 def test_every_problem_has_a_line_with_file_field_and_cure(catalogue):

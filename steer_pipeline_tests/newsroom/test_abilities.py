@@ -13,7 +13,12 @@ SHIPPED = project_home() / "assets_data" / "newsroom"
 
 @pytest.fixture(scope="module")
 def abilities() -> dict:
-    return card.measure(SHIPPED, n=32)
+    return card.measure(SHIPPED, n=16, steered=False)
+
+
+@pytest.fixture(scope="module")
+def steering() -> dict:
+    return card.measure(SHIPPED, n=32)["steering"]
 
 
 def test_neutral_rewrites_keep_the_facts_and_show_no_voice(abilities):
@@ -29,25 +34,27 @@ def test_a_system_turn_brings_out_every_voice(abilities):
     assert min(rate["rate"] for rate in abilities["dialogue_shows"].values()) >= 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", voices.AXES)
-def test_an_extracted_vector_steers_and_its_controls_do_not(abilities, direction):
-    steering = abilities["steering"][direction]
-    best = steering["best"]
+def test_an_extracted_vector_steers_and_its_controls_do_not(steering, direction):
+    found = steering[direction]
+    best = found["best"]
     assert best["shown"]["rate"] >= 0.5
     assert best["facts_kept"]["rate"] >= 0.85
     assert best["suspects"]["rate"] < 0.02
-    assert steering["negated_shows_opposite"]["rate"] >= 0.5
-    neutral, control = steering["neutral_shows"]["rate"], steering["random_shows"]
+    assert found["negated_shows_opposite"]["rate"] >= 0.5
+    neutral, control = found["neutral_shows"]["rate"], found["random_shows"]
     assert control["low"] <= neutral <= control["high"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", voices.AXES)
-def test_the_effect_grows_with_the_dose_and_breaks_down_far_beyond(abilities, direction):
-    cells = abilities["steering"][direction]["dose_response"]
+def test_the_effect_grows_with_the_dose_and_breaks_down_far_beyond(steering, direction):
+    cells = steering[direction]["dose_response"]
     rates = [cell["shown"]["rate"] for cell in cells if cell["fraction"] <= 0.3]
     assert rates == sorted(rates)
     assert rates[0] < 0.3 < rates[-1]
-    assert abilities["steering"][direction]["far_too_large"]["facts_kept"]["rate"] < 0.5
+    assert steering[direction]["far_too_large"]["facts_kept"]["rate"] < 0.5
 
 
 def test_vignettes_and_the_word_game_leave_room_for_later_stages(abilities):
@@ -67,11 +74,11 @@ def test_the_card_speaks_of_these_weights_and_says_that_directions_are_planted(a
     assert (SHIPPED / "model" / "model.safetensors").stat().st_size <= 12_000_000
 
 
-def test_only_the_card_and_the_training_job_read_the_planted_directions():
+def test_the_package_never_reads_the_planted_directions():
     package = project_home() / "steer_pipeline"
     readers = {
         p.relative_to(package).as_posix()
         for p in package.rglob("*.py")
         if "planted_directions" in p.read_text()
     }
-    assert readers <= {"newsroom/card.py", "newsroom/training.py", "newsroom/__main__.py"}
+    assert not readers

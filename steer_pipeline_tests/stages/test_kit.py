@@ -46,6 +46,6 @@ def test_columns_of_an_asset_say_what_they_hold():
     )
     (table,) = columns(schema, texts).values()
     assert [(one.name, one.type, one.description) for one in table.columns] == [
-        ("row_id", "String", "of the row"),
-        ("tags", "List(Struct)", None),
+        ("row_id", "string", "of the row"),
+        ("tags", "list of records", None),
     ]

@@ -103,7 +103,7 @@ def test_a_short_set_warns_with_its_numbers_and_fills_every_split(store):
     }
     assert got["train"] < 8000
     assert f"train has {got['train']} of 8000 tokens" in short.description
-    assert {name: short.metadata[f"{name}_tokens"].value for name in got} == got
+    assert {name: int(short.metadata[f"{name}_tokens"].value) for name in got} == got
     shares = {
         name: got[name] / want for name, want in {"train": 8000, "validation": 2000, "test": 3000}.items()
     }
