@@ -38,12 +38,14 @@ def sections_of(code_version: str) -> dict[str, str]:
 def changes(before: str, now: str) -> list[str]:
     """What differs between two code versions of an asset, in words."""
     old, new = sections_of(before), sections_of(now)
-    told = [f"profile section {name} has changed" for name in new if name in old and old[name] != new[name]]
-    told += [f"is now made of profile section {name}" for name in new if name not in old]
-    told += [f"is no longer made of profile section {name}" for name in old if name not in new]
+    message = [
+        f"profile section {name} has changed" for name in new if name in old and old[name] != new[name]
+    ]
+    message += [f"is now made of profile section {name}" for name in new if name not in old]
+    message += [f"is no longer made of profile section {name}" for name in old if name not in new]
     if before.split(" ")[0] != now.split(" ")[0]:
-        told.append(f"its code has changed ({before.split(' ')[0]} to {now.split(' ')[0]})")
-    return told
+        message.append(f"its code has changed ({before.split(' ')[0]} to {now.split(' ')[0]})")
+    return message
 
 
 def _digest(profile: Profile, section: str) -> str:

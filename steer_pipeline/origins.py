@@ -47,83 +47,83 @@ class Origin:
     look: Callable[[Settings, str], Found]
 
 
-def versions(now: Settings) -> Iterator[tuple[str, str | None, Found]]:
+def versions(current: Settings) -> Iterator[tuple[str, str | None, Found]]:
     """(origin, partition, what is there now) of everything that the graph stands on."""
-    keys = {"persona": now.persona_names, "variant": now.variant_names}
+    keys = {"persona": current.persona_names, "variant": current.variant_names}
     for origin in ORIGINS:
         for partition in keys[origin.partitions] if origin.partitions else [None]:
-            yield origin.name, partition, look(origin, now, partition)
+            yield origin.name, partition, look(origin, current, partition)
 
 
-def look(origin: Origin, now: Settings, partition: str | None) -> Found:
+def look(origin: Origin, current: Settings, partition: str | None) -> Found:
     """What is there now; a problem of the files is part of the answer."""
     try:
-        return origin.look(now, partition or "")
+        return origin.look(current, partition or "")
     except (ValueError, OSError) as error:
         return Found(_digest(["broken", str(error)]), str(error))
 
 
-def _persona(now: Settings, name: str) -> Found:
+def _persona(current: Settings, name: str) -> Found:
     read = load_persona(name)
     persona, vector = _plain(read), read.vector
     # Another file at the same path is another vector.
-    content = None if isinstance(vector, str) else _content(_below(now.home / vector.path))
+    content = None if isinstance(vector, str) else _content(_below(current.home / vector.path))
     for pole in ("positive", "negative"):
         persona[pole] = {key: value for key, value in persona[pole].items() if key not in SCALE_FIELDS}
     asked = {key: value for key, value in persona.items() if key not in (*SCALE_FIELDS, *UNREAD_FIELDS)}
     return Found(_digest([asked, content]))
 
 
-def _scale(now: Settings, name: str) -> Found:
+def _scale(current: Settings, name: str) -> Found:
     persona = load_persona(name)
     lexicons = [persona.positive.lexicon, persona.negative.lexicon]
     return Found(_digest([persona.kind, lexicons, persona.judge_rubric]))
 
 
-def _variant(now: Settings, name: str) -> Found:
-    if (problem := now.broken_variants.get(name)) is not None:
+def _variant(current: Settings, name: str) -> Found:
+    if (problem := current.broken_variants.get(name)) is not None:
         raise problem
-    spec = _plain(now.variants[name])
+    spec = _plain(current.variants[name])
     del spec["summary"]
     return Found(_digest(spec))
 
 
-def _weights(now: Settings, _: str) -> Found:
+def _weights(current: Settings, _: str) -> Found:
     from steer_pipeline.lab.models.identity import model_identity
 
-    identity = model_identity(now.profile.model, now.home)
+    identity = model_identity(current.profile.model, current.home)
     if identity is None:
-        return Found(_named(now.profile.model))
+        return Found(_named(current.profile.model))
     return Found(_digest([identity.base, identity.adapters]))
 
 
-def _tokenizer(now: Settings, _: str) -> Found:
+def _tokenizer(current: Settings, _: str) -> Found:
     from steer_pipeline.lab.models.identity import vocabulary_sha
 
-    return _of_model(now, vocabulary_sha)
+    return _of_model(current, vocabulary_sha)
 
 
-def _template(now: Settings, _: str) -> Found:
+def _template(current: Settings, _: str) -> Found:
     from steer_pipeline.lab.models.identity import template_sha
 
-    if not now.profile.model.chat_template:
+    if not current.profile.model.chat_template:
         return Found("raw prompts")
-    found, day = _of_model(now, template_sha), now.profile.model.date
+    found, day = _of_model(current, template_sha), current.profile.model.date
     return (
         found if day == ModelSpec.model_fields["date"].default else Found(_digest([found.version, str(day)]))
     )
 
 
-def _of_model(now: Settings, identity: Callable[[Path], str]) -> Found:
-    folder = _model_folder(now)
-    return Found(_named(now.profile.model) if folder is None else identity(folder)[:SHOWN])
+def _of_model(current: Settings, identity: Callable[[Path], str]) -> Found:
+    folder = _model_folder(current)
+    return Found(_named(current.profile.model) if folder is None else identity(folder)[:SHOWN])
 
 
-def _model_folder(now: Settings) -> Path | None:
+def _model_folder(current: Settings) -> Path | None:
     from steer_pipeline.lab.models.identity import local_folder, model_source
 
-    spec = now.profile.model
-    return local_folder(model_source(spec, now.home), spec.revision)
+    spec = current.profile.model
+    return local_folder(model_source(spec, current.home), spec.revision)
 
 
 def _named(spec: ModelSpec) -> str:
@@ -131,26 +131,26 @@ def _named(spec: ModelSpec) -> str:
     return _digest([spec.path, spec.revision])
 
 
-def _news(now: Settings, _: str) -> Found:
+def _news(current: Settings, _: str) -> Found:
     from steer_pipeline.lab.corpus.sources import news_files
 
-    source = now.profile.corpus.source
+    source = current.profile.corpus.source
     if (
         source.kind == "hub"
     ):  # a snapshot is taken when it is read; what the hub has since is asked for by refresh_news
         return Found(_digest([source.path, source.split]))
-    return Found(_content(news_files(source, now.home)))
+    return Found(_content(news_files(source, current.home)))
 
 
-def _facts(now: Settings, _: str) -> Found:
-    return Found(_content(_below(now.shipped / "facts.parquet")))
+def _facts(current: Settings, _: str) -> Found:
+    return Found(_content(_below(current.shipped / "facts.parquet")))
 
 
-def _dialogues(now: Settings, _: str) -> Found:
-    source = now.profile.behaviour.source
+def _dialogues(current: Settings, _: str) -> Found:
+    source = current.profile.behaviour.source
     if source.kind == "generate":
         return Found("made by the profile's model")
-    path = now.shipped / "dialogues.parquet" if source.path is None else now.home / source.path
+    path = current.shipped / "dialogues.parquet" if source.path is None else current.home / source.path
     return Found(_content(_below(path)))
 
 

@@ -42,11 +42,13 @@ def _validate(model: type[Model], data: Any, path: Path) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        told = [
+        problems = [
             f"{'.'.join(str(part) for part in item['loc']) or '(top level)'}: {_CURES.get(item['type'], item['msg'])}"
             for item in error.errors()
         ]
-        raise CatalogueError(f"{path}: {'; '.join(told)}", [f"{path}: {one}" for one in told]) from error
+        raise CatalogueError(
+            f"{path}: {'; '.join(problems)}", [f"{path}: {one}" for one in problems]
+        ) from error
 
 
 def persona_names(place: Path | None = None) -> list[str]:

@@ -31,7 +31,7 @@ class Finding:
 
     state: str
     what: str
-    told: str
+    message: str
     cure: str = ""
 
 
@@ -90,7 +90,7 @@ def doctor(model: str | None, loads: bool) -> None:
     broken = False
     for finding in examine(Place(model), loads):
         broken |= finding.state == BROKEN
-        click.echo(f"{finding.state:<14}{finding.what:<15}{finding.told}")
+        click.echo(f"{finding.state:<14}{finding.what:<15}{finding.message}")
         if finding.cure:
             click.echo(f"{'':<29}-> {finding.cure}")
     if broken:
@@ -217,7 +217,7 @@ def _size(n: float) -> str:
 
 
 def _absent(place: Place) -> bool:
-    """Whether `model` has already told that there is nothing to look at."""
+    """Whether `model` has already message that there is nothing to look at."""
     try:
         return place.folder is None
     except ValueError:
@@ -231,12 +231,12 @@ def tokenizer(place: Place) -> Iterator[Finding]:
         return
     ours = place.tokenizer
     end = end_of_turn_id(ours)
-    told = f"{len(ours)} tokens, a turn ends with {ours.convert_ids_to_tokens(end)!r}"
+    message = f"{len(ours)} tokens, a turn ends with {ours.convert_ids_to_tokens(end)!r}"
     if ours.chat_template and end not in set(ours.all_special_ids):
         cure = "set eos_token in tokenizer_config.json"
-        yield Finding(WARNING, "tokenizer", told + ", which is no special token", cure)
+        yield Finding(WARNING, "tokenizer", message + ", which is no special token", cure)
     else:
-        yield Finding(OK, "tokenizer", told)
+        yield Finding(OK, "tokenizer", message)
 
 
 def chat_template(place: Place) -> Iterator[Finding]:
@@ -247,11 +247,11 @@ def chat_template(place: Place) -> Iterator[Finding]:
     ours, wanted = place.tokenizer, place.spec.chat_template
     if not ours.chat_template:
         cure = "set model.chat_template: false in the profile for raw prompts, or add chat_template.jinja"
-        told = "none; prompts are raw"
+        message = "none; prompts are raw"
         yield (
             Finding(BROKEN, "chat template", "none, and the profile asks for one", cure)
             if wanted
-            else Finding(OK, "chat template", told)
+            else Finding(OK, "chat template", message)
         )
         return
     if not wanted:
@@ -300,12 +300,12 @@ def device(place: Place) -> Iterator[Finding]:
         return
     dtype = spec.dtype if spec.dtype != "auto" else "float32" if picked == "cpu" else "the checkpoint's own"
     name = f"{picked} ({torch.cuda.get_device_name()})" if picked == "cuda" else picked
-    told = f"{name}, {dtype}" + (f", {torch.get_num_threads()} threads" if picked == "cpu" else "")
+    message = f"{name}, {dtype}" + (f", {torch.get_num_threads()} threads" if picked == "cpu" else "")
     if picked == "cpu" and spec.dtype == "float16":
         cure = "set model.dtype to float32 or bfloat16"
-        yield Finding(WARNING, "device", told + ": float16 is slow and inexact on a CPU", cure)
+        yield Finding(WARNING, "device", message + ": float16 is slow and inexact on a CPU", cure)
     else:
-        yield Finding(OK, "device", told)
+        yield Finding(OK, "device", message)
 
 
 def mlx(place: Place) -> Iterator[Finding]:
@@ -327,13 +327,13 @@ def memory(place: Place) -> Iterator[Finding]:
     import psutil
 
     free = psutil.virtual_memory().available
-    told = f"{_size(free)} available"
+    message = f"{_size(free)} available"
     weights = 0 if _absent(place) else sum(path.stat().st_size for path in _weights(place.folder or Path()))
     if weights > free and place.spec.device in ("auto", "cpu"):
         cure = "close other programs, take a smaller model, or a machine with an accelerator"
-        yield Finding(WARNING, "memory", f"{told}, the weights are {_size(weights)}", cure)
+        yield Finding(WARNING, "memory", f"{message}, the weights are {_size(weights)}", cure)
     else:
-        yield Finding(OK, "memory", told)
+        yield Finding(OK, "memory", message)
 
 
 def loaded(place: Place) -> Iterator[Finding]:
@@ -347,8 +347,8 @@ def loaded(place: Place) -> Iterator[Finding]:
 
     began = time.monotonic()
     model = load_model(place.spec, place.home)
-    told = f"{model.n_blocks} blocks, {model.hidden_size} wide, {model.dtype} on {model.device}"
-    yield Finding(OK, "loaded", f"{told}, in {time.monotonic() - began:.1f} s")
+    message = f"{model.n_blocks} blocks, {model.hidden_size} wide, {model.dtype} on {model.device}"
+    yield Finding(OK, "loaded", f"{message}, in {time.monotonic() - began:.1f} s")
     if model.backend == "mlx":
         return
     unit = np.random.default_rng(0).standard_normal(model.hidden_size).astype(np.float32)
@@ -402,8 +402,10 @@ def dagster(_: Place) -> Iterator[Finding]:
         )
         return
     if not (home / "dagster.yaml").is_file():
-        told = f"{home} has no dagster.yaml: its state would lie there, under Dagster's defaults"
-        yield Finding(WARNING, "dagster", told, "copy the checkout's dagster.yaml there, or set DAGSTER_HOME")
+        message = f"{home} has no dagster.yaml: its state would lie there, under Dagster's defaults"
+        yield Finding(
+            WARNING, "dagster", message, "copy the checkout's dagster.yaml there, or set DAGSTER_HOME"
+        )
         return
     yield from _instance(home)
 

@@ -191,21 +191,21 @@ def _persona_of_vector(name: str, opposite: str, summary: str | None, source: di
     from steer_pipeline.settings import settings
 
     vector = ImportedVector.model_validate(source)
-    config, now = _model_config(), settings()
+    config, current = _model_config(), settings()
     blocks = config.get("num_hidden_layers") or config.get("text_config", {}).get("num_hidden_layers")
     if blocks is None:
         click.echo(
-            f"not read yet: model {now.profile.model.path} of profile {now.profile.name} is not here",
+            f"not read yet: model {current.profile.model.path} of profile {current.profile.name} is not here",
             err=True,
         )
     else:
-        model = name_of(now.profile.model, now.home)
-        read = import_declared(vector, name, model=model, n_blocks=blocks, home=now.home)
+        model = name_of(current.profile.model, current.home)
+        read = import_declared(vector, name, model=model, n_blocks=blocks, home=current.home)
         width = config.get("hidden_size") or config.get("text_config", {}).get("hidden_size")
         if width is not None and read.raw.shape[1] != width:
             raise ValueError(
                 f"{source['path']}: its directions are {read.raw.shape[1]} wide, model {model} of profile "
-                f"{now.profile.name} is {width}; choose the profile of the model it was made on (STEER_PROFILE)"
+                f"{current.profile.name} is {width}; choose the profile of the model it was made on (STEER_PROFILE)"
             )
     poles = []
     for one in (name, opposite):

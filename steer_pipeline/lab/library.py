@@ -173,11 +173,11 @@ def generate(
     plans = _plans(model, vector, dose, block, alpha, scope, allow_other_model)
     sampling = SamplingSpec(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
     probe_steering(model, rows[:1], list(plans.values()))
-    said = {
+    answers = {
         (row.row_id, row.variant): row.text
         for row in engine.generate(model, rows, list(plans.values()), sampling)
     }
-    texts = {key: [said[row.row_id, plan.variant] for row in rows] for key, plan in plans.items()}
+    texts = {key: [answers[row.row_id, plan.variant] for row in rows] for key, plan in plans.items()}
     return next(iter(texts.values())) if _is_one(vector, dose) else texts
 
 

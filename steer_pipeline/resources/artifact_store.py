@@ -9,9 +9,9 @@ from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.settings import Settings, settings
 
 
-def open_store(now: Settings | None = None) -> ArtifactStore:
+def open_store(chosen: Settings | None = None) -> ArtifactStore:
     """The store that the settings name (default: those of this process)."""
-    return ArtifactStore((now or settings()).store)
+    return ArtifactStore((chosen or settings()).store)
 
 
 class ArtifactStoreResource(dg.ConfigurableResource):

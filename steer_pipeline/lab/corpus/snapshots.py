@@ -52,14 +52,14 @@ class SetAside:
 
     def sentence(self) -> str:
         """With the most frequent reasons and the first place, where there are any."""
-        told = f"{self.quarantined} of {self.lines} lines gave no article ({self.rate:.1%})"
+        message = f"{self.quarantined} of {self.lines} lines gave no article ({self.rate:.1%})"
         if not self.reasons:
-            return told
+            return message
         top = ", ".join(f"{reason} ({n})" for reason, n in list(self.reasons.items())[:TOP_REASONS])
         more = (
             f" and {len(self.reasons) - TOP_REASONS} more reasons" if len(self.reasons) > TOP_REASONS else ""
         )
-        return f"{told}: {top}{more}" + (f"; the first is {self.first}" if self.first else "")
+        return f"{message}: {top}{more}" + (f"; the first is {self.first}" if self.first else "")
 
 
 @dataclass(frozen=True)

@@ -216,8 +216,8 @@ class _Group:
 
     def finished(self) -> list[Generated]:
         return [
-            Generated(lane.row_id, lane.plan, len(lane.prompt), said, bool(ended))
-            for lane, said, ended in zip(self.lanes, self._said, self._ended, strict=True)
+            Generated(lane.row_id, lane.plan, len(lane.prompt), answers, bool(ended))
+            for lane, answers, ended in zip(self.lanes, self._said, self._ended, strict=True)
         ]
 
     def _check(self, logits: Tensor) -> None:

@@ -87,11 +87,13 @@ def _answers(
 ) -> tuple[list[list[int]], list[int]]:
     """Prompts with their unsteered greedy answers, and where the answers start."""
     greedy = SamplingSpec(temperature=0.0, top_p=1.0, max_new_tokens=_TOKENS)
-    said = {row.row_id: row for row in generate(model, rows, [SteeringPlan(plan.variant)], greedy)}
+    replies = {row.row_id: row for row in generate(model, rows, [SteeringPlan(plan.variant)], greedy)}
     prompts = [row.ids.get(plan.variant, row.ids.get("*", [])) for row in rows]
     # an answer that ends at once still leaves one position to compare: its end token
     filler = [min(model.eos_ids)]
-    ids = [prompt + (said[row.row_id].token_ids or filler) for prompt, row in zip(prompts, rows, strict=True)]
+    ids = [
+        prompt + (replies[row.row_id].token_ids or filler) for prompt, row in zip(prompts, rows, strict=True)
+    ]
     return ids, [len(prompt) for prompt in prompts]
 
 

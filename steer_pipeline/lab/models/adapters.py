@@ -144,8 +144,8 @@ def attach(model: Any, adapter: Adapter, name: str) -> Any:
         _strip(_base(model))
         if isinstance(error, ModelLoadError) or not isinstance(error, RuntimeError | ValueError | KeyError):
             raise
-        told = " ".join(str(error).split())[:_SHOWN_CHARACTERS]
-        raise ModelLoadError(f"{where} does not fit {type(_base(model)).__name__}: {told}") from error
+        message = " ".join(str(error).split())[:_SHOWN_CHARACTERS]
+        raise ModelLoadError(f"{where} does not fit {type(_base(model)).__name__}: {message}") from error
     return model
 
 
@@ -248,14 +248,14 @@ def _require_no_base_weights(model: Any, name: str, tensors: dict[str, Tensor], 
 
 
 def _require_all_keys(missing: Sequence[str], unexpected: Sequence[str], model: Any, where: str) -> None:
-    told = [
+    message = [
         f"{len(keys)} {what} ({_some(keys)})"
         for what, keys in (("missing", missing), ("unexpected", unexpected))
         if keys
     ]
-    if told:
+    if message:
         raise ModelLoadError(
-            f"{where}: its keys are not those of {type(_base(model)).__name__}: {' and '.join(told)}; it belongs to "
+            f"{where}: its keys are not those of {type(_base(model)).__name__}: {' and '.join(message)}; it belongs to "
             "another model or class, or was saved in part: rename its keys or save it from this class"
         )
 

@@ -74,12 +74,12 @@ def _require_hooks(model: LoadedModel, plan: SteeringPlan) -> None:
 
 def _require_effect(plan: SteeringPlan, change: float) -> None:
     if not change >= MIN_LOGIT_DELTA:  # NaN is no effect either
-        told = ", ".join(
+        message = ", ".join(
             f"{term.name} at {term.site.kind} of block {term.site.block} with alpha {term.alpha:g}"
             for term in plan.terms
         )
         raise SteeringHasNoEffect(
-            f"steering ({told}) changes no logit by more than {change:.3g}, the floor is {MIN_LOGIT_DELTA:g}; "
+            f"steering ({message}) changes no logit by more than {change:.3g}, the floor is {MIN_LOGIT_DELTA:g}; "
             "give a larger dose (a fraction of the residual norm, or alpha as a length), or check the vector"
         )
 

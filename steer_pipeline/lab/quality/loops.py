@@ -89,8 +89,8 @@ def find_loop(text: str, source: str = "") -> str | None:
         return f"{counted.period} words {counted.rounds:.1f} times, counting"
     if reason := _character_cycle(text, source):
         return reason
-    said = Counter(" ".join(words(sentence)) for sentence in sentences(text))
-    for sentence, times in said.items():
+    answers = Counter(" ".join(words(sentence)) for sentence in sentences(text))
+    for sentence, times in answers.items():
         if times < SENTENCE_TIMES or sentence.count(" ") + 1 < MIN_SENTENCE_WORDS:
             continue
         if times > len(re.findall(rf"\b{re.escape(sentence)}\b", " ".join(words(source)))):

@@ -189,8 +189,8 @@ def _answers(model: LoadedModel, prompts: list[list[int]], max_new_tokens: int) 
     """Greedy answers' ids, without their ends."""
     rows = [PromptRow(str(number), {"*": ids}) for number, ids in enumerate(prompts)]
     greedy = SamplingSpec(temperature=0.0, top_p=1.0, max_new_tokens=max_new_tokens)
-    said = {row.row_id: row.token_ids for row in generate(model, rows, [SteeringPlan("base")], greedy)}
-    return [said[row.row_id] for row in rows]
+    replies = {row.row_id: row.token_ids for row in generate(model, rows, [SteeringPlan("base")], greedy)}
+    return [replies[row.row_id] for row in rows]
 
 
 # ------------------------------------------------------------------------------------- what is fitted

@@ -21,11 +21,11 @@ def _observable(origin: Origin) -> dg.SourceAsset:
     partitions = PARTITIONS[origin.partitions]
 
     def observe() -> Any:
-        now = settings(anew=True)
+        current = settings(anew=True)
         if partitions is None:
-            return dg.DataVersion(look(origin, now, None).version)
+            return dg.DataVersion(look(origin, current, None).version)
         keys = partitions.get_partition_keys()
-        return dg.DataVersionsByPartition({key: look(origin, now, key).version for key in keys})
+        return dg.DataVersionsByPartition({key: look(origin, current, key).version for key in keys})
 
     decorate: Callable[[Callable[[], Any]], dg.SourceAsset] = dg.observable_source_asset(
         name=origin.name,

@@ -55,9 +55,9 @@ def read_news(context: dg.AssetExecutionContext, store: ArtifactStoreResource) -
         (context.log.warning if missing.quarantined else context.log.info)(missing.sentence())
         if read.mended:
             context.log.info(f"articles with something to mend: {_counted(read.mended)}")
-        told = {"set_aside": missing.sentence(), "mended": read.mended}
+        message = {"set_aside": missing.sentence(), "mended": read.mended}
         yield dg.Output(
-            read.rows, "cc_news", metadata={**read.shares(), **told, "preview": _preview(read.rows)}
+            read.rows, "cc_news", metadata={**read.shares(), **message, "preview": _preview(read.rows)}
         )
         reasons = {f"reason_{name.replace(' ', '_')}": n for name, n in read.reasons.items()}
         shown = {**reasons, "set_aside": missing.sentence(), "preview": _preview(read.quarantine)}

@@ -86,14 +86,14 @@ def article_checks(truncated_news: pl.LazyFrame, cc_news: pl.LazyFrame) -> Itera
     from steer_pipeline.lab import corpus
     from steer_pipeline.lab.models.loading import load_tokenizer
 
-    now = settings()
-    spec = now.profile.corpus
+    profile, home = settings().profile, settings().home
+    spec = profile.corpus
     problems = corpus.schema_problems(truncated_news, corpus.TRUNCATED_SCHEMA)
     yield _listed(ARTICLES, "articles_have_their_schema", problems)
     if any("column" in problem for problem in problems):
         yield from map(ARTICLES.unjudged, ARTICLES.names[1:])
         return
-    counts = corpus.cap_problems(truncated_news, load_tokenizer(now.profile.model, now.home), spec.max_tokens)
+    counts = corpus.cap_problems(truncated_news, load_tokenizer(profile.model, home), spec.max_tokens)
     yield _counted(ARTICLES, "token_cap_is_kept", counts, recounted=counts.pop("recounted"))
     open_ends = corpus.open_ends(truncated_news, spec.language)
     examples = dict(open_ends.head(5).rows())
