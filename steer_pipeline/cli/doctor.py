@@ -217,7 +217,7 @@ def _size(n: float) -> str:
 
 
 def _absent(place: Place) -> bool:
-    """Whether `model` has already message that there is nothing to look at."""
+    """Whether `model` has already said that there is nothing to look at."""
     try:
         return place.folder is None
     except ValueError:

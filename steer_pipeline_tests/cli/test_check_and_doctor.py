@@ -69,8 +69,8 @@ def test_every_problem_has_a_line_with_file_field_and_cure(catalogue):
 def test_a_checkout_works_and_steering_moves_its_model():
     found = states(loads=True)
     assert {what for what, one in found.items() if one.state == BROKEN} == set()
-    assert "changes what the model says" in found["steering"].told
-    assert "as pinned" in found["minilm"].told
+    assert "changes what the model says" in found["steering"].message
+    assert "as pinned" in found["minilm"].message
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_places_that_cannot_be_used_are_named(monkeypatch, tmp_path):
     assert (found["store"].state, found["dagster"].state, found["judge"].state) == (BROKEN, BROKEN, WARNING)
     assert "STEER_STORE" in found["store"].cure
     monkeypatch.setenv("STEER_STORE", "s4://bucket")
-    assert "s4 is not installed" in states()["store"].told
+    assert "s4 is not installed" in states()["store"].message
 
 
 def test_outside_a_checkout_it_says_how_to_go_on(tmp_path, monkeypatch):
