@@ -10,15 +10,18 @@ import click
 
 if TYPE_CHECKING:
     from steer_pipeline.catalogue.specs import Persona
-    from steer_pipeline.lab.vectors.vector import PersonaVector
 
 # The lab knows the formats, but importing it takes seconds and --help should not; a test holds both equal.
 EXPORTED = ("janus", "persona_vectors", "chatspace", "gguf", "repeng", "easysteer")
 IMPORTED = ("auto", "trait", *EXPORTED, "llama.cpp")
 
 
+VECTORS = ("persona_vector", "trained_vector")
+PACK = "rewrite_pack"
+
+
 @click.command("export")
-@click.argument("persona")
+@click.argument("name_of_it", metavar="NAME")
 @click.option(
     "--format", "name", type=click.Choice(EXPORTED), required=True, help="What the other tool reads."
 )
@@ -27,7 +30,7 @@ IMPORTED = ("auto", "trait", *EXPORTED, "llama.cpp")
     "target",
     type=click.Path(path_type=Path),
     required=True,
-    help="File to write; for chatspace a folder.",
+    help="File to write; for chatspace, and for packs, a folder.",
 )
 @click.option(
     "--block",
@@ -37,22 +40,43 @@ IMPORTED = ("auto", "trait", *EXPORTED, "llama.cpp")
 )
 @click.option(
     "--asset",
-    type=click.Choice(["persona_vector", "trained_vector"]),
+    type=click.Choice([*VECTORS, PACK]),
     default="persona_vector",
     show_default=True,
-    help="Which of the persona's vectors.",
+    help="Which vector of a persona, or the pack of a variant.",
 )
-def export(persona: str, name: str, target: Path, block: int | None, asset: str) -> None:
-    """Write the current vector of PERSONA as another tool reads it.
+def export(name_of_it: str, name: str, target: Path, block: int | None, asset: str) -> None:
+    """Write the current vector of a persona, or the pack of a variant, as another tool reads it.
 
-    Vectors keep their natural magnitude, so that the other tool's scale 1 adds the vector itself. gguf is for llama.cpp
-    and leaves out block 0, which it refuses; repeng and easysteer are GGUF with every block. See `--block` for one.
+    NAME is the persona or, with `--asset rewrite_pack`, the variant; packs are written as Janus has them. Vectors keep
+    their natural magnitude, so that the other tool's scale 1 adds the vector itself. gguf is for llama.cpp and leaves
+    out block 0, which it refuses; repeng and easysteer are GGUF with every block. See `--block` for one.
     """
+    if asset == PACK:
+        _export_pack(name_of_it, name, target)
+    else:
+        _export_vector(name_of_it, asset, name, target, block)
+
+
+def _export_pack(variant: str, name: str, target: Path) -> None:
+    from steer_pipeline.io.reader import read_rows
+    from steer_pipeline.lab.rewrites.janus import export_pack
+
+    if name != "janus":
+        raise click.UsageError("packs are written as Janus has them: --format janus")
+    rows, n_blocks = read_rows(_current(PACK, variant)), _model_config().get("num_hidden_layers")
+    if n_blocks is None and any(rows["personas"].list.len()):
+        raise click.ClickException("Janus counts blocks from the end, and the profile's model is not here")
+    (path,) = export_pack(rows, target, n_blocks or 0)
+    click.echo(f"{path}: {PACK} of {variant}, janus, {rows.height} rows")
+
+
+def _export_vector(persona: str, asset: str, name: str, target: Path, block: int | None) -> None:
     from steer_pipeline.lab.models.sites import resolve_site
     from steer_pipeline.lab.vectors.formats import FORMATS, export_vector
-    from steer_pipeline.lab.vectors.vector import VectorError
+    from steer_pipeline.lab.vectors.vector import VectorError, load_vector
 
-    vector = _stored(persona, asset)
+    vector = load_vector(_current(asset, persona))
     try:
         if block is not None:
             block = resolve_site(block, vector.n_blocks).block
@@ -70,19 +94,19 @@ def export(persona: str, name: str, target: Path, block: int | None, asset: str)
     )
 
 
-def _stored(persona: str, asset: str) -> "PersonaVector":
+def _current(asset: str, name: str) -> Path:
+    """Where the current version lies."""
     from steer_pipeline.io.store import ArtifactStore
-    from steer_pipeline.lab.vectors.vector import load_vector
     from steer_pipeline.settings import settings
 
     store = ArtifactStore(settings().store)
-    version = store.current(asset, persona)
+    version = store.current(asset, name)
     if version is None:
         known = ", ".join(store.partitions(asset)) or "none"
         raise click.ClickException(
-            f"there is no {asset} of {persona!r} in {settings().store}; there are: {known}. Make it with `steer make`"
+            f"there is no {asset} of {name!r} in {settings().store}; there are: {known}. Make it with `steer make`"
         )
-    return load_vector(version.path)
+    return version.path
 
 
 def _recommended_block(persona: str) -> int | None:

@@ -17,6 +17,7 @@ from steer_pipeline.lab.vectors.formats import FORMATS, export_vector, import_ve
 from steer_pipeline.lab.vectors.vector import save_vector
 from steer_pipeline.settings import settings
 from steer_pipeline_tests.lab.personas.builders import vector
+from steer_pipeline_tests.lab.rewrites.packs import pack
 
 
 def call(verb, *arguments):
@@ -70,6 +71,22 @@ def test_another_asset_or_block_is_exported_when_asked_for(tmp_path, stored):
         export, "paranoid", "--format", "janus", "--to", tmp_path / "t.json", "--asset", "trained_vector"
     )
     assert "trained_vector of paranoid, janus, block 3" in done.output
+
+
+def test_a_pack_is_exported_as_janus_has_it(tmp_path):
+    rows = pack("paranoid", n=3)
+    facts = {"metadata": {}, "inputs": {}, "code_version": "1", "run_id": None}
+    ArtifactStore(settings().store).write(
+        "rewrite_pack", "paranoid", lambda folder: rows.write_parquet(folder / "data.parquet"), **facts
+    )
+    arguments = ("paranoid", "--asset", "rewrite_pack", "--to", tmp_path / "packs", "--format")
+    done = call(export, *arguments, "janus")
+    assert done.exit_code == 0, done.output
+    assert "rewrite_pack of paranoid, janus, 3 rows" in done.output
+    records = [json.loads(line) for line in (tmp_path / "packs" / "paranoid.jsonl").read_text().splitlines()]
+    assert [one["output"] for one in records] == rows["output"].to_list()
+    assert all(one["layer_idx"] < 0 for record in records for one in record.get("personas", []))
+    assert call(export, *arguments, "gguf").exit_code == 2
 
 
 def test_what_cannot_be_exported_is_told(tmp_path, stored):

@@ -4,17 +4,16 @@ A panel a persona. Learned and averaged vectors have a colour each; vanilla, ran
 the background that they are read against.
 """
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from math import ceil
 
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from steer_pipeline.lab.arms import AVERAGED, PROMPTED, RANDOM, TRAINED, VANILLA, family_of
+from steer_pipeline.lab.report.figures import bare, labels_apart, png
 
 COLOURS = {
     TRAINED: "#c0392b",
@@ -25,12 +24,7 @@ COLOURS = {
 }
 MARKS = {TRAINED: "o", AVERAGED: "s", PROMPTED: "^", RANDOM: "x", VANILLA: "D"}
 COLUMNS, MAX_LOOPS = 4, 0.05
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+ON_ONE_ANOTHER = 8  # pixels
 
 
 def _panels(arms: pl.DataFrame) -> tuple[Figure, Iterator[tuple[Axes, str, pl.DataFrame]]]:
@@ -47,9 +41,7 @@ def _panels(arms: pl.DataFrame) -> tuple[Figure, Iterator[tuple[Axes, str, pl.Da
         for axes, persona in zip(grid.flat, personas, strict=False):
             axes.set_title(persona, fontsize=9)
             axes.set_ylim(-0.04, 1.04)
-            axes.tick_params(labelsize=8)
-            for side in ("top", "right"):
-                axes.spines[side].set_visible(False)
+            bare(axes)
             yield axes, persona, arms.filter(persona=persona)
         for axes in grid[:, 0]:
             axes.set_ylabel("trait score (MiniLM probability)", fontsize=8)
@@ -102,7 +94,7 @@ def dose_response(arms: pl.DataFrame) -> bytes:
         axes.axvline(0, color="#c9ced6", linewidth=0.7, zorder=0)
     figure.supxlabel("scale: multiple of the vector", fontsize=8)
     _legend(figure, figure.axes[0])
-    return _png(figure)
+    return png(figure, dpi=100)
 
 
 def trait_against_coherence(arms: pl.DataFrame) -> bytes:
@@ -141,7 +133,7 @@ def trait_against_coherence(arms: pl.DataFrame) -> bytes:
     figure.draw_without_rendering()  # the layout is settled: from here on places in pixels hold
     for axes, shown in labelled:
         label_scales(axes, shown)
-    return _png(figure)
+    return png(figure, dpi=100)
 
 
 def label_scales(axes: Axes, points: pl.DataFrame) -> None:
@@ -149,57 +141,29 @@ def label_scales(axes: Axes, points: pl.DataFrame) -> None:
 
     Steered points that lie on one another share a label.
     """
-    places = {
-        row["arm_name"]: axes.transData.transform((row["perplexity"], row["score"]))
-        for row in points.iter_rows(named=True)
-    }
-    taken = [Bbox.from_bounds(x - 4.5, y - 4.5, 9, 9) for x, y in places.values()]
-    inside = axes.get_window_extent()
-    for colour, names in _labels(points, places):
-        anchor = places[names[0]]
-        text = ", ".join(name.partition("@")[2] for name in names)
-        boxes = [_box(anchor, step, text) for step in _STEPS]
-        box = min(boxes, key=lambda one: _covered(one, taken) + 1e3 * (1 - _share_inside(one, inside)))
-        taken.append(box)
-        x, y = axes.transData.inverted().transform((box.x0, box.y0)).tolist()
-        axes.annotate(
-            text, (x, y), fontsize=6.5, color=colour,
-            ha="left", va="bottom", annotation_clip=False,
-        )  # fmt: skip
+    steered = points.filter(pl.col("family").is_in([TRAINED, AVERAGED]))
+    labels = [label for family in (TRAINED, AVERAGED) for label in _labels(axes, steered, family)]
+    labels_apart(
+        axes,
+        [at for at, _, _ in labels],
+        [text for _, text, _ in labels],
+        [colour for _, _, colour in labels],
+        keep_off=points.select("perplexity", "score").rows(),
+    )
 
 
-def _labels(points: pl.DataFrame, places: Mapping[str, np.ndarray]) -> Iterator[tuple[str, list[str]]]:
-    """Colour and arms of each label."""
-    for family in (TRAINED, AVERAGED):
-        groups: list[list[str]] = []
-        for name in points.filter(family=family).sort("scale")["arm_name"]:
-            near = next((one for one in groups if np.hypot(*(places[one[0]] - places[name])) < 8), None)
-            if near is None:
-                groups.append([name])
-            else:
-                near.append(name)
-        yield from ((COLOURS[family], group) for group in groups)
-
-
-_AROUND = [(dx, dy) for dx in (1, -1, 0) for dy in (1, -1, 0) if dx or dy]
-_STEPS = [(dx * far, dy * far) for far in (1, 2, 3, 4) for dx, dy in _AROUND]
-
-
-def _box(anchor: np.ndarray, step: tuple[int, int], text: str) -> Bbox:
-    """Pixels that a label takes at one of the places around its point: about 5 by 9 a character."""
-    width, height = 5.2 * len(text), 9.0
-    dx, dy = step
-    left = anchor[0] + 6 * dx - (width if dx < 0 else width / 2 if dx == 0 else 0)
-    bottom = anchor[1] + 6 * dy - (height if dy < 0 else height / 2 if dy == 0 else 0)
-    return Bbox.from_bounds(left, bottom, width, height)
-
-
-def _covered(box: Bbox, taken: Sequence[Bbox]) -> float:
-    """Square pixels that the label shares with others."""
-    shared = (Bbox.intersection(box, other) for other in taken)
-    return sum(float(one.width * one.height) for one in shared if one is not None)
-
-
-def _share_inside(box: Bbox, frame: Bbox) -> float:
-    shared = Bbox.intersection(box, frame)
-    return 0.0 if shared is None else float(shared.width * shared.height) / float(box.width * box.height)
+def _labels(axes: Axes, points: pl.DataFrame, family: str) -> Iterator[tuple[tuple[float, float], str, str]]:
+    """Place, text and colour of each label of a family."""
+    groups: list[tuple[np.ndarray, tuple[float, float], list[str]]] = []
+    for row in points.filter(family=family).sort("scale").iter_rows(named=True):
+        at = (row["perplexity"], row["score"])
+        pixels = axes.transData.transform(at)
+        near = next(
+            (names for place, _, names in groups if np.hypot(*(place - pixels)) < ON_ONE_ANOTHER), None
+        )
+        if near is None:
+            groups.append((pixels, at, [row["arm_name"]]))
+        else:
+            near.append(row["arm_name"])
+    for _, at, names in groups:
+        yield at, ", ".join(name.partition("@")[2] for name in names), COLOURS[family]

@@ -1,13 +1,11 @@
 """Plots of a vector comparison, drawn from its tables only. In: tables. Out: PNG bytes."""
 
-import io
-
 import numpy as np
 import polars as pl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steer_pipeline.lab.arms import AVERAGED, PROMPTED, RANDOM, TRAINED, VANILLA
+from steer_pipeline.lab.report.figures import DARK, bare, png
 
 _COLOURS = {
     VANILLA: "#8a94a3",
@@ -16,19 +14,6 @@ _COLOURS = {
     AVERAGED: "#2f6db5",
     RANDOM: "#8a94a3",
 }
-_DARK = "#39424e"
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
-
-
-def _bare(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(labelsize=8)
 
 
 def plot_gaps(table: pl.DataFrame, seeds: pl.DataFrame, persona: str) -> bytes:
@@ -47,7 +32,7 @@ def plot_gaps(table: pl.DataFrame, seeds: pl.DataFrame, persona: str) -> bytes:
         ),
         (panels[1], ("gain", "gain_low", "gain_high"), "gain on vanilla, nats a token"),
     ):
-        axes.axvline(0, color=_DARK, linewidth=0.6)
+        axes.axvline(0, color=DARK, linewidth=0.6)
         for y, row in enumerate(arms.iter_rows(named=True)):
             colour = _COLOURS[row["arm"]]
             for one in seeds.filter(arm=row["arm"])[value].drop_nulls():
@@ -60,16 +45,16 @@ def plot_gaps(table: pl.DataFrame, seeds: pl.DataFrame, persona: str) -> bytes:
         )
         axes.set_ylim(arms.height - 0.5, -0.5)
         axes.set_xlabel(label, fontsize=8)
-        _bare(axes)
+        bare(axes)
     if arms["nll_gap_closed"].is_not_null().any():
         for at in (0.5, 1.0):
-            panels[0].axvline(at, color=_DARK, linestyle=":", linewidth=0.9)
+            panels[0].axvline(at, color=DARK, linestyle=":", linewidth=0.9)
     else:
         panels[0].text(
             0.5, 0.5, "prompting has no effect: no gap", ha="center", transform=panels[0].transAxes
         )
     figure.suptitle(f"{persona}: held-out answers", fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def plot_cosines(cosines: pl.DataFrame, persona: str) -> bytes:
@@ -79,7 +64,7 @@ def plot_cosines(cosines: pl.DataFrame, persona: str) -> bytes:
     blocks, mean = cosines["block"].to_numpy(), cosines["cosine"].to_numpy()
     bounds = np.stack([cosines["low"].to_numpy(), cosines["high"].to_numpy()])
     band = cosines["random_95th"].to_numpy()
-    axes.axhline(0, color=_DARK, linewidth=0.6)
+    axes.axhline(0, color=DARK, linewidth=0.6)
     axes.fill_between(blocks, -band, band, color="#8a94a3", alpha=0.18, linewidth=0)
     axes.errorbar(
         blocks, mean, yerr=np.abs(bounds - mean), fmt="-o", color="#2f6db5", markersize=3.5, linewidth=1.3
@@ -91,5 +76,5 @@ def plot_cosines(cosines: pl.DataFrame, persona: str) -> bytes:
     axes.set_title(f"{persona}: trained against averaged", fontsize=9)
     axes.set_xticks(blocks if len(blocks) <= 12 else blocks[:: len(blocks) // 8])
     axes.legend(fontsize=7, frameon=False)
-    _bare(axes)
-    return _png(figure)
+    bare(axes)
+    return png(figure)

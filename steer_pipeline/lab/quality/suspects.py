@@ -257,12 +257,6 @@ def count_suspects(frame: pl.DataFrame) -> dict[str, int]:
     return counts | {"any": int((frame["suspects"].list.len() > 0).sum()), "any_ours": int(ours.sum())}
 
 
-def count_excused(frame: pl.DataFrame, *, text: str = "output", source: str = "prompt") -> dict[str, int]:
-    """Rows with digits that only seem foreign (see `reworded_digits`). They are no suspects and in no rate of them."""
-    rows = zip(frame[text], frame[source], strict=True)
-    return {"reworded_digits": sum(bool(reworded_digits(output, given or "")) for output, given in rows)}
-
-
 def rules_table() -> pl.DataFrame:
     """One row a rule: name, origin, description, example."""
     return pl.DataFrame(

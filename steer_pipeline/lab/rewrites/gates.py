@@ -29,6 +29,7 @@ def judge(
     base: pl.DataFrame | None,
     resample: pl.DataFrame | None,
     suspects: Sequence[Sequence[str]],
+    reworded: int,
     role: str,
     max_suspect_rate: float,
     level: float,
@@ -44,7 +45,7 @@ def judge(
         no_duplicates(pack),
         _lacking(ALIGNED, "base") if base is None else aligned(pack, base),
         _lacking(SAME, "base") if base is None else made_as_base(pack, base),
-        suspect_rate(pack, suspects, max_suspect_rate),
+        suspect_rate(pack, suspects, max_suspect_rate, reworded),
         _lacking(DIFFERS, "base or base_resample", blocking=role == "steered")
         if base is None or resample is None
         else differs(pack, base, resample, role=role, level=level, seed=seed),
@@ -128,10 +129,13 @@ def made_as_base(pack: pl.DataFrame, base: pl.DataFrame) -> Verdict:
     return Verdict(SAME, not unlike, message, numbers={"settings_that_differ": len(unlike)})
 
 
-def suspect_rate(pack: pl.DataFrame, suspects: Sequence[Sequence[str]], limit: float) -> Verdict:
+def suspect_rate(
+    pack: pl.DataFrame, suspects: Sequence[Sequence[str]], limit: float, reworded: int = 0
+) -> Verdict:
     """`suspects[i]` holds the names of the rules that row i trips.
 
-    The rate counts rows that trip a rule of ours; Janus's patterns are counted beside it, for comparison.
+    The rate counts rows that trip a rule of ours; Janus's patterns are counted beside it, for comparison, and so are
+    the `reworded` rows, whose digits say what the source says in another way.
     """
     if "output" not in pack.columns:
         return _unjudged(SUSPECTS, "output")
@@ -154,6 +158,7 @@ def suspect_rate(pack: pl.DataFrame, suspects: Sequence[Sequence[str]], limit: f
         "suspect_rate": rate,
         "suspect_rows": len(flagged),
         "suspect_rate_janus": janus / max(pack.height, 1),
+        "reworded_digits": reworded,
     }
     numbers |= {f"suspect_{rule}": count for rule, count in sorted(counts.items())}
     return Verdict(SUSPECTS, passed, message + (f" ({per_rule})" if per_rule else ""), numbers, examples)

@@ -19,12 +19,14 @@ def judge(store: ArtifactStore, variant: str, version: Version, settings: Settin
     """Judges a version of a variant's pack by all gates, and records the verdicts beside it."""
     pack, profile, read = read_rows(version.path), settings.profile, Reader(store)
     size = pack["size"][0] if "size" in pack.columns and pack.height else "pilot"
+    source = source_of(read, pack, settings.shipped)
     judged = gates.judge(
         pack,
         expected_rows=min(rows_wanted(profile, size), news_count(store)),
         base=read.rows("rewrite_raw", "base"),
         resample=read.rows("rewrite_raw", "base_resample"),
-        suspects=source_of(read, pack, settings.shipped).suspects(pack),
+        suspects=source.suspects(pack),
+        reworded=source.reworded(pack),
         role=difference_role(settings.variants[variant]),
         max_suspect_rate=profile.gates.max_suspect_rate,
         level=profile.gates.alpha,

@@ -14,6 +14,7 @@ import polars as pl
 from steer_pipeline.io.reader import ROWS, Reader
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.quality import facts_kept, lead_facts, scan_suspects
+from steer_pipeline.lab.quality.suspects import reworded_digits
 from steer_pipeline.lab.rewrites import Refused
 
 KNOWN_FACTS = "facts.parquet"
@@ -32,6 +33,15 @@ class Source:
             return [[] for _ in range(pack.height)]
         pairs = zip(pack["row_id"], pack["output"], strict=True)
         return [scan_suspects(output or "", self.texts.get(row_id, "")) for row_id, output in pairs]
+
+    def reworded(self, pack: pl.DataFrame) -> int:
+        """Rows whose digits only seem foreign; they are no suspects."""
+        if not {"row_id", "output"} <= set(pack.columns):
+            return 0
+        pairs = zip(pack["row_id"], pack["output"], strict=True)
+        return sum(
+            bool(reworded_digits(output or "", self.texts.get(row_id, ""))) for row_id, output in pairs
+        )
 
     def facts_kept(self, pack: pl.DataFrame) -> list[float | None]:
         """Share of the lead's facts that each row of `pack` keeps; None where there are none."""

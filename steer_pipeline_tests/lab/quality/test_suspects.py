@@ -17,7 +17,7 @@ from steer_pipeline.lab.quality import (
     scan_frame,
     scan_suspects,
 )
-from steer_pipeline.lab.quality.suspects import count_excused, reworded_digits
+from steer_pipeline.lab.quality.suspects import reworded_digits
 
 NEWS = (
     "The council of Thornmere met on Monday, officials said. It approved 1,200 homes worth $3.50 million "
@@ -192,7 +192,8 @@ def test_another_way_of_writing_is_counted_apart(text, source):
     assert scan(text, source) == []
     frame = scan_frame(pl.DataFrame({"prompt": [source, source], "output": [text, "nothing"]}))
     assert count_suspects(frame)["any"] == 0
-    assert count_excused(frame) == {"reworded_digits": 1}
+    assert reworded_digits(text, source)
+    assert not reworded_digits("nothing", source)
 
 
 @pytest.mark.parametrize(
