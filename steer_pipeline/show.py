@@ -18,6 +18,10 @@ import polars as pl
 
 PREVIEW_ROWS = 5
 PREVIEW_CHARS = 120
+IN_PLACE, OPENS_IN_A_BOX = (
+    3,
+    1000,
+)  # columns that fit beside the name; characters from which the UI opens a box
 MAX_IMAGE_BYTES = 50_000
 DIGITS = 4
 WIDTH, HEIGHT, MARGIN = 520, 220, 44
@@ -38,7 +42,7 @@ def preview(
     *,
     rows: int = PREVIEW_ROWS,
     seed: int = 0,
-) -> dg.TableMetadataValue:
+) -> dg.MarkdownMetadataValue:
     """A few rows drawn by a fixed seed, in their order, with long texts cut.
 
     Args:
@@ -47,37 +51,22 @@ def preview(
     if frame.height > rows:
         drawn = pl.Series(range(frame.height)).sample(rows, seed=seed).sort()
         frame = frame[drawn.to_list()]
-    records = [
-        dg.TableRecord({name: _cell(value) for name, value in row.items()}) for row in frame.to_dicts()
-    ]
-    return dg.MetadataValue.table(records, schema=column_schema(frame, descriptions, texts_only=True))
-
-
-def table(frame: pl.DataFrame, descriptions: Mapping[str, str] | None = None) -> dg.TableMetadataValue:
-    """All rows of a small frame, numbers rounded, with what its columns hold."""
-    records = [
-        dg.TableRecord({name: _cell(value) for name, value in rounded(row).items()})
-        for row in frame.to_dicts()
-    ]
-    return dg.MetadataValue.table(records, schema=column_schema(frame, descriptions, texts_only=True))
+    return markdown_table(frame, descriptions, chars=PREVIEW_CHARS)
 
 
 def column_schema(
     frame: pl.DataFrame | pl.LazyFrame,
     descriptions: Mapping[str, str] | None = None,
-    *,
-    texts_only: bool = False,
 ) -> dg.TableSchema:
     """Names and types of a frame's columns, in words.
 
     Args:
         descriptions: column -> what it holds.
-        texts_only: the types that `preview` shows, where a list has become text.
     """
     columns = [
         dg.TableColumn(
             name,
-            _shown_type(kind) if texts_only else _type_name(kind),
+            _type_name(kind),
             description=(descriptions or {}).get(name),
         )
         for name, kind in frame.collect_schema().items()
@@ -85,13 +74,30 @@ def column_schema(
     return dg.TableSchema(columns)
 
 
-def markdown_table(frame: pl.DataFrame, *, digits: int = 3) -> dg.MarkdownMetadataValue:
-    """All rows of a small frame as a Markdown table; numbers have `digits` digits that matter."""
+def markdown_table(
+    frame: pl.DataFrame,
+    descriptions: Mapping[str, str] | None = None,
+    *,
+    digits: int = 3,
+    chars: int | None = None,
+) -> dg.MarkdownMetadataValue:
+    """All rows of a small frame as a Markdown table; numbers have `digits` digits that matter.
+
+    The UI shows tables of Dagster's own kind, and Markdown of fewer than 1,000 characters, in a column that cuts them
+    off on the right; longer Markdown opens in a box that scrolls. So a table of more than a few columns is filled up.
+
+    Args:
+        descriptions: column -> what it holds, told below the table.
+        chars: longest text of a cell; None: all of it.
+    """
     lines = ["| " + " | ".join(frame.columns) + " |", "|" + "---|" * frame.width]
     lines += [
-        "| " + " | ".join(_markdown_cell(value, digits) for value in row) + " |" for row in frame.rows()
+        "| " + " | ".join(_markdown_cell(value, digits, chars) for value in row) + " |"
+        for row in frame.rows()
     ]
-    return dg.MetadataValue.md("\n".join(lines))
+    notes = [f"- `{name}`: {descriptions[name]}" for name in frame.columns if name in (descriptions or {})]
+    text = "\n".join([*lines, *(["", *notes] if notes else [])])
+    return dg.MetadataValue.md(text if frame.width <= IN_PLACE else text.ljust(OPENS_IN_A_BOX))
 
 
 def samples(rows: Sequence[Mapping[str, str]], *, chars: int = 400) -> dg.MarkdownMetadataValue:
@@ -116,14 +122,6 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - max(0, math.floor(math.log10(abs(value)))))}f}"
 
 
-def _cell(value: Any) -> Any:
-    if isinstance(value, bool | int) or value is None:
-        return value
-    if isinstance(value, float):
-        return significant(value) if math.isfinite(value) else str(value)
-    return cut(str(value))
-
-
 def _type_name(kind: pl.DataType) -> str:
     """`list of records` rather than `List(Struct({'name': String, …`."""
     if isinstance(kind, pl.List | pl.Array):
@@ -142,10 +140,11 @@ def _shown_type(kind: pl.DataType) -> str:
     return "bool" if kind == pl.Boolean else "string"
 
 
-def _markdown_cell(value: Any, digits: int) -> str:
+def _markdown_cell(value: Any, digits: int, chars: int | None = None) -> str:
     if isinstance(value, float):
         return number(value, digits)
     text = "" if value is None else str(value)
+    text = text if chars is None else cut(text, chars)
     return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
 
 

@@ -95,7 +95,7 @@ def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} ({n})" for name, n in counts.items())
 
 
-def _preview(rows: pl.LazyFrame) -> dg.TableMetadataValue:
+def _preview(rows: pl.LazyFrame) -> dg.MarkdownMetadataValue:
     return show.preview(rows.head(500).collect())
 
 

@@ -276,10 +276,10 @@ def _beside_news(pack: pl.DataFrame) -> dg.MetadataValue:
     return show.samples([{name: str(value) for name, value in row.items()} for row in shown.to_dicts()])
 
 
-def _summary(summary: pl.DataFrame) -> dg.TableMetadataValue:
+def _summary(summary: pl.DataFrame) -> dg.MarkdownMetadataValue:
     """Traits, facts and suspects of every variant, with what each column means."""
     wanted = pl.col("metric").is_in(SUMMARY_SHOWN) | pl.col("metric").str.starts_with("trait_")
-    return show.table(summary.filter(wanted).select(list(columns.SUMMARY)), columns.SUMMARY)
+    return show.markdown_table(summary.filter(wanted).select(list(columns.SUMMARY)), columns.SUMMARY)
 
 
 ASSETS = [rewrite_raw, rewrite_pack, keep_set, rewrite_comparison, rewrite_release]
