@@ -29,3 +29,11 @@ def isolated_environment(tmp_path_factory, monkeypatch):
     (place / "dagster").mkdir()
     (place / "dagster" / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     monkeypatch.setenv("DAGSTER_HOME", str(place / "dagster"))
+
+
+# Files that take a minute or more go first, so that no worker waits for the other at the end.
+LONG = ("test_end_to_end.py", "test_declarations.py", "test_lineage.py", "test_raw.py", "test_training.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
