@@ -169,10 +169,6 @@ class Blocks:
         )
         return out[0] if isinstance(out, tuple) else out
 
-    def site_module(self, block: int, kind: str) -> Any:
-        """The module whose output is the site of this kind in a block; raises as `run` does."""
-        return self.layers[block] if kind == "output" else self._inner_modules[block][kind]
-
     @cached_property
     def _inner_modules(self) -> list[dict[str, Any]]:
         """By block and site kind, the module whose output is added to the residual stream, as a few tokens show."""

@@ -6,15 +6,15 @@ the last block's output before the final norm included. It knows nothing of pers
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from steer_pipeline.lab.models.blocks import blocks_of
 from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.plain import Change, plain_of
 from steer_pipeline.lab.models.plans import block_deltas, check_plans, inner_deltas
 from steer_pipeline.lab.models.prompts import encode_prompt
 from steer_pipeline.lab.models.sites import SteeringPlan
@@ -40,21 +40,23 @@ def hooked(model: LoadedModel, plan: SteeringPlan) -> Iterator[Any]:
         SteeringHasNoEffect: the plan has terms and changes no logit of a probe sentence.
     """
     _require_hooks(model, plan)
-    module, blocks = model.module, blocks_of(model)
-    sites = {(block, "output"): table[0] for block, table in block_deltas([plan]).items()}
-    for block, tables in inner_deltas([plan]).items():
-        sites |= {(block, kind): table[0] for kind, table in tables.items()}
-    with ExitStack() as hooks:
-        probe = torch.tensor([encode_prompt(model.tokenizer, user=_PROBE_TEXT, chat_template=False)]).to(
-            blocks.device
-        )
-        plain = _logits(module, probe) if sites else None
-        for (block, kind), delta in sites.items():
-            added = torch.from_numpy(delta).to(blocks.device).to(blocks.dtype)
-            handle = blocks.site_module(block, kind).register_forward_hook(partial(_add, added))
-            hooks.callback(handle.remove)
-        if plain is not None:
-            _require_effect(plan, float((_logits(module, probe) - plain).abs().max()))
+    module, plain = model.module, plain_of(model)
+
+    def adds(table: np.ndarray) -> Change:
+        delta = torch.from_numpy(table[0]).to(plain.device).to(plain.dtype)
+        return lambda hidden: hidden + delta
+
+    outputs = {block: adds(table) for block, table in block_deltas([plan]).items()}
+    inner = {
+        block: {kind: adds(table) for kind, table in tables.items()}
+        for block, tables in inner_deltas([plan]).items()
+    }
+    words = encode_prompt(model.tokenizer, user=_PROBE_TEXT, chat_template=False)
+    probe = torch.tensor([words], device=plain.device)
+    before = _logits(module, probe) if outputs or inner else None
+    with plain.hooked(outputs, inner):
+        if before is not None:
+            _require_effect(plan, float((_logits(module, probe) - before).abs().max()))
         yield module
 
 
@@ -88,10 +90,3 @@ def _logits(module: Any, ids: Tensor) -> Tensor:
     """fp32 [t, vocabulary] of ids [1, t]."""
     with torch.no_grad():
         return module(input_ids=ids, use_cache=False).logits[0].float()
-
-
-def _add(delta: Tensor, _module: Any, _inputs: Any, output: Any) -> Any:
-    """A forward hook: the output, or the first of several, plus a vector [hidden]."""
-    if isinstance(output, tuple):
-        return (output[0] + delta, *output[1:])
-    return output + delta

@@ -23,6 +23,7 @@ from steer_pipeline.lab.models.hidden import (
     residual_norms,
     sequence_nll,
 )
+from steer_pipeline.lab.models.hooks import hooked as steered_outside
 from steer_pipeline.lab.models.identity import ModelLoadError
 from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.models.plain import find_blocks, plain_of
@@ -224,6 +225,15 @@ def test_sites_inside_of_a_block_add_up_on_the_general_path(tmp_path, name):
         one = term(1, 3.0, hidden=32, kind=kind)
         steered = collect_means(model, requests, SteeringPlan("p", (one,)), kind=kind)
         assert np.allclose(steered[:, 1] - plain[:, 1], np.float32(3.0) * one.unit, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "opt", "deepseek_v3"])
+def test_a_module_is_steered_from_outside_whatever_path_it_takes(tmp_path, name):
+    model, steering = loaded(name, tmp_path), plans()[1]
+    (ids,) = rows((21,))
+    with steered_outside(model, steering) as module, torch.inference_mode():
+        inside = module(input_ids=torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(inside, logits_of(model, name, ids, steering, 0), atol=1e-4, rtol=1e-4)
 
 
 def test_sites_that_a_model_does_not_have_are_refused_in_a_sentence(tmp_path):
