@@ -14,7 +14,6 @@ set was written, so it is missing.
 """
 
 import hashlib
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from steer_pipeline.lab.models.identity import same_name
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.vectors.averaged import MissingVector
 from steer_pipeline.lab.vectors.formats import FormatError
+from steer_pipeline.lab.vectors.formats.common import load_plain
 from steer_pipeline.lab.vectors.vector import PersonaVector, VectorError
 
 ROLE_KEY, DEFAULT_KEY, TRAIT_KEY = "pos_3", "default_1", "pos_neg_50"
@@ -104,16 +104,7 @@ def _default(path: Path, root: Path, model: LoadedModel) -> np.ndarray:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    import torch
-
-    if not path.is_file():
-        raise FormatError(f"{path}: no such file; the published layout is described in {__name__}")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise FormatError(
-            f"{path}: not a file of plain tensors ({str(error).splitlines()[0]}); torch.save the dict anew"
-        ) from error
+    loaded = load_plain(path, f"the published layout is described in {__name__}")
     if not isinstance(loaded, dict):
         raise FormatError(f"{path}: a dict of tensors is expected, this is a {type(loaded).__name__}")
     return loaded

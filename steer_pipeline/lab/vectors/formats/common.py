@@ -50,18 +50,29 @@ def integer_field(data: Mapping[str, Any], name: str, path: Path) -> int:
     return value
 
 
-def read_pt(path: Path, key: str | None = None) -> np.ndarray:
-    """The tensor of a `.pt` file, or the one under `key` of its dict, as fp32; nothing else is unpickled."""
+def load_plain(path: Path, missing: str) -> Any:
+    """What a `.pt` file of tensors holds; nothing else is unpickled.
+
+    Args:
+        missing: what the file would be, for the message where there is none.
+    """
     import torch
 
     if not path.is_file():
-        raise FormatError(f"{path}: no such file; it holds the tensor of the JSON beside it")
+        raise FormatError(f"{path}: no such file; {missing}")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise FormatError(
-            f"{path}: not a file of plain tensors ({str(error).splitlines()[0]}); torch.save the tensor anew"
+            f"{path}: not a file of plain tensors ({str(error).splitlines()[0]}); torch.save it anew"
         ) from error
+
+
+def read_pt(path: Path, key: str | None = None) -> np.ndarray:
+    """The tensor of a `.pt` file, or the one under `key` of its dict, as fp32."""
+    import torch
+
+    loaded = load_plain(path, "it holds the tensor of the JSON beside it")
     if key is not None:
         if not isinstance(loaded, dict) or key not in loaded:
             raise FormatError(f"{path}: a dict with key {key!r} is expected")
