@@ -13,7 +13,7 @@ SHIPPED = project_home() / "assets_data" / "newsroom"
 
 @pytest.fixture(scope="module")
 def abilities() -> dict:
-    return card.measure(SHIPPED, n=16, steered=False)
+    return card.measure(SHIPPED, n=32, steered=False)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,8 @@ model whose new LoRA trains. One base stays in memory; models that differ in the
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from steer_pipeline.lab.models.identity import (
     tokenizer_identity,
 )
 from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.prompts import pinned
 
 
 @dataclass
@@ -192,19 +192,6 @@ def _folder(spec: ModelSpec, home: Path) -> Path:
     return folder
 
 
-def _dated(load: Callable[[ModelSpec, Path], Any]) -> Callable[[ModelSpec, Path], Any]:
-    """What it loads, pinned to the day of the spec."""
-
-    @wraps(load)
-    def pin(spec: ModelSpec, home: Path) -> Any:
-        from steer_pipeline.lab.models.prompts import pinned
-
-        return pinned(load(spec, home), spec.date)
-
-    return pin
-
-
-@_dated
 def load_tokenizer(spec: ModelSpec, home: Path) -> Any:
     """The model's fast tokenizer. Does not import torch where the model ships a tokenizer.json.
 
@@ -213,7 +200,8 @@ def load_tokenizer(spec: ModelSpec, home: Path) -> Any:
     """
     source = model_source(spec, home)
     folder = local_folder(source, spec.revision)
-    return _tokenizer(source, spec.revision, tokenizer_identity(folder) if folder else "")
+    tokenizer = _tokenizer(source, spec.revision, tokenizer_identity(folder) if folder else "")
+    return pinned(tokenizer, spec.date)
 
 
 @lru_cache(maxsize=4)

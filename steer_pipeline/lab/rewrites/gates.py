@@ -130,7 +130,7 @@ def made_as_base(pack: pl.DataFrame, base: pl.DataFrame) -> Verdict:
 
 
 def suspect_rate(
-    pack: pl.DataFrame, suspects: Sequence[Sequence[str]], limit: float, reworded: int = 0
+    pack: pl.DataFrame, suspects: Sequence[Sequence[str]], limit: float, reworded: int
 ) -> Verdict:
     """`suspects[i]` holds the names of the rules that row i trips.
 

@@ -111,14 +111,14 @@ def extract_vector(
         "n_train": int(train.sum()),
         "n_held_out": int(states.held_out.sum()),
         "seed": spec.seed,
-        "split_half_cosine": _rounded(split_half_cosine(differences, spec.method, spec.seed)),
-        "raw_norms": _rounded(np.linalg.norm(raw, axis=1)),
+        "split_half_cosine": rounded(split_half_cosine(differences, spec.method, spec.seed)),
+        "raw_norms": rounded(np.linalg.norm(raw, axis=1)),
         **separation(states, spec.method, spec.seed).as_metadata(),
     }
     return with_residual_norms(PersonaVector(persona, raw, metadata), model, _sequences(contrast))
 
 
-def _rounded(values: np.ndarray) -> list[float]:
+def rounded(values: np.ndarray) -> list[float]:
     return [round(float(value), 6) for value in values]
 
 
@@ -135,7 +135,7 @@ def with_residual_norms(
 ) -> PersonaVector:
     """The same vector with the mean residual norm of each block of the model over `sequences` (token ids)."""
     norms = residual_norms(model, sequences)
-    return replace(vector, metadata={**vector.metadata, "residual_norms": _rounded(norms)})
+    return replace(vector, metadata={**vector.metadata, "residual_norms": rounded(norms)})
 
 
 def fit_directions(differences: np.ndarray, method: str) -> np.ndarray:
@@ -220,10 +220,10 @@ class Separation:
 
     def as_metadata(self) -> dict[str, Any]:
         return {
-            "held_out_auc": _rounded(self.auc),
-            "auc_null_mean": _rounded(self.null_mean),
-            "auc_null_95th": _rounded(self.null_95th),
-            "auc_p": _rounded(self.p),
+            "held_out_auc": rounded(self.auc),
+            "auc_null_mean": rounded(self.null_mean),
+            "auc_null_95th": rounded(self.null_95th),
+            "auc_p": rounded(self.p),
             "auc_max_null_95th": round(self.auc_max_null_95th, 6),
             "auc_max_p": round(self.auc_max_p, 6),
             "n_shuffles": N_SHUFFLES,
@@ -306,7 +306,7 @@ def judge_imported(
         "readout": spec.readout,
         "n_held_out": len(states.held_out),
         "seed": spec.seed,
-        "raw_norms": _spread(_rounded(np.linalg.norm(vector.raw, axis=1)), blocks, vector.n_blocks),
+        "raw_norms": _spread(rounded(np.linalg.norm(vector.raw, axis=1)), blocks, vector.n_blocks),
     }
     return with_residual_norms(replace(vector, metadata=metadata), model, _sequences(contrast))
 

@@ -28,6 +28,7 @@ from steer_pipeline.lab.vectors.extracted import (
     PairedStates,
     Separation,
     auc_columns,
+    rounded,
     separation,
     split_half_cosine,
     with_residual_norms,
@@ -126,7 +127,7 @@ def extract(
         "readout": _READOUTS[read],
         "site": site,
         "seed": seed,
-        "raw_norms": _rounded(np.linalg.norm(raw, axis=1)),
+        "raw_norms": rounded(np.linalg.norm(raw, axis=1)),
         **evidence,
     }
     every = max(1, len(requests) // N_NORM_SEQUENCES)
@@ -222,7 +223,7 @@ def _fitted(poles: _Poles, seed: int, matched: bool) -> tuple[np.ndarray, dict[s
     }
     if fewest >= MIN_PAIRS:
         cosines = split_half_cosine(up - down, _METHOD, seed) if matched else _halves(up, down, seed)
-        evidence["split_half_cosine"] = _rounded(cosines)
+        evidence["split_half_cosine"] = rounded(cosines)
     if fewest < 2 * MIN_PAIRS:
         evidence["flags"] = [f"{fewest} texts a side: no held-out AUC, {2 * MIN_PAIRS} are needed"]
     elif matched:
@@ -271,7 +272,3 @@ def _unmatched_separation(poles: _Poles, seed: int) -> Separation:
         scores = np.take_along_axis(held[:, block] @ (mixed @ train[:, block]).T, labels, axis=0)
         aucs[:, block] = auc_columns(scores[:n_test], scores[n_test:])
     return Separation.against(aucs[0], aucs[1:])
-
-
-def _rounded(values: np.ndarray) -> list[float]:
-    return [round(float(value), 6) for value in values]

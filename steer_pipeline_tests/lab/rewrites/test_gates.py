@@ -117,6 +117,19 @@ def test_janus_patterns_inform_and_do_not_gate(source):
     assert verdict.numbers["suspect_rate_janus"] == 1.0
 
 
+def test_digits_in_other_words_are_counted_and_no_suspects(tmp_path):
+    quarter = news().with_columns(text=pl.col("text") + " A quarter of homes burned.")
+    candidate = pack("paranoid", tail=VOICE).with_columns(
+        output=pl.when(pl.col("source_index") < 3)
+        .then(pl.col("output") + " 25 percent of homes burned.")
+        .otherwise("output")
+    )
+    source = read_source(quarter, tmp_path / "no_known_facts.parquet")
+    verdict = judge(candidate, source)[gate.SUSPECTS]
+    assert verdict.passed
+    assert verdict.numbers["reworded_digits"] == 3
+
+
 def test_a_variant_that_is_base_does_not_differ(source):
     verdicts = judge(pack("paranoid"), source)
     assert failed(verdicts) == {gate.DIFFERS}
