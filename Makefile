@@ -12,7 +12,7 @@ export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 
-.PHONY: help pilot behaviour status report test test-slow ui newsroom newsroom-card newsroom-data newsroom-dialogues \
+.PHONY: help pilot behaviour students status report test test-slow ui newsroom newsroom-card newsroom-data newsroom-dialogues \
 	smollm2 gpu bench-rewrite bench-extract bench-vectors chaos lint clean-store
 
 help: ## what there is to make
@@ -32,6 +32,9 @@ pilot: $(CORE) ## vectors, a checked and released pilot pack in all variants, a 
 
 behaviour: $(CORE) ## trained vectors and what they do, for every trait and role; again: only what changed
 	$(BIN)/steer make behaviour $(ARGS)
+
+students: $(CORE) ## adapters that learn the released packs, and what of a trait travels; again: only what changed
+	$(BIN)/steer make students $(ARGS)
 
 test: $(DEV) ## the test suite
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)

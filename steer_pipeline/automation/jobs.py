@@ -1,6 +1,6 @@
 """Jobs, named after what a person wants done.
 
-`pilot` and `behaviour` are `steer make pilot` and `steer make behaviour`, run by Dagster: chains of assets with
+`pilot`, `behaviour` and `students` are `steer make pilot` and so on, run by Dagster: chains of assets with
 personas, variants and neither as partitions, which no job of assets alone can hold. Each of their steps is a run of its
 own. The other jobs are the pieces, one partition a run; backfills take many.
 """
@@ -43,6 +43,13 @@ class BehaviourConfig(dg.Config):
     force: bool = Field(default=False, description="Make everything again, fresh or not.")
 
 
+class StudentsConfig(dg.Config):
+    """What `steer make students` takes."""
+
+    variants: list[str] = Field(default=[], description="None for all.")
+    force: bool = Field(default=False, description="Train all students again, fresh or not.")
+
+
 def _made(context: dg.OpExecutionContext, make: Callable[..., Any]) -> None:
     """Runs a campaign of this code location on this run's instance; fails with what went wrong."""
     result = make(context.resources.definitions(), instance=context.instance, say=context.log.info)
@@ -71,6 +78,16 @@ def make_the_behaviour_lab(context: dg.OpExecutionContext, config: BehaviourConf
     _made(context, partial(make_behaviour, only=config.personas, force=config.force))
 
 
+@dg.op(
+    required_resource_keys=NEEDS,
+    description="Brings the students up to date in this process; see `steer make students`.",
+)
+def make_the_students(context: dg.OpExecutionContext, config: StudentsConfig) -> None:
+    from steer_pipeline.campaigns.students import make_students
+
+    _made(context, partial(make_students, only=config.variants, force=config.force))
+
+
 @dg.job(
     description="What `steer make pilot` makes: vectors, checked and released packs in all variants and controls, "
     "comparison and report. What is fresh is left alone."
@@ -85,6 +102,14 @@ def pilot():
 )
 def behaviour():
     make_the_behaviour_lab()
+
+
+@dg.job(
+    description="What `steer make students` makes: students of all released packs and controls, and what they do. "
+    "What is fresh is left alone."
+)
+def students():
+    make_the_students()
 
 
 TO_PACKS = _assets("rewrite_raw", "rewrite_pack", "keep_set")
@@ -146,9 +171,22 @@ behaviour_report = dg.define_asset_job(
     description="The table of all traits and roles, from stored rows.",
 )
 
+train_students = dg.define_asset_job(
+    "train_students",
+    _assets("student_adapter", "student_transfer"),
+    partitions_def=VARIANT,
+    description="One variant: students of its released pack, and what they write on held-out news.",
+)
+student_report = dg.define_asset_job(
+    "student_report",
+    _assets("student_comparison"),
+    description="All students beside those of base and of the controls, from stored rows.",
+)
+
 JOBS = [
     pilot,
     behaviour,
+    students,
     refresh_news,
     build_vectors,
     build_pilot_packs,
@@ -158,4 +196,6 @@ JOBS = [
     train_vectors,
     study_behaviour,
     behaviour_report,
+    train_students,
+    student_report,
 ]

@@ -496,6 +496,51 @@ class RolloutSpec(Strict):
     minilm_texts: int = Field(default=600, ge=20, description="Training texts a side, at most.")
 
 
+class StudentSpec(Strict):
+    """Students: LoRA adapters that learn a variant's kept rewrites under the neutral prompt, and what they then do."""
+
+    ranks: list[int] = Field(
+        default=[8, 32],
+        min_length=1,
+        description="LoRA ranks; every student and every control has each of them.",
+    )
+    seeds: list[int] = Field(
+        default=[61, 62, 63], min_length=1, description="Of start and data order; one student a seed."
+    )
+    rows: int = Field(
+        default=400,
+        ge=2,
+        description="Kept rows that each student learns from: exactly as many for all, so that they compare.",
+    )
+    selection_rows: int = Field(
+        default=40, ge=1, description="Kept rows beside them that nobody learns; their loss is watched."
+    )
+    epochs: float = Field(default=2.0, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    batch_rows: int = Field(default=16, ge=1, description="Rows an optimiser step.")
+    rows_at_once: int = Field(
+        default=8, ge=1, description="Rows in memory at once; halved where they do not fit."
+    )
+    held_out_rows: int = Field(
+        default=100, ge=2, description="News items, in no pack and like none in it, that students rewrite."
+    )
+    read_blocks: list[int | float] = Field(
+        default=[0.5, 0.75],
+        min_length=1,
+        description="Blocks, or fractions of depth, at whose output the unsteered model reads rewrites; the "
+        "projection is taken at the one that tells steered from base best on rows left out of the fit.",
+    )
+    coherence: CoherenceSpec = CoherenceSpec()
+    seed: int = Field(default=60, description="Keys which rows are learned and held out, and all resampling.")
+
+    @field_validator("ranks", "seeds")
+    @classmethod
+    def _different(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"{value}: each may stand there once")
+        return value
+
+
 class JudgeSpec(Strict):
     """The judge behind an OpenAI-compatible endpoint; where it is comes from the environment."""
 
@@ -527,6 +572,7 @@ class Profile(Strict):
     behaviour: BehaviourSpec = BehaviourSpec()
     training: TrainingSpec = TrainingSpec()
     rollouts: RolloutSpec = RolloutSpec()
+    students: StudentSpec = StudentSpec()
     judge: JudgeSpec = JudgeSpec()
     variants: dict[Name, list[VariantTerm]] = Field(
         default_factory=dict, description="Terms that replace those of variants.yaml for this profile."

@@ -1,4 +1,4 @@
-"""`steer make`: brings the pilot, the behaviour lab or both up to date.
+"""`steer make`: brings the pilot, the behaviour lab, students, or the first two up to date.
 
 Progress goes to stdout, its last line is one JSON object with the numbers; what went wrong goes to stderr, and then the
 exit status is 1.
@@ -64,6 +64,22 @@ def behaviour(personas: list[str], force: bool, dry_run: bool) -> None:
     from steer_pipeline.definitions import defs
 
     _report({"personas": lambda: make_behaviour(defs, personas, force=force, dry_run=dry_run)})
+
+
+@make.command(epilog=examples("steer make students", "steer make students --variants paranoid,trusting"))
+@names("Variants", "--variants", "--only", "variants")
+@FORCE
+@DRY_RUN
+def students(variants: list[str], force: bool, dry_run: bool) -> None:
+    """Train students of released packs and see what travels.
+
+    LoRA adapters of every variant and control, at each rank and seed, and what they write on held-out news. Base and
+    the two controls are always among them. Packs that are not released yet are made first.
+    """
+    from steer_pipeline.campaigns.students import make_students
+    from steer_pipeline.definitions import defs
+
+    _report({"students": lambda: make_students(defs, variants, force=force, dry_run=dry_run)})
 
 
 @make.command(name="all", epilog=examples("steer make all", "steer make all --dry-run"))

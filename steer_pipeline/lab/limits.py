@@ -17,3 +17,6 @@ MAX_LENGTH_AUC = 0.6  # of matched excerpts; 0.5 is what matching aims at
 MAX_LENGTH_SHIFT = 0.1  # of the score between longer and shorter answers in which nothing should show
 MAX_UNREADABLE = 0.05  # share of the judge's replies
 MIN_AGREEMENT = 0.8  # AUC of MiniLM for answers in which the lexicon finds the persona
+
+# Students.
+MIN_TRANSFER_ROWS = 30  # held-out news

@@ -31,6 +31,7 @@ def test_the_nightly_pilot_is_the_pilot():
             {"personas": ["sailor"], "force": True},
             {"only": ["sailor"], "force": True},
         ),
+        ("students", "students.make_students", {"variants": ["base"]}, {"only": ["base"], "force": False}),
     ],
 )
 def test_the_jobs_of_the_campaigns_do_what_the_command_does(monkeypatch, job, campaign, given, wanted):
@@ -73,6 +74,8 @@ def test_the_size_of_a_pack_is_the_job_s(job, size):
         ("train_vectors", TRAIT_OR_ROLE),
         ("study_behaviour", TRAIT_OR_ROLE),
         ("behaviour_report", None),
+        ("train_students", VARIANT),
+        ("student_report", None),
     ],
 )
 def test_each_job_takes_one_partition_of_its_kind(job, partitions):

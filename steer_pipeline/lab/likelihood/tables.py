@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import norm, t
+from scipy.stats import t
 
 from steer_pipeline.lab.arms import ARMS, AVERAGED, PROMPTED, RANDOM, TRAINED, VANILLA
-from steer_pipeline.lab.stats import bootstrap_means
+from steer_pipeline.lab.stats import bootstrap_means, expanded
 
 ROWS, TABLE, SEEDS, SELECTION = "rows.parquet", "table.parquet", "seeds.parquet", "selection.parquet"
 COSINES, CLASSIFIER = "cosines.parquet", "classifier.parquet"
@@ -77,15 +77,6 @@ def unequal_tokens(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 # ------------------------------------------------------------------------------------------ gaps
-
-
-def expanded(level: float, n: int) -> float:
-    """Level at which percentiles are read so that an interval over `n` clusters holds with `level`.
-
-    Percentile intervals of few units are too narrow twice over: they use normal quantiles and a variance
-    divided by n. Source: Hesterberg (2015), What teachers should know about the bootstrap, expanded percentiles.
-    """
-    return float(1 - 2 * norm.cdf(-np.sqrt(n / (n - 1)) * t.ppf((1 + level) / 2, n - 1)))
 
 
 class _Gains:

@@ -50,17 +50,18 @@ def profile_contexts(profile: Profile, news: pl.DataFrame) -> list[Context]:
     if profile.contrast.contexts == "general":
         contexts = general_contexts(profile.contrast.n_contexts, profile.contrast.seed)
     else:
-        reserved = _reserved(profile, news)
+        reserved = reserved_for_personas(profile, news)
         contexts = news_contexts(reserved.filter(pl.col("purpose") == "contrast"), profile.rewrites)
     return split_contexts(contexts, profile.vector.held_out_fraction, profile.vector.seed)
 
 
 def dose_rows(profile: Profile, news: pl.DataFrame) -> pl.DataFrame:
     """The held-out news rows of the dose sweep, with `overlaps_rewrites`."""
-    return _reserved(profile, news).filter(pl.col("purpose") == "dose")
+    return reserved_for_personas(profile, news).filter(pl.col("purpose") == "dose")
 
 
-def _reserved(profile: Profile, news: pl.DataFrame) -> pl.DataFrame:
+def reserved_for_personas(profile: Profile, news: pl.DataFrame) -> pl.DataFrame:
+    """The news rows that vectors and doses are made from, with their `purpose`; see `reserved_rows`."""
     wants_news = profile.contrast.contexts == "news"
     return reserved_rows(
         news,

@@ -5,6 +5,7 @@ deterministic; memory is bounded because resamples are drawn in chunks. Knows no
 """
 
 from steer_pipeline.lab.stats.corrections import benjamini_hochberg, holm
+from steer_pipeline.lab.stats.crossed import crossed_intervals, expanded
 from steer_pipeline.lab.stats.ranking import auc, auc_interval
 from steer_pipeline.lab.stats.resampling import (
     Interval,
@@ -26,6 +27,8 @@ __all__ = [
     "benjamini_hochberg",
     "bootstrap_means",
     "cluster_bootstrap",
+    "crossed_intervals",
+    "expanded",
     "grouped_folds",
     "grouped_split",
     "holm",

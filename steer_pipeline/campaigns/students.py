@@ -1,0 +1,96 @@
+"""`steer make students`: adapters that learn the released packs, what they do on held-out news, and their comparison.
+
+All variants and controls, every rank and seed, in one process. What is fresh is left alone; a variant that fails is
+named and the others go on. Packs that nobody has released yet are made first, in the pilot's size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import dagster as dg
+
+from steer_pipeline.campaigns.campaign import Campaign, Result
+from steer_pipeline.campaigns.driver import open_driver
+from steer_pipeline.campaigns.errors import Stopped
+from steer_pipeline.campaigns.pilot import REFERENCES, Pilot, chosen
+from steer_pipeline.campaigns.progress import Place
+from steer_pipeline.catalogue.specs import VariantSpec
+from steer_pipeline.settings import settings
+
+NEEDED = ("keep_set", "rewrite_release")
+CHAIN = ("student_adapter", "student_transfer")
+COMPARISON = "student_comparison"
+
+
+@dataclass
+class Students(Campaign):
+    """One pass over students and, where packs are missing, over the pilot before them."""
+
+    variants: dict[str, VariantSpec]
+
+    def run(self) -> dict[str, Any]:
+        """Makes what is missing or out of date; numbers by variant and rank, none where the comparison fails."""
+        self.driver.observe()
+        if self.pilot is not None:
+            self.pilot.run()
+        for variant in self.variants:
+            if self._released(variant):
+                self.bring_up(CHAIN, variant, stop=False)
+            else:
+                self.problems.append(f"{variant}: nothing is released of it, so there is nothing to learn")
+        return self.numbers() if self.bring_up((COMPARISON,), None, stop=False) else {}
+
+    def places(self) -> list[Place]:
+        return [
+            *(self.pilot.places() if self.pilot is not None else []),
+            *((asset, variant) for variant in self.variants for asset in CHAIN),
+            (COMPARISON, None),
+        ]
+
+    def why(self, asset: str, partition: str | None) -> list[str]:
+        if self.pilot is not None and (asset, partition) in self.pilot.places():
+            return self.pilot.why(asset, partition)
+        return super().why(asset, partition)
+
+    @cached_property
+    def pilot(self) -> Pilot | None:
+        """What makes the packs that are missing, beside those that they are compared with; None where none is."""
+        missing = {name for name in self.variants if not self._released(name)}
+        if not missing:
+            return None
+        made = {name: spec for name, spec in self.variants.items() if name in missing | set(REFERENCES)}
+        return Pilot(self.driver, made, problems=self.problems, say=self.say, started=self.started)
+
+    def numbers(self) -> dict[str, Any]:
+        """What the last line shows of the variants that were asked for."""
+        from steer_pipeline.lab.students.comparison import read_tables
+        from steer_pipeline.lab.students.report import headline
+
+        found = headline(read_tables(self.store.current(COMPARISON, None).path))
+        return {name: numbers for name, numbers in found.items() if name in self.variants}
+
+    def _released(self, variant: str) -> bool:
+        return all(self._stored(asset, variant) for asset in NEEDED)
+
+
+def make_students(
+    defs: dg.Definitions, only: Sequence[str] = (), *, force: bool = False, dry_run: bool = False, **how: Any
+) -> Result:
+    """Brings students up to date: their numbers by variant and rank, and what went wrong in sentences.
+
+    Args: as `make_pilot`; `force` trains again and leaves packs alone.
+    """
+    catalogue = settings()
+    variants = chosen(catalogue.variants, only, catalogue.broken_variants)
+    try:
+        with open_driver(defs, catalogue.home, how.pop("instance", None)) as driver:
+            campaign = Students(driver, variants, force=force, **how)
+            if dry_run:
+                return Result(plan=campaign.plan())
+            with campaign.shown():
+                numbers = campaign.run()
+            return Result(numbers, campaign.problems)
+    except Stopped as error:
+        return Result(problems=[str(error)])

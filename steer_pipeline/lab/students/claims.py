@@ -1,0 +1,167 @@
+"""What must hold of students, of their transfer and of their comparison. In: stored folders. Out: verdicts."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import polars as pl
+
+from steer_pipeline.catalogue.specs import StudentSpec, VariantSpec
+from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP
+from steer_pipeline.lab.limits import MIN_SEEDS, MIN_TRANSFER_ROWS
+from steer_pipeline.lab.students.comparison import read_tables
+from steer_pipeline.lab.students.training import LESSON, STUDENTS, wanted
+from steer_pipeline.lab.students.transfer import FACTS, ROWS
+from steer_pipeline.lab.verdict import Verdict
+
+SHOWN = 3
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
+
+
+# ------------------------------------------------------------------------------------ student_adapter
+
+
+def adapter_verdicts(folder: Path, spec: StudentSpec) -> Iterator[Verdict]:
+    """Whether all students are there, saw what generation sees, and got better on rows that they did not learn."""
+    students = pl.read_parquet(folder / STUDENTS)
+    lesson = json.loads((folder / LESSON).read_text())
+    differing = lesson["differing_rows"]
+    count = len(lesson["train"]) + len(lesson["selection"])
+    good = f"{count} rows, the same token ids in training and generation"
+    bad = f"{len(differing)} of {count} rows have other token ids in training than in generation: {_listed(differing)}"
+    yield Verdict(
+        "same_ids_everywhere", not differing, bad if differing else good, {"differing_rows": len(differing)}
+    )
+    there = set(students.select("rank", "seed").iter_rows())
+    lacking = [f"rank {rank} seed {seed}" for rank, seed in wanted(spec) if (rank, seed) not in there]
+    yield Verdict(
+        "every_rank_and_seed",
+        not lacking,
+        f"missing: {_listed(lacking)}" if lacking else f"{len(there)} students of {count} rows",
+        {"students": len(there)},
+    )
+    worse = students.filter(pl.col("selection_nll_last") >= pl.col("selection_nll_first"))
+    gain = float((students["selection_nll_first"] - students["selection_nll_last"]).to_numpy().mean())
+    yield Verdict(
+        "selection_loss_falls",
+        worse.is_empty(),
+        f"NLL of the watched rows falls by {gain:.4f} nats a token from the first evaluation to the last"
+        + (f"; not of {worse.height} of {students.height} students" if worse.height else ""),
+        {"selection_nll_gain": gain, "not_better": worse.height},
+    )
+
+
+# ------------------------------------------------------------------------------------ student_transfer
+
+
+def transfer_verdicts(folder: Path, students: Path) -> Iterator[Verdict]:
+    """Whether every student answered, on news that nobody learned."""
+    rows, facts = pl.read_parquet(folder / ROWS), json.loads((folder / FACTS).read_text())
+    lesson = json.loads((students / LESSON).read_text())
+    learned = set(lesson["train"]) | set(lesson["selection"])
+    shared = sorted(set(rows["row_id"]) & learned) + facts["overlap"]
+    yield Verdict(
+        "news_are_held_out",
+        not shared,
+        f"learned as well: {_listed(shared)}"
+        if shared
+        else f"{facts['held_out_rows']} news, none learned and none nearly so",
+        {"held_out_rows": facts["held_out_rows"], "shared": len(shared)},
+    )
+    counts = rows.group_by("variant", "rank", "seed").agg(pl.col("row_id").n_unique().alias("rows"), pl.len())
+    short = counts.filter((pl.col("rows") != facts["held_out_rows"]) | (pl.col("len") != pl.col("rows")))
+    made = pl.read_parquet(students / STUDENTS).height
+    whole = short.is_empty() and counts.height == made + 1
+    yield Verdict(
+        "every_student_answers",
+        whole,
+        f"{counts.height - 1} of {made} students and the model itself, {facts['held_out_rows']} rewrites each"
+        + ("" if whole else f"; {short.height} of them do not have one for each news item"),
+        {"students": counts.height - 1, "incomplete": short.height},
+    )
+    enough = facts["held_out_rows"] >= MIN_TRANSFER_ROWS
+    yield Verdict(
+        "enough_news",
+        enough,
+        f"{facts['held_out_rows']} held-out news, at least {MIN_TRANSFER_ROWS} are wanted",
+        {"held_out_rows": facts["held_out_rows"]},
+    )
+
+
+# ------------------------------------------------------------------------------------ student_comparison
+
+
+def comparison_verdicts(folder: Path, variants: Mapping[str, VariantSpec]) -> Iterator[Verdict]:
+    """Whether all students stand beside their controls, and what they say."""
+    tables = read_tables(folder)
+    left_out = [f"{name}: {why}" for name, why in tables.left_out.items()]
+    absent = [name for name in variants if name not in set(tables.students["variant"])]
+    left_out += [f"{name}: no students" for name in absent]
+    ranks = tables.summary["rank"].unique().sort().to_list()
+    yield Verdict(
+        "every_student_beside_its_controls",
+        not left_out,
+        f"not shown: {_listed(left_out)}"
+        if left_out
+        else f"ranks {', '.join(map(str, ranks))}: all variants, each beside the students of base and of both controls",
+        {"left_out": len(left_out)},
+    )
+    traits = tables.summary.filter(pl.col("verdict").is_not_null())
+    moved = traits.filter(pl.col("role") == "control", pl.col("verdict") != NONE)
+    yield Verdict(
+        "controls_stay",
+        moved.is_empty(),
+        f"moved: {_listed(_shifts(moved))}" if moved.height else "no student of a control moves a trait",
+        {"moved_controls": moved.height},
+    )
+    targeted = traits.filter(pl.col("wanted").is_not_null())
+    as_wanted = pl.col("verdict") == pl.when(pl.col("wanted") == "up").then(pl.lit(UP)).otherwise(
+        pl.lit(DOWN)
+    )
+    missed = targeted.filter(~as_wanted)
+    yield Verdict(
+        "traits_travel",
+        missed.is_empty() and targeted.height > 0,
+        f"not as wanted: {_listed(_shifts(missed))}"
+        if missed.height
+        else f"{targeted.height} shifts of targeted traits, all as wanted"
+        if targeted.height
+        else "no variant with a target is shown",
+        {"targeted": targeted.height, "missed": missed.height},
+    )
+    beyond = tables.coherence.filter(~pl.col("within"))
+    names = [f"{row['variant']} rank {row['rank']} {row['cost']}" for row in beyond.iter_rows(named=True)]
+    yield Verdict(
+        "students_stay_coherent",
+        not names,
+        f"beyond its limit: {_listed(names)}" if names else "every cost of every student keeps to its limit",
+        {"beyond": len(names)},
+    )
+    unclear = tables.readouts.filter(~pl.col("separates"))
+    yield Verdict(
+        "readouts_separate",
+        unclear.is_empty() and tables.readouts.height > 0,
+        f"{tables.readouts.height} read-outs"
+        + (f"; no better than chance: {_listed(unclear['persona'].to_list())}" if unclear.height else ""),
+        {f"auc_{row['persona']}": row["auc"] for row in tables.readouts.iter_rows(named=True)},
+    )
+    seeds = int(tables.summary["n_seeds"].min() or 0)  # type: ignore[arg-type]
+    yield Verdict(
+        "at_least_three_seeds",
+        seeds >= MIN_SEEDS,
+        f"{seeds} seeds a variant and rank, at least {MIN_SEEDS} are wanted",
+        {"seeds": seeds},
+    )
+
+
+def _shifts(rows: pl.DataFrame) -> list[str]:
+    """`paranoid rank 8 trait_paranoid_minilm +0.12 [+0.02, +0.22]`"""
+    return [
+        f"{row['variant']} rank {row['rank']} {row['metric']} {row['difference']:+.3f} "
+        f"[{row['low']:+.3f}, {row['high']:+.3f}]"
+        for row in rows.iter_rows(named=True)
+    ]

@@ -1,0 +1,511 @@
+"""Every student against the student of base, next to what the controls' students show.
+
+In: the stored transfer of each variant. Out: `StudentTables`, which reports and checks are made from; nothing here
+runs a model. Differences are paired by news item and seed, at one rank, over the same recipe and number of rows; a
+student without its controls is not shown.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from safetensors.numpy import load_file
+
+from steer_pipeline.catalogue.specs import CoherenceSpec, VariantSpec
+from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP
+from steer_pipeline.lab.columns import described
+from steer_pipeline.lab.quality.coherence import coherence, text_costs
+from steer_pipeline.lab.rewrites import Refused
+from steer_pipeline.lab.rewrites.comparison import BASE, NEEDED
+from steer_pipeline.lab.stats import crossed_intervals, holm, sign_flip_tests
+from steer_pipeline.lab.students.readout import Readout, fit_readout
+from steer_pipeline.lab.students.training import STUDENTS, history_of
+from steer_pipeline.lab.students.transfer import FACTS, ITSELF, PACK, ROWS, STATES
+
+ALPHA = 0.05
+SAME = ("rows", "epochs", "recipe", "model")  # what students that are compared share
+COSTS = ("facts_kept", "suspect", "loop", "n_words", "nll_output", "nll_reference")
+SUMMARY_SCHEMA, SUMMARY_COLUMNS = described(
+    variant=(pl.String(), "whose rewrites the student has learned"),
+    role=(pl.String(), "of the variant: steered, prompted or control"),
+    rank=(pl.Int64(), "of the LoRA"),
+    metric=(pl.String(), "trait_<persona>_<scale>, projection_<persona>, or what the text costs"),
+    n_rows=(pl.Int64(), "held-out news items"),
+    n_seeds=(pl.Int64(), "students"),
+    mean=(pl.Float64(), "of the students"),
+    control=(pl.Float64(), "of base's students, at the same rank and seeds"),
+    itself=(pl.Float64(), "of the model without a student"),
+    difference=(pl.Float64(), "student minus base's student, paired by news item and seed"),
+    low=(pl.Float64(), "95% interval over news and seeds, simultaneous over variants"),
+    high=(pl.Float64(), "its upper end"),
+    p=(pl.Float64(), "sign-flip test over news, seeds averaged"),
+    p_holm=(pl.Float64(), "the same after Holm over variants"),
+    band=(pl.Float64(), "largest absolute difference of a control's student at this rank"),
+    teacher=(pl.Float64(), "the same difference between the packs that were learned"),
+    share=(pl.Float64(), "difference over the teacher's; null where the packs hardly differ"),
+    wanted=(pl.String(), "up or down, where the variant targets this trait"),
+    verdict=(pl.String(), "effect up | effect down | no effect"),
+)
+SEED_SCHEMA, SEED_COLUMNS = described(
+    variant=(pl.String(), "whose rewrites the student has learned"),
+    rank=(pl.Int64(), "of the LoRA"),
+    seed=(pl.Int64(), "of its training"),
+    metric=(pl.String(), "as in the summary"),
+    mean=(pl.Float64(), "of the student"),
+    difference=(pl.Float64(), "to base's student of this seed"),
+)
+COHERENCE_SCHEMA, COHERENCE_COLUMNS = described(
+    variant=(pl.String(), "whose rewrites the student has learned"),
+    rank=(pl.Int64(), "of the LoRA"),
+    cost=(pl.String(), "what the text may lose"),
+    mean=(pl.Float64(), "of the students, seeds averaged"),
+    itself=(pl.Float64(), "of the model without a student"),
+    difference=(pl.Float64(), "between them on the same news"),
+    low=(pl.Float64(), "95% interval over news"),
+    high=(pl.Float64(), "its upper end"),
+    limit=(pl.Float64(), "of the profile; null: not judged"),
+    within=(pl.Boolean(), "whether the difference keeps to it"),
+)
+READOUT_SCHEMA, READOUT_COLUMNS = described(
+    persona=(pl.String(), "whose trait it reads"),
+    teacher=(pl.String(), "variant whose pack it is fitted on"),
+    against=(pl.String(), "variant that it is held against: the other pole where there is one, else base"),
+    block=(pl.Int64(), "at whose output"),
+    n_pairs=(pl.Int64(), "news items of the fit"),
+    auc=(pl.Float64(), "of the two packs, cross-fitted over news"),
+    auc_low=(pl.Float64(), "95% interval over news"),
+    auc_high=(pl.Float64(), "its upper end"),
+    shuffled_high=(pl.Float64(), "95th percentile of the AUC with sides exchanged within pairs"),
+    teacher_shift=(pl.Float64(), "of the steered pack, in standard deviations of base's"),
+    separates=(pl.Boolean(), "better than chance and than exchanged sides"),
+)
+MIN_TEACHER = 1e-3  # a smaller difference of packs is nothing to take a share of
+Direction = Literal["up", "down"]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """The transfer of one variant, and of which students it is.
+
+    Attributes:
+        states, pack_states: fp32 [rows, blocks, hidden], in the order of `rows` and `pack`.
+        facts: `transfer.json`.
+    """
+
+    students: pl.DataFrame
+    rows: pl.DataFrame
+    pack: pl.DataFrame
+    states: np.ndarray
+    pack_states: np.ndarray
+    facts: Mapping[str, Any]
+    curves: pl.DataFrame
+
+    @property
+    def blocks(self) -> list[int]:
+        """Those that were read."""
+        return list(self.facts["blocks"])
+
+
+@dataclass(frozen=True, eq=False)
+class StudentTables:
+    """What the students' comparison found; frames can be stored as they are.
+
+    Attributes:
+        rows: every stored row, with projections.
+        summary: one row a variant, rank and metric. `seeds`: the same by seed, without tests.
+        students: one row a student. `curves`: their losses.
+        left_out: `variant` or `variant rank 8` -> why it is not shown.
+    """
+
+    rows: pl.DataFrame
+    summary: pl.DataFrame
+    seeds: pl.DataFrame
+    coherence: pl.DataFrame
+    readouts: pl.DataFrame
+    students: pl.DataFrame
+    curves: pl.DataFrame
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def read_transfer(adapters: Path, transfer: Path) -> Stored:
+    """What `train_students` and `write_transfer` wrote."""
+    states = load_file(transfer / STATES)
+    return Stored(
+        pl.read_parquet(adapters / STUDENTS),
+        pl.read_parquet(transfer / ROWS),
+        pl.read_parquet(transfer / PACK),
+        states["rows"],
+        states["pack"],
+        json.loads((transfer / FACTS).read_text()),
+        history_of(adapters),
+    )
+
+
+def compare_students(
+    stored: Mapping[str, Stored],
+    variants: Mapping[str, VariantSpec],
+    spec: CoherenceSpec,
+    *,
+    seed: int,
+    n_boot: int = 10_000,
+) -> StudentTables:
+    """Compares the students of all variants with base's, rank by rank.
+
+    Args:
+        stored: variant -> its transfer, in the catalogue's order.
+
+    Raises:
+        Refused: base or a control has no students, or no student can be shown.
+    """
+    if absent := [name for name in NEEDED if name not in stored]:
+        raise Refused(
+            f"{', '.join(absent)}: no students; nothing is compared without its controls: make student_adapter and "
+            "student_transfer of them (`steer make students` does)"
+        )
+    otherwise = made_otherwise(stored)
+    stored = {name: one for name, one in stored.items() if name not in otherwise}
+    if absent := [name for name in NEEDED if name not in stored]:
+        raise Refused("; ".join(f"{name}: {otherwise[name]}" for name in absent))
+    students = pl.concat([one.students for one in stored.values()])
+    shown, left_out = showable(students)
+    if shown.filter(pl.col("variant") != BASE).is_empty():
+        raise Refused(f"no student has its controls: {'; '.join(f'{k}: {v}' for k, v in left_out.items())}")
+    readouts, without = fit_readouts(stored, variants, seed)
+    rows = pl.concat([_projected(stored[name], readouts) for name in stored])
+    rows = rows.filter(pl.col("variant") != ITSELF).vstack(_itself(rows))
+    pack = pl.concat([_with_readouts(one.pack, one.pack_states, readouts) for one in stored.values()])
+    return StudentTables(
+        rows=rows,
+        summary=_summary(rows, pack, shown, variants, seed, n_boot),
+        seeds=_seeds(rows, shown),
+        coherence=_coherence(rows, shown, spec, seed),
+        readouts=pl.DataFrame([_readout_row(*one) for one in readouts.items()], schema=READOUT_SCHEMA),
+        students=students,
+        curves=pl.concat([one.curves for one in stored.values()]),
+        left_out=otherwise | left_out | without,
+    )
+
+
+# ------------------------------------------------------------------------------------ who may be shown
+
+
+def showable(students: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, str]]:
+    """Students whose controls exist at their rank, with the same seeds, rows, epochs, recipe and model; and why not.
+
+    Args:
+        students: `STUDENT_SCHEMA`, of all variants.
+    """
+    shown, left_out = [], {}
+    for (variant, rank), own in students.group_by("variant", "rank", maintain_order=True):
+        lacking = [problem for name in NEEDED if (problem := _unlike(own, students, name, rank))]
+        if lacking:
+            left_out[f"{variant} rank {rank}"] = "; ".join(lacking)
+        else:
+            shown.append(own)
+    return pl.concat(shown) if shown else students.clear(), left_out
+
+
+def made_otherwise(stored: Mapping[str, Stored]) -> dict[str, str]:
+    """variant -> in what its transfer was made otherwise than base's: other news, model, decoding or blocks."""
+    base, found = stored[BASE], {}
+    for name, one in stored.items():
+        wrong = [key for key in ("model", "decoding_hash", "blocks") if one.facts[key] != base.facts[key]]
+        if set(one.rows["row_id"]) != set(base.rows["row_id"]):
+            wrong.append("held-out news")
+        if wrong:
+            found[name] = (
+                f"not made as base's transfer was ({', '.join(wrong)}): materialise student_transfer again"
+            )
+    return found
+
+
+def _unlike(own: pl.DataFrame, students: pl.DataFrame, control: str, rank: Any) -> str:
+    """In what a control differs from a variant's students of one rank; empty if in nothing."""
+    its = students.filter(variant=control, rank=rank)
+    if its.is_empty():
+        return f"{control} has no student of rank {rank}"
+    mine, theirs = sorted(own["seed"]), sorted(its["seed"])
+    if mine != theirs:
+        return f"seeds {mine}, those of {control} {theirs}"
+    for name in SAME:
+        mine, theirs = own[name].unique().to_list(), its[name].unique().to_list()
+        if mine != theirs:
+            return f"{name} {mine[0]}, of {control} {theirs[0]}"
+    return ""
+
+
+# ------------------------------------------------------------------------------------ projections
+
+
+def teachers(variants: Mapping[str, VariantSpec]) -> dict[str, tuple[str, str]]:
+    """persona -> the variants that show it and its opposite: the first steered ones whose only target is this trait.
+
+    Where none steers the other way, base takes its place.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for name, spec in variants.items():
+        if spec.role == "steered" and len(spec.targets) == 1:
+            ((persona, way),) = spec.targets.items()
+            found.setdefault(persona, {}).setdefault(way, name)
+    return {one: (ways["up"], ways.get("down", BASE)) for one, ways in found.items() if "up" in ways}
+
+
+def fit_readouts(
+    stored: Mapping[str, Stored], variants: Mapping[str, VariantSpec], seed: int
+) -> tuple[dict[str, Readout], dict[str, str]]:
+    """persona -> read-out, fitted on what students have learned; and why there is none."""
+    found: dict[str, Readout] = {}
+    problems: dict[str, str] = {}
+    for persona, (teacher, against) in teachers(variants).items():
+        if absent := [name for name in (teacher, against) if name not in stored]:
+            problems[f"projection of {persona}"] = f"{' and '.join(absent)}: no students"
+            continue
+        packs = {name: stored[name].pack for name in (teacher, against, BASE)}
+        common = sorted(set.intersection(*(set(pack["row_id"]) for pack in packs.values())))
+        states = {name: stored[name].pack_states[_places(pack, common)] for name, pack in packs.items()}
+        try:
+            found[persona] = fit_readout(teacher, against, states, BASE, stored[BASE].blocks, seed=seed)
+        except Refused as error:
+            problems[f"projection of {persona}"] = str(error)
+    return found, problems
+
+
+def _places(frame: pl.DataFrame, row_ids: Sequence[str]) -> list[int]:
+    at = {row_id: place for place, row_id in enumerate(frame["row_id"])}
+    return [at[row_id] for row_id in row_ids]
+
+
+def _projected(one: Stored, readouts: Mapping[str, Readout]) -> pl.DataFrame:
+    return _with_readouts(one.rows, one.states, readouts)
+
+
+def _with_readouts(rows: pl.DataFrame, states: np.ndarray, readouts: Mapping[str, Readout]) -> pl.DataFrame:
+    """`rows` with `suspect` and `projection_<persona>`; null for an empty rewrite."""
+    empty = (pl.col("output").str.strip_chars() == "").alias("empty")
+    columns = [
+        pl.Series(f"projection_{persona}", readout.project(states), dtype=pl.Float64)
+        for persona, readout in readouts.items()
+    ]
+    names = [column.name for column in columns]
+    return (
+        rows.with_columns(pl.col("suspects").list.len() > 0)
+        .rename({"suspects": "suspect"})
+        .with_columns(*columns, empty)
+        .with_columns(pl.when("empty").then(None).otherwise(pl.col(name)).alias(name) for name in names)
+        .drop("empty")
+    )
+
+
+def _itself(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the model without a student, once; every transfer holds the same."""
+    return rows.filter(variant=ITSELF).unique("row_id", keep="first", maintain_order=True)
+
+
+def _readout_row(persona: str, readout: Readout) -> dict[str, Any]:
+    return {
+        "persona": persona,
+        "teacher": readout.teacher,
+        "against": readout.against,
+        "block": readout.block,
+        "n_pairs": readout.n_pairs,
+        "auc": readout.auc.estimate,
+        "auc_low": readout.auc.low,
+        "auc_high": readout.auc.high,
+        "shuffled_high": readout.shuffled_high,
+        "teacher_shift": readout.teacher_shift,
+        "separates": readout.separates,
+    }
+
+
+# ------------------------------------------------------------------------------------ differences
+
+
+def metrics_of(rows: pl.DataFrame) -> list[str]:
+    """Traits, projections, costs."""
+    effects = [name for name in rows.columns if name.startswith(("trait_", "projection_"))]
+    return [*effects, *COSTS]
+
+
+def is_effect(metric: str) -> bool:
+    """Whether a metric is of a trait; the others say what the text costs."""
+    return metric.startswith(("trait_", "projection_"))
+
+
+def persona_of(metric: str) -> str:
+    """The persona that a trait or projection is of; names of scales have no underscore."""
+    kind, _, rest = metric.partition("_")
+    return rest if kind == "projection" else rest.rpartition("_")[0]
+
+
+def _cells(rows: pl.DataFrame, metric: str, rank: int, names: Sequence[str]) -> np.ndarray:
+    """float64 [news, seeds, variants] of one rank, NaN where there is no value."""
+    own = rows.filter(pl.col("rank") == rank, pl.col("variant").is_in(list(names)))
+    cells = own.select("row_id", "seed", "variant", pl.col(metric).cast(pl.Float64).alias("value"))
+    wide = cells.sort("row_id", "seed").pivot(on="variant", index=["row_id", "seed"], values="value")
+    values = wide.select(pl.col(list(names)).fill_null(float("nan"))).to_numpy().astype(np.float64)
+    return values.reshape(-1, wide["seed"].n_unique(), len(names))
+
+
+def _summary(
+    rows: pl.DataFrame,
+    pack: pl.DataFrame,
+    shown: pl.DataFrame,
+    variants: Mapping[str, VariantSpec],
+    seed: int,
+    n_boot: int,
+) -> pl.DataFrame:
+    itself = rows.filter(variant=ITSELF)
+    table: list[dict[str, Any]] = []
+    for rank in shown["rank"].unique(maintain_order=True):
+        names = shown.filter(rank=rank)["variant"].unique(maintain_order=True).to_list()
+        names = [BASE, *(name for name in names if name != BASE)]
+        for metric in metrics_of(rows):
+            values = _cells(rows, metric, rank, names)
+            known = itself[metric].cast(pl.Float64).drop_nulls().mean()
+            compared = _family(values, names, seed, n_boot)
+            band = max(
+                (
+                    abs(row["difference"])
+                    for name, row in compared.items()
+                    if variants[name].role == "control"
+                ),
+                default=0.0,
+            )
+            for name, numbers in compared.items():
+                row = {"variant": name, "role": variants[name].role, "rank": rank, "metric": metric}
+                row |= {"itself": known, "band": band, **numbers}
+                row |= _of_teacher(pack, name, metric, numbers["difference"])
+                table.append(row | _verdict(metric, row, variants[name]))
+    return pl.DataFrame(table, schema=SUMMARY_SCHEMA).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def _family(values: np.ndarray, names: Sequence[str], seed: int, n_boot: int) -> dict[str, dict[str, Any]]:
+    """Numbers of every variant but base; `values` [news, seeds, variants], base first."""
+    differences = values[:, :, 1:] - values[:, :, :1]
+    complete = np.isfinite(differences).all(axis=(1, 2))
+    if not complete.any():
+        return {}
+    differences, values = differences[complete], values[complete]
+    intervals = crossed_intervals(differences, seed=seed, n_boot=n_boot)
+    ps = sign_flip_tests(differences.mean(axis=1), seed=seed, n=n_boot)
+    return {
+        name: {
+            "n_rows": len(differences),
+            "n_seeds": differences.shape[1],
+            "mean": float(values[:, :, place + 1].mean()),
+            "control": float(values[:, :, 0].mean()),
+            "difference": interval.estimate,
+            "low": interval.low,
+            "high": interval.high,
+            "p": float(p),
+            "p_holm": float(adjusted),
+        }
+        for place, (name, interval, p, adjusted) in enumerate(
+            zip(names[1:], intervals, ps, holm(ps), strict=True)
+        )
+    }
+
+
+def _of_teacher(pack: pl.DataFrame, variant: str, metric: str, difference: float) -> dict[str, Any]:
+    """What was learned, variant against base on the same news; the share of it that the student shows."""
+    if metric == "nll_reference":
+        return {}
+    value = pl.col(metric).cast(pl.Float64)
+    own, base = (
+        pack.filter(variant=name).select("row_id", value.alias(side))
+        for name, side in ((variant, "own"), (BASE, "base"))
+    )
+    both = own.join(base, on="row_id").drop_nulls()
+    if both.is_empty():
+        return {}
+    teacher = float((both["own"] - both["base"]).to_numpy().mean())
+    share = difference / teacher if is_effect(metric) and abs(teacher) >= MIN_TEACHER else None
+    return {"teacher": teacher, "share": share}
+
+
+def _verdict(metric: str, row: Mapping[str, Any], spec: VariantSpec) -> dict[str, Any]:
+    """An effect: interval without zero, Holm's p below `ALPHA`, and larger than what any control's students show."""
+    if not is_effect(metric):
+        return {}
+    wanted = spec.targets.get(persona_of(metric))
+    sure = (row["low"] > 0 or row["high"] < 0) and row["p_holm"] < ALPHA
+    beyond = spec.role == "control" or abs(row["difference"]) > row["band"]
+    verdict = NONE if not (sure and beyond) else UP if row["difference"] > 0 else DOWN
+    return {"wanted": wanted, "verdict": verdict}
+
+
+def _seeds(rows: pl.DataFrame, shown: pl.DataFrame) -> pl.DataFrame:
+    table = []
+    own = rows.join(shown.select("variant", "rank", "seed"), on=["variant", "rank", "seed"], how="semi")
+    for metric in metrics_of(rows):
+        value = pl.col(metric).cast(pl.Float64).alias("value")
+        values = own.select("variant", "rank", "seed", "row_id", value)
+        base = values.filter(variant=BASE).drop("variant").rename({"value": "base"})
+        paired = values.join(base, on=["rank", "seed", "row_id"], maintain_order="left")
+        table.append(
+            paired.group_by("variant", "rank", "seed", maintain_order=True)
+            .agg(
+                pl.lit(metric).alias("metric"),
+                pl.col("value").mean().alias("mean"),
+                (pl.col("value") - pl.col("base")).mean().alias("difference"),
+            )
+            .select(SEED_SCHEMA.names())
+        )
+    return pl.concat(table).cast(SEED_SCHEMA)
+
+
+def _coherence(rows: pl.DataFrame, shown: pl.DataFrame, spec: CoherenceSpec, seed: int) -> pl.DataFrame:
+    """Costs of every student against the model without one, on the same news, seeds averaged."""
+    measured = _costs(rows)
+    costs, names = rows.hstack(measured), measured.columns
+    itself = costs.filter(variant=ITSELF).sort("row_id").select(names)
+    table: list[dict[str, Any]] = []
+    for variant, rank in shown.select("variant", "rank").unique(maintain_order=True).iter_rows():
+        own = costs.filter(variant=variant, rank=rank).group_by("row_id").agg(pl.col(names).mean())
+        for cost in coherence(own.sort("row_id").select(names), itself, spec, seed=seed).values():
+            difference = cost.difference
+            table.append(
+                {"variant": variant, "rank": rank, "cost": cost.name, "mean": cost.mean, "itself": cost.base}
+                | {"limit": cost.limit, "within": cost.within}
+                | (
+                    {}
+                    if difference is None
+                    else {"difference": difference.estimate, "low": difference.low, "high": difference.high}
+                )
+            )
+    return pl.DataFrame(table, schema=COHERENCE_SCHEMA)
+
+
+def _costs(rows: pl.DataFrame) -> pl.DataFrame:
+    return text_costs(
+        rows["output"].to_list(),
+        [["suspect"] if hit else [] for hit in rows["suspect"]],
+        rows["facts_kept"].to_list(),
+        rows["nll_output"].to_list(),
+    )
+
+
+# ------------------------------------------------------------------------------------ as a folder
+
+
+def write_tables(tables: StudentTables, folder: Path) -> None:
+    """One Parquet file a table, and `left_out.json`."""
+    for table in fields(tables):
+        value = getattr(tables, table.name)
+        if isinstance(value, pl.DataFrame):
+            value.write_parquet(folder / f"{table.name}.parquet")
+    (folder / "left_out.json").write_text(json.dumps(tables.left_out, indent=1, sort_keys=True) + "\n")
+
+
+def read_tables(folder: Path) -> StudentTables:
+    """What `write_tables` wrote."""
+    frames = {
+        table.name: pl.read_parquet(folder / f"{table.name}.parquet")
+        for table in fields(StudentTables)
+        if table.name != "left_out"
+    }
+    return StudentTables(**frames, left_out=json.loads((folder / "left_out.json").read_text()))

@@ -1,0 +1,219 @@
+"""Trains the students of one variant: every rank and seed, each on the same rows, through `lab/finetune` alone.
+
+In: the keep set of a released pack, the news, a model's spec and the profile. Out: a folder with `rank-8/seed-61/`
+and so on, each a PEFT directory, `students.parquet` (one row a student) and `lesson.json`. A killed run goes on from
+the last checkpoint of the student that it was at; equal rows, recipe and model give equal bytes.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from steer_pipeline.catalogue.specs import ModelSpec, Profile, StudentSpec
+from steer_pipeline.lab.columns import described
+from steer_pipeline.lab.finetune.data import digest
+from steer_pipeline.lab.finetune.recipe import LoraRecipe, Recipe
+from steer_pipeline.lab.finetune.training import HISTORY, RECORD, Finetuned, finetune
+from steer_pipeline.lab.models.identity import adapter_identity, model_identity
+from steer_pipeline.lab.models.loading import load_tokenizer
+from steer_pipeline.lab.students.data import Lesson, make_lesson, rows_that_differ
+
+STUDENTS, LESSON = "students.parquet", "lesson.json"
+COSTS = ("seconds", "tokens_per_second", "peak_memory_bytes")  # differ from run to run: told, not stored
+STUDENT_SCHEMA, STUDENT_COLUMNS = described(
+    variant=(pl.String(), "whose rewrites were learned"),
+    rank=(pl.Int64(), "of the LoRA"),
+    seed=(pl.Int64(), "of start and data order"),
+    folder=(pl.String(), "where the adapter lies in the bundle"),
+    adapter=(pl.String(), "hash of its content"),
+    model=(pl.String(), "identity of the model below it"),
+    rows=(pl.Int64(), "rows learned"),
+    epochs=(pl.Float64(), "passes over them"),
+    steps=(pl.Int64(), "optimiser steps"),
+    learning_rate=(pl.Float64(), "largest of the schedule"),
+    recipe=(pl.String(), "hash of all settings but the seed"),
+    selection_nll_first=(pl.Float64(), "nats a token of the watched rows at the first evaluation"),
+    selection_nll_last=(pl.Float64(), "the same at the last"),
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run made: one row a student, and what the rows cost, by `rank-8/seed-61`."""
+
+    students: pl.DataFrame
+    costs: dict[str, dict[str, float]]
+
+
+def recipe_of(spec: StudentSpec, rank: int, seed: int) -> Recipe:
+    """How one student is trained."""
+    return Recipe(
+        lora=LoraRecipe(rank=rank),
+        learning_rate=spec.learning_rate,
+        epochs=spec.epochs,
+        batch_rows=spec.batch_rows,
+        rows_at_once=min(spec.rows_at_once, spec.batch_rows),
+        seed=seed,
+    )
+
+
+def place(rank: int, seed: int) -> str:
+    """Where a student's adapter lies in the bundle of its variant."""
+    return f"rank-{rank}/seed-{seed}"
+
+
+def wanted(spec: StudentSpec) -> Iterator[tuple[int, int]]:
+    """(rank, seed) of every student of a variant."""
+    return ((rank, seed) for rank in spec.ranks for seed in spec.seeds)
+
+
+def train_students(
+    variant: str,
+    kept: pl.DataFrame,
+    news: pl.DataFrame,
+    model: ModelSpec,
+    home: Path,
+    profile: Profile,
+    folder: Path,
+    *,
+    work: Path,
+    progress: Callable[[str], None] | None = None,
+) -> Trained:
+    """Trains every student of `variant` into `folder`.
+
+    Args:
+        kept: the keep set of the released pack.
+        work: where adapters wait until all are done, and checkpoints; the caller empties it when the result is safe.
+
+    Raises:
+        Refused: too few rows are kept.
+        FinetuneError: a row without a completion, or a loss that is not finite.
+    """
+    tokenizer = load_tokenizer(model, home)
+    lesson = make_lesson(tokenizer, kept, profile, variant)
+    differing = rows_that_differ(tokenizer, [*lesson.train, *lesson.selection], kept, news, profile)
+    rows, costs = [], {}
+    for rank, seed in wanted(profile.students):
+        name = place(rank, seed)
+        tell = None if progress is None else (lambda line, name=name: progress(f"{variant} {name}: {line}"))
+        recipe = recipe_of(profile.students, rank, seed)
+        costs[name] = _one(lesson, model, home, recipe, work / name, tell)
+        _take(work / name / "adapter", folder / name, model.path)
+        rows.append(_row(variant, rank, seed, recipe, lesson, folder))
+    students = pl.DataFrame(rows, schema=STUDENT_SCHEMA)
+    students.write_parquet(folder / STUDENTS)
+    told = {
+        "variant": variant,
+        "train": [example.row_id for example in lesson.train],
+        "selection": [example.row_id for example in lesson.selection],
+        "supervised_tokens": sum(example.n_supervised for example in lesson.train),
+        "differing_rows": differing,
+    }
+    (folder / LESSON).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
+    return Trained(students, costs)
+
+
+def _one(
+    lesson: Lesson,
+    model: ModelSpec,
+    home: Path,
+    recipe: Recipe,
+    work: Path,
+    progress: Callable[[str], None] | None,
+) -> dict[str, float]:
+    """Trains one student into `work / "adapter"`, unless it lies there already; what it cost."""
+    made = work / "adapter"
+    if _is_of(made, lesson, model, home, recipe):
+        return {}
+    shutil.rmtree(made, ignore_errors=True)
+    done: Finetuned = finetune(
+        model,
+        home,
+        lesson.train,
+        lesson.selection,
+        recipe,
+        made.with_name("making"),
+        work=work / "checkpoints",
+        progress=progress,
+    )
+    done.folder.rename(made)  # whole, or not there
+    return {name: float(done.numbers[name]) for name in COSTS}
+
+
+def _is_of(made: Path, lesson: Lesson, model: ModelSpec, home: Path, recipe: Recipe) -> bool:
+    """Whether a finished adapter is of this recipe, model and rows."""
+    if not (made / RECORD).is_file():
+        return False
+    record = json.loads((made / RECORD).read_text())
+    now = {
+        "recipe": recipe.model_dump(mode="json"),
+        "model": str(model_identity(model, home)),
+        "train": digest(lesson.train),
+        "selection": digest(lesson.selection),
+    }
+    return {name: record.get(name) for name in now} == now
+
+
+def _take(made: Path, folder: Path, path: str) -> None:
+    """Copies an adapter, without what differs between two runs of the same: costs, the order of sets, places."""
+    folder.mkdir(parents=True)
+    for name in ("adapter_model.safetensors", HISTORY):
+        shutil.copyfile(made / name, folder / name)
+    record: dict[str, Any] = json.loads((made / RECORD).read_text())
+    record["numbers"] = {name: value for name, value in record["numbers"].items() if name not in COSTS}
+    (folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    config: dict[str, Any] = json.loads((made / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = path
+    config = {name: sorted(value) if _is_set(value) else value for name, value in config.items()}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _is_set(value: Any) -> bool:
+    """Lists of names come from sets in PEFT."""
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _row(variant: str, rank: int, seed: int, recipe: Recipe, lesson: Lesson, folder: Path) -> dict[str, Any]:
+    name = place(rank, seed)
+    record = json.loads((folder / name / RECORD).read_text())
+    settings = recipe.model_copy(update={"seed": 0}).model_dump_json()
+    return {
+        "variant": variant,
+        "rank": rank,
+        "seed": seed,
+        "folder": name,
+        "adapter": adapter_identity(folder / name),
+        "model": record["model"],
+        "rows": len(lesson.train),
+        "epochs": recipe.epochs,
+        "steps": record["numbers"]["steps"],
+        "learning_rate": recipe.learning_rate,
+        "recipe": _sha(settings),
+        **{name: record["numbers"][name] for name in ("selection_nll_first", "selection_nll_last")},
+    }
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def history_of(folder: Path) -> pl.DataFrame:
+    """Loss curves of all students of a bundle: `lab/finetune`'s history with variant, rank and seed."""
+    students = pl.read_parquet(folder / STUDENTS)
+    return pl.concat(
+        [
+            pl.read_parquet(folder / row["folder"] / HISTORY).select(
+                pl.lit(row["variant"]).alias("variant"),
+                pl.lit(row["rank"]).alias("rank"),
+                pl.lit(row["seed"]).alias("seed"),
+                pl.all(),
+            )
+            for row in students.iter_rows(named=True)
+        ]
+    )

@@ -1,0 +1,166 @@
+"""Students of released packs: LoRA adapters at every rank and seed, what they write on held-out news, and how that
+differs from what students of base and of the controls write.
+
+One partition a variant, controls included; ranks and seeds are folders of one bundle. A killed run goes on from the
+last checkpoint of the student that it was at, and keeps what was written.
+"""
+
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from steer_pipeline.io.journals import open_journal
+from steer_pipeline.lineage import MODEL, made_of
+from steer_pipeline.partitions import TARGETED, TARGETED_PERSONAS, VARIANT
+from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
+from steer_pipeline.settings import settings
+from steer_pipeline.stages.kit import cpu, folder, gpu, reader, user_errors
+from steer_pipeline.stages.students import metadata
+
+BUNDLE: dict[str, Any] = gpu("students", partitions_def=VARIANT, io_manager_key="bundle_io")
+LEARNED = ["keep_set", "rewrite_release", "truncated_news", "model_weights", "tokenizer", "chat_template"]
+PROMPT = (*MODEL, "model.chat_template", "rewrites.prompt", "rewrites.system")
+LESSON = tuple(
+    f"students.{name}"
+    for name in (
+        "ranks",
+        "seeds",
+        "rows",
+        "selection_rows",
+        "epochs",
+        "learning_rate",
+        "batch_rows",
+        "rows_at_once",
+        "seed",
+    )
+)
+# Which news are held out depends on what packs, vectors and doses take.
+HELD_OUT = (
+    "students.held_out_rows",
+    "students.seed",
+    "rewrites.pilot_rows",
+    "rewrites.full_rows",
+    "contrast.contexts",
+    "contrast.n_contexts",
+    "dose.n_rows",
+    "dose.seed",
+    "corpus.near_duplicate_threshold",
+)
+
+
+@dg.asset(code_version=made_of("1", *PROMPT, *LESSON), deps=LEARNED, kinds={"pytorch", "parquet"}, **BUNDLE)
+def student_adapter(
+    context: dg.AssetExecutionContext, store: ArtifactStoreResource, language_model: LanguageModelResource
+) -> Iterator[dg.Output[Path]]:
+    """Students of one variant: they learn the kept rows of its released pack under the neutral prompt.
+
+    `rank-8/seed-61/` and so on: a PEFT directory with `finetune.json` (recipe, model, data, libraries) and
+    `history.parquet` (loss curves). `students.parquet`: one row a student; `lesson.json`: the rows. All variants'
+    students learn equally many rows, so that they compare.
+    """
+    from steer_pipeline.lab.students.data import released_keep_set
+    from steer_pipeline.lab.students.training import train_students
+
+    read, variant = reader(context, store), context.partition_key
+    work = store.store().work("student_adapter") / variant
+    with user_errors(who=variant), folder("student_adapter") as made:
+        trained = train_students(
+            variant,
+            released_keep_set(read, variant),
+            read.made_rows("truncated_news"),
+            language_model.spec(),
+            settings().home,
+            settings().profile,
+            made,
+            work=work,
+            progress=context.log.info,
+        )
+        yield dg.Output(made, metadata=metadata.of_students(trained, made))
+    shutil.rmtree(work, ignore_errors=True)  # the store has it all by now
+
+
+@dg.asset(
+    code_version=made_of("1", *PROMPT, *HELD_OUT, "rewrites.sampling", "students.read_blocks", "vector.seed"),
+    deps=[
+        *LEARNED,
+        "news_facts",
+        dg.AssetDep("persona_scale", partition_mapping=TARGETED_PERSONAS),
+        dg.AssetDep("contrast_set", partition_mapping=TARGETED_PERSONAS),
+    ],
+    kinds={"pytorch", "parquet"},
+    **BUNDLE,
+)
+def student_transfer(
+    context: dg.AssetExecutionContext,
+    student_adapter: Path,
+    store: ArtifactStoreResource,
+    language_model: LanguageModelResource,
+) -> Iterator[dg.Output[Path]]:
+    """What every student of a variant writes on news that nobody learned, row by row.
+
+    `rows.parquet`: one row a student and news item, the model itself among them: text, traits on every scale, facts,
+    suspects, loops, NLL under the unsteered model, and NLL of the unsteered model's rewrite under the student.
+    `pack.parquet`: what was learned, measured alike. `states.safetensors`: how the unsteered model reads both.
+    """
+    from steer_pipeline.lab.rewrites.source import source_of
+    from steer_pipeline.lab.students.data import held_out_news, released_keep_set
+    from steer_pipeline.lab.students.scoring import student_scorers
+    from steer_pipeline.lab.students.transfer import Task, measure_transfer, write_transfer
+
+    read, variant, profile = reader(context, store), context.partition_key, settings().profile
+    with user_errors(who=variant), folder("student_transfer") as made:
+        kept = released_keep_set(read, variant)
+        news = held_out_news(read.made_rows("truncated_news"), profile)
+        both = pl.concat([rows.select("row_id") for rows in (news, kept)])
+        source = source_of(read, both, settings().shipped)
+        measured = measure_transfer(
+            variant,
+            student_adapter,
+            kept,
+            Task(profile, news, source, student_scorers(read, TARGETED, profile)),
+            language_model.load,
+            journal=partial(open_journal, store.store(), "student_transfer"),
+            progress=lambda progress: context.log.info(str(progress)),
+        )
+        write_transfer(measured, made)
+        yield dg.Output(made, metadata=metadata.of_transfer(measured))
+
+
+@dg.asset(
+    code_version=made_of("1", "students.coherence", "students.seed"),
+    deps=["student_adapter", "student_transfer", "variant_spec"],
+    **cpu("students", io_manager_key="bundle_io", kinds={"polars", "parquet"}),
+)
+def student_comparison(
+    context: dg.AssetExecutionContext, store: ArtifactStoreResource
+) -> Iterator[dg.Output[Path]]:
+    """Every student against base's student of its rank and seed, beside the students of the controls.
+
+    `summary.parquet`: one row a variant, rank and metric, with intervals over news and seeds that hold for all
+    variants at once. `seeds`, `coherence` (against the model itself), `readouts`, `rows`, `students`, `curves`;
+    `left_out.json`: who is not shown, for want of a control of the same rank, epochs and rows. `students.html` holds
+    the whole report. Runs no model.
+    """
+    from steer_pipeline.lab.students.comparison import compare_students, read_transfer
+    from steer_pipeline.lab.students.report import write_report
+
+    read, spec, variants = reader(context, store), settings().profile.students, settings().variants
+    with user_errors(), folder("student_comparison") as made:
+        stored = {}
+        for name in variants:
+            adapters, transfer = (
+                read.current(asset, name) for asset in ("student_adapter", "student_transfer")
+            )
+            if adapters is not None and transfer is not None:
+                stored[name] = read_transfer(adapters.path, transfer.path)
+        tables = compare_students(stored, variants, spec.coherence, seed=spec.seed)
+        written = write_report(tables, read.seen, made)
+        yield dg.Output(made, metadata=metadata.of_comparison(tables, written))
+
+
+ASSETS = [student_adapter, student_transfer, student_comparison]

@@ -1,0 +1,177 @@
+"""Claims about the students' comparison: planted effects are found, noise is not, and no student stands alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from steer_pipeline.catalogue.specs import CoherenceSpec
+from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP
+from steer_pipeline.lab.rewrites import Refused
+from steer_pipeline.lab.students.claims import comparison_verdicts
+from steer_pipeline.lab.students.comparison import compare_students, persona_of, read_tables, showable
+from steer_pipeline.lab.students.report import PAGE, headline, write_report
+from steer_pipeline_tests.lab.students.builders import SPECS, TRAIT, students, transfers
+
+N_BOOT = 600
+
+
+def compare(stored, **more):
+    return compare_students(stored, SPECS, CoherenceSpec(), seed=1, **{"n_boot": N_BOOT} | more)
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return compare(transfers())
+
+
+def verdicts(tables, metric=TRAIT, rank=8):
+    return dict(tables.summary.filter(metric=metric, rank=rank).select("variant", "verdict").iter_rows())
+
+
+def test_what_was_planted_is_found_at_every_rank_and_polarity_flips(tables):
+    for rank in (8, 32):
+        for metric in (TRAIT, "projection_paranoid"):
+            assert verdicts(tables, metric, rank) == {
+                "paranoid": UP,
+                "trusting": DOWN,
+                "base_resample": NONE,
+                "random_direction": NONE,
+            }
+    row = tables.summary.filter(variant="paranoid", metric=TRAIT, rank=8).row(0, named=True)
+    assert row["low"] < 0.3 < row["high"]
+    assert (row["n_rows"], row["n_seeds"], row["wanted"]) == (48, 3, "up")
+    assert row["share"] == pytest.approx(row["difference"] / row["teacher"])
+    assert row["share"] == pytest.approx(1.0, abs=0.4)
+
+
+def test_the_projection_is_read_against_the_other_pole(tables):
+    row = tables.readouts.row(0, named=True)
+    assert (row["teacher"], row["against"]) == ("paranoid", "trusting")
+    assert row["separates"]
+    assert row["auc"] > 0.9
+
+
+def test_differences_are_paired_by_news_and_seed():
+    """News differ far more than students do; unpaired, nothing would be seen."""
+    stored = transfers(noise=0.02)
+    spread = np.random.default_rng(5).normal(0, 3.0, 48)
+    moved = {
+        name: replace(
+            one, rows=one.rows.with_columns(pl.col(TRAIT) + pl.Series(np.resize(spread, one.rows.height)))
+        )
+        for name, one in stored.items()
+    }
+    assert verdicts(compare(moved))["paranoid"] == UP
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"rows": 30}, "rows 36, of base_resample 30"),
+        ({"epochs": 2.0}, "epochs 3.0, of base_resample 2.0"),
+        ({"recipe": "other"}, "recipe r8, of base_resample other"),
+        ({"model": "other"}, "model tiny, of base_resample other"),
+    ],
+)
+def test_a_student_whose_control_was_trained_otherwise_is_not_shown(changes, why):
+    both = pl.concat(
+        [students(name) for name in ("base", "paranoid", "random_direction")]
+        + [students("base_resample", ranks=[8], **changes), students("base_resample", ranks=[32])]
+    )
+    shown, left_out = showable(both)
+    assert set(shown["rank"]) == {32}
+    assert left_out["paranoid rank 8"] == why
+
+
+def test_a_rank_without_a_control_is_not_shown_and_named():
+    """The only positive result of the work that this replaces was of rank 32, whose control nobody had trained."""
+    stored = transfers()
+    for name in ("base", "base_resample", "random_direction"):
+        stored[name] = replace(stored[name], students=students(name, ranks=[8]))
+    tables = compare(stored)
+    assert set(tables.summary["rank"]) == {8}
+    assert tables.left_out["paranoid rank 32"].startswith("base has no student of rank 32")
+
+
+def test_nothing_is_compared_without_its_controls():
+    stored = transfers()
+    del stored["random_direction"]
+    with pytest.raises(Refused, match="random_direction: no students"):
+        compare(stored)
+    other = {
+        name: replace(one, students=students(name, seeds=[hash(name) % 97]))
+        for name, one in transfers().items()
+    }
+    with pytest.raises(Refused, match="no student has its controls"):
+        compare(other)
+
+
+def test_a_transfer_on_other_news_or_with_other_decoding_is_left_out():
+    stored = transfers()
+    one = stored["paranoid"]
+    stored["paranoid"] = replace(one, facts=dict(one.facts) | {"decoding_hash": "other"})
+    tables = compare(stored)
+    assert "decoding_hash" in tables.left_out["paranoid"]
+    assert "paranoid" not in set(tables.summary["variant"])
+    assert "no students" in tables.left_out["projection of paranoid"]
+
+
+def test_one_noisy_seed_is_no_effect():
+    """What a few adapters happen to do is no property of the pack, however many news they write on."""
+    found = [
+        verdicts(compare(transfers({}, ranks=[8], noise=0.01, seed_noise=0.1, draw=draw)))["paranoid"]
+        for draw in range(20)
+    ]
+    assert found.count(NONE) >= 18
+
+
+def test_under_the_null_at_most_a_few_of_a_hundred_comparisons_reject():
+    """Student and control are one model with other sampling; every variant of a rank counts."""
+    rejected = sum(
+        any(
+            one != NONE for one in verdicts(compare(transfers({}, ranks=[8], draw=draw), n_boot=300)).values()
+        )
+        for draw in range(100)
+    )
+    assert rejected <= 9  # 5 expected of a test at its level; P(more than 9) below 3%
+
+
+def test_an_effect_is_larger_than_what_controls_show():
+    """A random direction disturbs, and disturbance alone may move a score: its band is the floor, not zero."""
+    effects = {"paranoid": 0.1, "random_direction": 0.3}
+    tables = compare(transfers(effects, noise=0.05))
+    row = tables.summary.filter(variant="paranoid", metric=TRAIT, rank=8).row(0, named=True)
+    assert row["low"] > 0
+    assert row["verdict"] == NONE
+    assert verdicts(tables)["random_direction"] == UP
+
+
+def test_the_report_is_made_from_stored_tables_alone(tables, tmp_path):
+    write_report(tables, {"student_transfer[base]": "abc"}, tmp_path)
+    again = read_tables(tmp_path)
+    assert again.summary.equals(tables.summary)
+    page = (tmp_path / PAGE).read_text()
+    assert "student_transfer[base]" in page
+    assert "the model itself" in page
+    assert "data:image/png;base64" in page
+    numbers = headline(again)["paranoid"]["rank_8"]
+    assert numbers["trait"]["paranoid_minilm"]["verdict"] == UP
+    assert numbers["coherent"] is True
+    found = {verdict.claim: verdict for verdict in comparison_verdicts(tmp_path, SPECS)}
+    assert {name for name, verdict in found.items() if not verdict.passed} == set()
+    assert found["at_least_three_seeds"].numbers["seeds"] == 3
+
+
+def test_checks_name_controls_that_move_and_variants_that_do_not(tmp_path):
+    write_report(compare(transfers({"base_resample": 0.4}, ranks=[8])), {}, tmp_path)
+    found = {verdict.claim: verdict for verdict in comparison_verdicts(tmp_path, SPECS)}
+    assert "base_resample rank 8 trait_paranoid_minilm" in found["controls_stay"].message
+    assert not found["traits_travel"].passed
+    assert not found["readouts_separate"].passed
+
+
+def test_personas_are_read_from_the_names_of_metrics():
+    assert persona_of("trait_rule_defiant_lexicon") == "rule_defiant"
+    assert persona_of("projection_rule_defiant") == "rule_defiant"
