@@ -366,48 +366,59 @@ def _summary(
         for metric in metrics_of(rows):
             values = _cells(rows, metric, rank, names)
             known = itself[metric].cast(pl.Float64).drop_nulls().mean()
-            compared = _family(values, names, seed, n_boot)
-            band = max(
-                (
-                    abs(row["difference"])
-                    for name, row in compared.items()
-                    if variants[name].role == "control"
-                ),
-                default=0.0,
-            )
-            for name, numbers in compared.items():
-                row = {"variant": name, "role": variants[name].role, "rank": rank, "metric": metric}
-                row |= {"itself": known, "band": band, **numbers}
-                row |= _of_teacher(pack, name, metric, numbers["difference"])
-                table.append(row | _verdict(metric, row, variants[name]))
+            roles = {name: variants[name].role for name in names}
+            for name, numbers in judge_family(values, roles, seed=seed, n_boot=n_boot).items():
+                row = {"variant": name, "role": roles[name], "rank": rank, "metric": metric, "itself": known}
+                row |= numbers | _of_teacher(pack, name, metric, numbers["difference"])
+                if is_effect(metric):
+                    row["wanted"] = variants[name].targets.get(persona_of(metric))
+                else:
+                    row["verdict"] = None
+                table.append(row)
     return pl.DataFrame(table, schema=SUMMARY_SCHEMA).with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
-def _family(values: np.ndarray, names: Sequence[str], seed: int, n_boot: int) -> dict[str, dict[str, Any]]:
-    """Numbers of every variant but base; `values` [news, seeds, variants], base first."""
+def judge_family(
+    values: np.ndarray, roles: Mapping[str, str], *, seed: int, n_boot: int = 10_000
+) -> dict[str, dict[str, Any]]:
+    """Numbers of every variant but base, judged together; none where no news item has all values.
+
+    An effect is what has an interval without zero, Holm's p below `ALPHA`, and a shift beyond the band, the largest
+    that students of a control show; controls themselves need not be beyond it.
+
+    Args:
+        values: float64 [news, seeds, variants], NaN where there is none.
+        roles: variant -> role, in the order of `values`, base first.
+    """
     differences = values[:, :, 1:] - values[:, :, :1]
     complete = np.isfinite(differences).all(axis=(1, 2))
     if not complete.any():
         return {}
-    differences, values = differences[complete], values[complete]
+    differences, values, names = differences[complete], values[complete], list(roles)[1:]
     intervals = crossed_intervals(differences, seed=seed, n_boot=n_boot)
     ps = sign_flip_tests(differences.mean(axis=1), seed=seed, n=n_boot)
-    return {
-        name: {
+    controls = [
+        abs(one.estimate) for name, one in zip(names, intervals, strict=True) if roles[name] == "control"
+    ]
+    band = max(controls, default=0.0)
+    found: dict[str, dict[str, Any]] = {}
+    for place, (name, one, p, adjusted) in enumerate(zip(names, intervals, ps, holm(ps), strict=True)):
+        beyond = roles[name] == "control" or abs(one.estimate) > band
+        sure = not one.includes_zero and adjusted < ALPHA and beyond
+        found[name] = {
             "n_rows": len(differences),
             "n_seeds": differences.shape[1],
             "mean": float(values[:, :, place + 1].mean()),
             "control": float(values[:, :, 0].mean()),
-            "difference": interval.estimate,
-            "low": interval.low,
-            "high": interval.high,
+            "difference": one.estimate,
+            "low": one.low,
+            "high": one.high,
             "p": float(p),
             "p_holm": float(adjusted),
+            "band": band,
+            "verdict": NONE if not sure else UP if one.estimate > 0 else DOWN,
         }
-        for place, (name, interval, p, adjusted) in enumerate(
-            zip(names[1:], intervals, ps, holm(ps), strict=True)
-        )
-    }
+    return found
 
 
 def _of_teacher(pack: pl.DataFrame, variant: str, metric: str, difference: float) -> dict[str, Any]:
@@ -425,17 +436,6 @@ def _of_teacher(pack: pl.DataFrame, variant: str, metric: str, difference: float
     teacher = float((both["own"] - both["base"]).to_numpy().mean())
     share = difference / teacher if is_effect(metric) and abs(teacher) >= MIN_TEACHER else None
     return {"teacher": teacher, "share": share}
-
-
-def _verdict(metric: str, row: Mapping[str, Any], spec: VariantSpec) -> dict[str, Any]:
-    """An effect: interval without zero, Holm's p below `ALPHA`, and larger than what any control's students show."""
-    if not is_effect(metric):
-        return {}
-    wanted = spec.targets.get(persona_of(metric))
-    sure = (row["low"] > 0 or row["high"] < 0) and row["p_holm"] < ALPHA
-    beyond = spec.role == "control" or abs(row["difference"]) > row["band"]
-    verdict = NONE if not (sure and beyond) else UP if row["difference"] > 0 else DOWN
-    return {"wanted": wanted, "verdict": verdict}
 
 
 def _seeds(rows: pl.DataFrame, shown: pl.DataFrame) -> pl.DataFrame:

@@ -72,23 +72,21 @@ def transfers(
     ranks: Sequence[int] = (8, 32),
     seeds: Sequence[int] = (61, 62, 63),
     noise: float = 0.2,
-    seed_noise: float = 0.0,
-    draw: int = 0,
 ) -> dict[str, Stored]:
-    """Variant -> its transfer. A row's score is its news item's own, what its seed does, the effect, and noise."""
-    rng = np.random.default_rng(draw)
+    """Variant -> its transfer. A row's score is its news item's own, the effect, and noise."""
+    rng = np.random.default_rng(0)
     news = rng.normal(0, 0.1, n)
     return {
-        variant: _stored(variant, effects.get(variant, 0.0), news, ranks, seeds, noise, seed_noise, rng)
+        variant: _stored(variant, effects.get(variant, 0.0), news, ranks, seeds, noise, rng)
         for variant in SPECS
     }
 
 
-def _stored(variant, effect, news, ranks, seeds, noise, seed_noise, rng) -> Stored:
+def _stored(variant, effect, news, ranks, seeds, noise, rng) -> Stored:
     made = students(variant, ranks, seeds)
     parts, states = [], []
     for who, rank, seed in [(ITSELF, MODEL_ITSELF, None), *made.select("variant", "rank", "seed").rows()]:
-        shift = 0.0 if who == ITSELF else effect + rng.normal(0, seed_noise)
+        shift = 0.0 if who == ITSELF else effect
         rows, state = _rows(who, rank, seed, news + shift + rng.normal(0, noise, len(news)), rng)
         parts.append(rows)
         states.append(state)
