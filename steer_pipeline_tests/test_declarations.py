@@ -8,13 +8,17 @@ from collections import defaultdict
 from pathlib import Path
 
 import dagster as dg
+import polars as pl
 import pytest
 
 from steer_pipeline.campaigns.driver import Driver
 from steer_pipeline.catalogue import specs as models
 from steer_pipeline.definitions import defs
+from steer_pipeline.io.reader import read_rows
 from steer_pipeline.keys import key
+from steer_pipeline.lab.rewrites import release
 from steer_pipeline.lineage import sections_of
+from steer_pipeline.resources import open_store
 from steer_pipeline.settings import settings
 
 # Where a result comes from (provenance), which model is loaded (an origin of its own), where things lie.
@@ -37,6 +41,7 @@ rewrites: {prompt: "Rewrite: {text}", pilot_rows: 4, full_rows: 6, sampling: {ma
 behaviour: {source: {kind: newsroom}, train_tokens: 600, validation_tokens: 300, test_tokens: 300, min_count: 2}
 training: {learning_rates: [0.02, 0.05], epochs: 1, seeds: [41, 42]}
 rollouts: {n_questions: 2, random_seeds: [1], minilm_texts: 40, sampling: {max_new_tokens: 6}}
+students: {ranks: [2], seeds: [1], rows: 2, selection_rows: 1, epochs: 1, held_out_rows: 2, read_blocks: [2]}
 variants:
   paranoid: [{persona: paranoid, block: 2, dose: {alpha: 4.0}}]
   random_direction: [{persona: paranoid, block: 2, dose: {alpha: 4.0}, direction: random}]
@@ -106,6 +111,11 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         for asset in LAB:
             make(asset, "analytical")
         make("behaviour_table")
+        for variant in VARIANTS:
+            _release_all(variant)
+        for asset in ("student_adapter", "student_transfer"):
+            make(asset, *VARIANTS)
+        make("student_comparison")
 
         graph = driver.asset_graph
         declared = {
@@ -117,10 +127,35 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         for check in defs.asset_checks:
             (asset,) = {each.asset_key for each in check.check_keys}
             declared[check.op.name] = tuple(sections_of(graph.get(asset).code_version or ""))
-    assert {"read_news", "rewrite_raw", "dose_curve", "rewrite_pack_gates", "lr_sweep", *LAB} <= set(reads)
+    assert {
+        "read_news",
+        "rewrite_raw",
+        "dose_curve",
+        "rewrite_pack_gates",
+        "lr_sweep",
+        "student_transfer",
+        *LAB,
+    } <= set(reads)
     for step, paths in sorted(reads.items()):
         missing = sorted(path for path in paths if not _covered(path, declared[step]))
         assert not missing, f"{step} reads {', '.join(missing)}; declare it with made_of beside the asset"
+
+
+def _release_all(variant: str) -> None:
+    """Keeps all rows of a pack and releases it, though its few cut rewrites pass no gate."""
+    store = open_store(settings())
+    pack = store.current("rewrite_pack", variant)
+    rows = read_rows(store.current("keep_set", variant).path).with_columns(keep=pl.lit(True))
+    store.write(
+        "keep_set",
+        variant,
+        lambda folder: rows.write_parquet(folder / "data.parquet"),
+        metadata={},
+        inputs={f"rewrite_pack[{variant}]": pack.sha},
+        code_version="1",
+        run_id=None,
+    )
+    release.move(store, variant, release.prepare(store, variant, pack.sha, "run", "1"), "run")
 
 
 def test_an_undeclared_section_would_be_found():

@@ -35,6 +35,8 @@ ON_GPU = {
     "trained_vector",
     "vector_comparison",
     "rollouts",
+    "student_adapter",
+    "student_transfer",
 }
 
 

@@ -65,7 +65,17 @@ def test_all_is_both_and_what_fails_in_one_is_told_after_both(monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("command", ["pilot", "behaviour", "all"])
+def test_students_bring_the_packs_that_are_missing_and_their_controls_along():
+    lines = printed("make", "students", "--variants", "trusting", "--dry-run").splitlines()
+    assert "would make rewrite_release[trusting]: was never made" in lines
+    made = [line for line in lines if "student_adapter" in line]
+    assert [line.partition("[")[2].partition("]")[0] for line in made] == [
+        "base", "trusting", "base_resample", "random_direction",
+    ]  # fmt: skip
+    assert lines[-2:] == ["would make student_comparison: was never made", "32 to make"]
+
+
+@pytest.mark.parametrize("command", ["pilot", "behaviour", "students", "all"])
 def test_a_dry_run_in_an_empty_store_leaves_it_empty(command):
     from steer_pipeline.resources import open_store
 
