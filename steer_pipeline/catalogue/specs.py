@@ -530,7 +530,6 @@ class StudentSpec(Strict):
         description="Blocks, or fractions of depth, at whose output the unsteered model reads rewrites; the "
         "projection is taken at the one that tells steered from base best on rows left out of the fit.",
     )
-    coherence: CoherenceSpec = CoherenceSpec()
     seed: int = Field(default=60, description="Keys which rows are learned and held out, and all resampling.")
 
     @field_validator("ranks", "seeds")
@@ -567,6 +566,7 @@ class Profile(Strict):
     contrast: ContrastSpec = ContrastSpec()
     vector: VectorSpec = VectorSpec()
     dose: DoseSpec = DoseSpec()
+    coherence: CoherenceSpec = CoherenceSpec()
     rewrites: RewriteSpec = RewriteSpec()
     gates: GateSpec = GateSpec()
     behaviour: BehaviourSpec = BehaviourSpec()

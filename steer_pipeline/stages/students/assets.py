@@ -132,7 +132,7 @@ def student_transfer(
 
 
 @dg.asset(
-    code_version=made_of("1", "students.coherence", "students.seed"),
+    code_version=made_of("1", "coherence", "students.seed"),
     deps=["student_adapter", "student_transfer", "variant_spec"],
     **cpu("students", io_manager_key="bundle_io", kinds={"polars", "parquet"}),
 )
@@ -149,7 +149,7 @@ def student_comparison(
     from steer_pipeline.lab.students.comparison import compare_students, read_transfer
     from steer_pipeline.lab.students.report import write_report
 
-    read, spec, variants = reader(context, store), settings().profile.students, settings().variants
+    read, profile, variants = reader(context, store), settings().profile, settings().variants
     with user_errors(), folder("student_comparison") as made:
         stored = {}
         for name in variants:
@@ -158,7 +158,7 @@ def student_comparison(
             )
             if adapters is not None and transfer is not None:
                 stored[name] = read_transfer(adapters.path, transfer.path)
-        tables = compare_students(stored, variants, spec.coherence, seed=spec.seed)
+        tables = compare_students(stored, variants, profile.coherence, seed=profile.students.seed)
         written = write_report(tables, read.seen, made)
         yield dg.Output(made, metadata=metadata.of_comparison(tables, written))
 

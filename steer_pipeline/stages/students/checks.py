@@ -72,7 +72,7 @@ COMPARISON = Claims(
     ),
     should(
         "students_stay_coherent",
-        "What a student's texts lose against the model itself keeps to students.coherence.",
+        "What a student's texts lose against the model itself keeps to the profile's `coherence`.",
         "read the cost beside its teacher's: lower students.epochs, or the variant's dose",
     ),
     should(
