@@ -36,6 +36,7 @@ ON_GPU = {
     "vector_comparison",
     "rollouts",
     "student_adapter",
+    "student_mechanism",
     "student_transfer",
 }
 

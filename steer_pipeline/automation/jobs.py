@@ -173,9 +173,9 @@ behaviour_report = dg.define_asset_job(
 
 train_students = dg.define_asset_job(
     "train_students",
-    _assets("student_adapter", "student_transfer"),
+    _assets("student_adapter", "student_transfer", "student_mechanism"),
     partitions_def=VARIANT,
-    description="One variant: students of its released pack, and what they write on held-out news.",
+    description="One variant: students of its released pack, what they write on held-out news, and by what.",
 )
 student_report = dg.define_asset_job(
     "student_report",

@@ -20,7 +20,7 @@ from steer_pipeline.catalogue.specs import VariantSpec
 from steer_pipeline.settings import settings
 
 NEEDED = ("keep_set", "rewrite_release")
-CHAIN = ("student_adapter", "student_transfer")
+CHAIN = ("student_adapter", "student_transfer", "student_mechanism")
 COMPARISON = "student_comparison"
 
 

@@ -72,7 +72,7 @@ def test_students_bring_the_packs_that_are_missing_and_their_controls_along():
     assert [line.partition("[")[2].partition("]")[0] for line in made] == [
         "base", "trusting", "base_resample", "random_direction",
     ]  # fmt: skip
-    assert lines[-2:] == ["would make student_comparison: was never made", "32 to make"]
+    assert lines[-2:] == ["would make student_comparison: was never made", "36 to make"]
 
 
 @pytest.mark.parametrize("command", ["pilot", "behaviour", "students", "all"])

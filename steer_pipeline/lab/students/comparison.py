@@ -22,6 +22,17 @@ from steer_pipeline.lab.quality.coherence import coherence, text_costs
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.rewrites.comparison import BASE, NEEDED
 from steer_pipeline.lab.stats import crossed_intervals, holm, sign_flip_tests
+from steer_pipeline.lab.students.mechanism import (
+    ADDED,
+    ARM_SCHEMA,
+    ARMS,
+    REMOVED,
+    SHARE_SCHEMA,
+    SHIFT_SCHEMA,
+    SHIFTS,
+    Mechanism,
+    explained,
+)
 from steer_pipeline.lab.students.readout import Readout, fit_readout
 from steer_pipeline.lab.students.training import STUDENTS, history_of
 from steer_pipeline.lab.students.transfer import FACTS, ITSELF, PACK, ROWS, STATES
@@ -103,6 +114,7 @@ class Stored:
     pack_states: np.ndarray
     facts: Mapping[str, Any]
     curves: pl.DataFrame
+    mechanism: Mechanism | None = None
 
     @property
     def blocks(self) -> list[int]:
@@ -116,6 +128,7 @@ class StudentTables:
 
     Attributes:
         rows: every stored row, with projections.
+        mechanism: `SHARE_SCHEMA`, of students that have an effect. `shifts`: one row a student whose shift was taken.
         summary: one row a variant, rank and metric. `seeds`: the same by seed, without tests.
         students: one row a student. `curves`: their losses.
         left_out: `variant` or `variant rank 8` -> why it is not shown.
@@ -128,11 +141,13 @@ class StudentTables:
     readouts: pl.DataFrame
     students: pl.DataFrame
     curves: pl.DataFrame
+    mechanism: pl.DataFrame
+    shifts: pl.DataFrame
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def read_transfer(adapters: Path, transfer: Path) -> Stored:
-    """What `train_students` and `write_transfer` wrote."""
+def read_transfer(adapters: Path, transfer: Path, mechanism: Path | None = None) -> Stored:
+    """What `train_students`, `write_transfer` and, where it was made, `write_mechanism` wrote."""
     states = load_file(transfer / STATES)
     return Stored(
         pl.read_parquet(adapters / STUDENTS),
@@ -142,6 +157,9 @@ def read_transfer(adapters: Path, transfer: Path) -> Stored:
         states["pack"],
         json.loads((transfer / FACTS).read_text()),
         history_of(adapters),
+        None
+        if mechanism is None
+        else Mechanism(pl.read_parquet(mechanism / SHIFTS), pl.read_parquet(mechanism / ARMS)),
     )
 
 
@@ -178,14 +196,20 @@ def compare_students(
     rows = pl.concat([_projected(stored[name], readouts) for name in stored])
     rows = rows.filter(pl.col("variant") != ITSELF).vstack(_itself(rows))
     pack = pl.concat([_with_readouts(one.pack, one.pack_states, readouts) for one in stored.values()])
+    summary = _summary(rows, pack, shown, variants, seed, n_boot)
+    made = [one.mechanism for one in stored.values() if one.mechanism is not None]
     return StudentTables(
         rows=rows,
-        summary=_summary(rows, pack, shown, variants, seed, n_boot),
+        summary=summary,
         seeds=_seeds(rows, shown),
         coherence=_coherence(rows, shown, spec, seed),
         readouts=pl.DataFrame([_readout_row(*one) for one in readouts.items()], schema=READOUT_SCHEMA),
         students=students,
         curves=pl.concat([one.curves for one in stored.values()]),
+        mechanism=_mechanism(rows, summary, [one.arms for one in made], seed),
+        shifts=pl.concat([one.shifts for one in made], how="diagonal")
+        if made
+        else pl.DataFrame(schema=SHIFT_SCHEMA),
         left_out=otherwise | left_out | without,
     )
 
@@ -487,6 +511,34 @@ def _costs(rows: pl.DataFrame) -> pl.DataFrame:
         rows["facts_kept"].to_list(),
         rows["nll_output"].to_list(),
     )
+
+
+def _mechanism(
+    rows: pl.DataFrame, summary: pl.DataFrame, arms: Sequence[pl.DataFrame], seed: int
+) -> pl.DataFrame:
+    """Necessity and sufficiency of the shifts for every targeted trait that a student moves."""
+    written = pl.concat(arms, how="diagonal") if arms else pl.DataFrame(schema=ARM_SCHEMA)
+    moved = summary.filter(
+        pl.col("wanted").is_not_null(), pl.col("verdict") != NONE, pl.col("metric").str.starts_with("trait_")
+    )
+    table: list[dict[str, Any]] = []
+    for variant, rank, metric in moved.select("variant", "rank", "metric").iter_rows():
+        own = written.filter(variant=variant, rank=rank)
+        if own.is_empty() or metric not in own.columns:
+            continue
+        student = _by_seed(rows.filter(variant=variant, rank=rank), metric)
+        removed, added = (_by_seed(own.filter(arm=arm), metric) for arm in (REMOVED, ADDED))
+        itself = rows.filter(variant=ITSELF).sort("row_id")[metric].to_numpy()
+        if student.shape == removed.shape == added.shape:
+            shares = explained(student, removed, added, itself, seed=seed)
+            table.append({"variant": variant, "rank": rank, "metric": metric} | shares)
+    return pl.DataFrame(table, schema=SHARE_SCHEMA)
+
+
+def _by_seed(rows: pl.DataFrame, metric: str) -> np.ndarray:
+    """[news, seeds], both in sorted order."""
+    wide = rows.sort("row_id", "seed").select("row_id", "seed", metric)
+    return wide[metric].to_numpy().reshape(wide["row_id"].n_unique(), -1)
 
 
 # ------------------------------------------------------------------------------------ as a folder

@@ -31,6 +31,7 @@ from steer_pipeline.lab.students.comparison import (
     is_effect,
     write_tables,
 )
+from steer_pipeline.lab.students.mechanism import SHARE_COLUMNS, SHIFT_COLUMNS
 from steer_pipeline.lab.students.training import STUDENT_COLUMNS
 from steer_pipeline.lab.students.transfer import ITSELF
 
@@ -80,6 +81,10 @@ def headline(tables: StudentTables) -> dict[str, dict[str, Any]]:
                 entry[kind][name] = {key: row[key] for key in keys}
             else:
                 entry[row["metric"]] = row["mean"]
+        for row in tables.mechanism.filter(variant=variant, rank=rank).iter_rows(named=True):
+            name = row["metric"].partition("_")[2]
+            for part in ("necessity", "sufficiency"):
+                entry.setdefault(part, {})[name] = row[part]
         costs = tables.coherence.filter(variant=variant, rank=rank)
         entry["coherent"] = bool(costs["within"].all())
         entry["seeds"] = own["n_seeds"].max()
@@ -104,6 +109,9 @@ def _blocks(tables: StudentTables, versions: Mapping[str, str], drawn: Mapping[s
             tables.readouts.iter_rows(named=True),
             "Projections are in standard deviations of base's.",
         ),
+        Heading("Mechanism"),
+        table(_MECHANISM, tables.mechanism.iter_rows(named=True), "Of targeted traits that a student moves."),
+        table(_shift_columns(tables.shifts), tables.shifts.iter_rows(named=True), "Controls are the band."),
         Heading("Coherence"),
         table(_COHERENCE, tables.coherence.iter_rows(named=True), "Against the model without a student."),
         table(_COSTS, costs.iter_rows(named=True), "Against base's students."),
@@ -229,6 +237,39 @@ _READOUTS = _named(
     ],
     READOUT_COLUMNS,
 )
+_MECHANISM = _named(
+    [
+        *_WHO,
+        Column("metric", "metric", code),
+        Column("effect on the model itself", "effect", number(signed=True)),
+        Column(
+            "necessity",
+            of("necessity", "necessity_low", "necessity_high"),
+            estimate(2, signed=False),
+            "Share of the effect that goes when the mean shift is taken out of the student; 95% over news.",
+        ),
+        Column(
+            "sufficiency",
+            of("sufficiency", "sufficiency_low", "sufficiency_high"),
+            estimate(2, signed=False),
+            "Share of the effect that the mean shift brings when it is added to the model itself; 95% over news.",
+        ),
+    ],
+    SHARE_COLUMNS,
+)
+
+
+def _shift_columns(shifts: pl.DataFrame) -> list[Column]:
+    cosines = [name for name in shifts.columns if name.startswith("cosine_")]
+    columns = [*_WHO, Column("seed", "seed"), Column("block", "block")]
+    columns += [Column("length over the stream's", "norm_fraction", number())]
+    columns += [
+        Column(f"cosine with {name.removeprefix('cosine_')}", name, number(2, signed=True))
+        for name in cosines
+    ]
+    return _named(columns, SHIFT_COLUMNS)
+
+
 _STUDENTS = _named(
     [
         *_WHO,

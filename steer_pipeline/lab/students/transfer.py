@@ -34,7 +34,8 @@ from steer_pipeline.lab.students.data import examples_of, overlap, prompt_ids
 from steer_pipeline.lab.students.training import LESSON, STUDENTS
 
 ROWS, PACK, STATES, FACTS = "rows.parquet", "pack.parquet", "states.safetensors", "transfer.json"
-PLAN = SteeringPlan("student", stream="students")  # one stream: students of one row draw the same numbers
+STREAM = "students"  # of random numbers: all students draw the same ones for one news item
+PLAN = SteeringPlan("student", stream=STREAM)
 ITSELF, MODEL_ITSELF = "model", 0  # variant and rank of the model without a student
 ROW_SCHEMA, ROW_COLUMNS = described(
     variant=(pl.String(), "whose rewrites the student has learned"),
@@ -262,12 +263,20 @@ def _measured(rows: pl.DataFrame, task: Task, base: LoadedModel) -> pl.DataFrame
     rows = rows.with_columns(added).cast(
         {name: ROW_SCHEMA[name] for name in ("rank", "seed", "nll_reference")}
     )
-    traits = [
-        pl.Series(trait_column(persona, scale), np.asarray(scorer.score_many(outputs), dtype=np.float64))
-        for persona, scales in task.scorers.items()
+    return with_traits(rows.select("prompt", *ROW_SCHEMA.names()), task.scorers)
+
+
+def with_traits(rows: pl.DataFrame, scorers: Scorers) -> pl.DataFrame:
+    """`rows` with a column a trait and scale."""
+    outputs = rows["output"].to_list()
+    return rows.with_columns(
+        pl.Series(
+            trait_column(persona, scale),
+            np.asarray(scorer.score_many(outputs) if outputs else [], dtype=np.float64),
+        )
+        for persona, scales in scorers.items()
         for scale, scorer in scales.items()
-    ]
-    return rows.select("prompt", *ROW_SCHEMA.names()).with_columns(traits)
+    )
 
 
 def _states(rows: pl.DataFrame, profile: Profile, base: LoadedModel, blocks: list[int]) -> np.ndarray:

@@ -9,18 +9,22 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
 
 from steer_pipeline.io.journals import open_journal
+from steer_pipeline.io.reader import Reader
 from steer_pipeline.lineage import MODEL, made_of
-from steer_pipeline.partitions import TARGETED, TARGETED_PERSONAS, VARIANT
+from steer_pipeline.partitions import STEERED, STEERED_PERSONAS, TARGETED, TARGETED_PERSONAS, VARIANT
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.settings import settings
 from steer_pipeline.stages.kit import cpu, folder, gpu, reader, user_errors
 from steer_pipeline.stages.students import metadata
+
+if TYPE_CHECKING:
+    from steer_pipeline.lab.students.transfer import Task
 
 BUNDLE: dict[str, Any] = gpu("students", partitions_def=VARIANT, io_manager_key="bundle_io")
 LEARNED = ["keep_set", "rewrite_release", "truncated_news", "model_weights", "tokenizer", "chat_template"]
@@ -107,22 +111,16 @@ def student_transfer(
     suspects, loops, NLL under the unsteered model, and NLL of the unsteered model's rewrite under the student.
     `pack.parquet`: what was learned, measured alike. `states.safetensors`: how the unsteered model reads both.
     """
-    from steer_pipeline.lab.rewrites.source import source_of
-    from steer_pipeline.lab.students.data import held_out_news, released_keep_set
-    from steer_pipeline.lab.students.scoring import student_scorers
-    from steer_pipeline.lab.students.transfer import Task, measure_transfer, write_transfer
+    from steer_pipeline.lab.students.transfer import measure_transfer, write_transfer
 
-    read, variant, profile = reader(context, store), context.partition_key, settings().profile
+    read, variant = reader(context, store), context.partition_key
     with user_errors(who=variant), folder("student_transfer") as made:
-        kept = released_keep_set(read, variant)
-        news = held_out_news(read.made_rows("truncated_news"), profile)
-        both = pl.concat([rows.select("row_id") for rows in (news, kept)])
-        source = source_of(read, both, settings().shipped)
+        kept, task = _judged_on(read, variant)
         measured = measure_transfer(
             variant,
             student_adapter,
             kept,
-            Task(profile, news, source, student_scorers(read, TARGETED, profile)),
+            task,
             language_model.load,
             journal=partial(open_journal, store.store(), "student_transfer"),
             progress=lambda progress: context.log.info(str(progress)),
@@ -132,8 +130,69 @@ def student_transfer(
 
 
 @dg.asset(
+    code_version=made_of("1", *PROMPT, *HELD_OUT, "rewrites.sampling", "students.read_blocks", "vector.seed"),
+    deps=[
+        *LEARNED,
+        "news_facts",
+        "variant_spec",
+        dg.AssetDep("persona_scale", partition_mapping=TARGETED_PERSONAS),
+        dg.AssetDep("contrast_set", partition_mapping=TARGETED_PERSONAS),
+        dg.AssetDep("persona_vector", partition_mapping=STEERED_PERSONAS),
+    ],
+    kinds={"pytorch", "parquet"},
+    **BUNDLE,
+)
+def student_mechanism(
+    context: dg.AssetExecutionContext,
+    student_adapter: Path,
+    store: ArtifactStoreResource,
+    language_model: LanguageModelResource,
+) -> Iterator[dg.Output[Path]]:
+    """By what a student does it: the mean shift of its residual stream, and what that shift does by itself.
+
+    `shifts.parquet`: one row a student, with the shift's length and its cosine with each persona vector; those of
+    controls are the band. `arms.parquet`, of variants with a target: what the student writes on held-out news less its
+    shift, and what the model itself writes with it.
+    """
+    from steer_pipeline.lab.students.mechanism import measure_mechanism, write_mechanism
+    from steer_pipeline.lab.vectors.vector import load_vector
+
+    read, variant = reader(context, store), context.partition_key
+    with user_errors(who=variant), folder("student_mechanism") as made:
+        kept, task = _judged_on(read, variant)
+        vectors = {name: read.current("persona_vector", name) for name in STEERED}
+        measured = measure_mechanism(
+            variant,
+            student_adapter,
+            kept,
+            task,
+            language_model.load,
+            {name: load_vector(version.path) for name, version in vectors.items() if version is not None},
+            arms=bool(settings().variants[variant].targets),
+            journal=partial(open_journal, store.store(), "student_mechanism"),
+            progress=lambda progress: context.log.info(str(progress)),
+        )
+        write_mechanism(measured, made)
+        yield dg.Output(made, metadata=metadata.of_mechanism(measured))
+
+
+def _judged_on(read: Reader, variant: str) -> "tuple[pl.DataFrame, Task]":
+    """The keep set that a variant's students learned from, and what all students are judged on."""
+    from steer_pipeline.lab.rewrites.source import source_of
+    from steer_pipeline.lab.students.data import held_out_news, released_keep_set
+    from steer_pipeline.lab.students.scoring import student_scorers
+    from steer_pipeline.lab.students.transfer import Task
+
+    profile = settings().profile
+    kept = released_keep_set(read, variant)
+    news = held_out_news(read.made_rows("truncated_news"), profile)
+    source = source_of(read, pl.concat([rows.select("row_id") for rows in (news, kept)]), settings().shipped)
+    return kept, Task(profile, news, source, student_scorers(read, TARGETED, profile))
+
+
+@dg.asset(
     code_version=made_of("1", "coherence", "students.seed"),
-    deps=["student_adapter", "student_transfer", "variant_spec"],
+    deps=["student_adapter", "student_transfer", "student_mechanism", "variant_spec"],
     **cpu("students", io_manager_key="bundle_io", kinds={"polars", "parquet"}),
 )
 def student_comparison(
@@ -142,7 +201,8 @@ def student_comparison(
     """Every student against base's student of its rank and seed, beside the students of the controls.
 
     `summary.parquet`: one row a variant, rank and metric, with intervals over news and seeds that hold for all
-    variants at once. `seeds`, `coherence` (against the model itself), `readouts`, `rows`, `students`, `curves`;
+    variants at once. `seeds`, `coherence` (against the model itself), `readouts`, `mechanism` (necessity and
+    sufficiency of the students' shifts), `shifts`, `rows`, `students`, `curves`;
     `left_out.json`: who is not shown, for want of a control of the same rank, epochs and rows. `students.html` holds
     the whole report. Runs no model.
     """
@@ -157,10 +217,13 @@ def student_comparison(
                 read.current(asset, name) for asset in ("student_adapter", "student_transfer")
             )
             if adapters is not None and transfer is not None:
-                stored[name] = read_transfer(adapters.path, transfer.path)
+                mechanism = read.current("student_mechanism", name)
+                stored[name] = read_transfer(
+                    adapters.path, transfer.path, None if mechanism is None else mechanism.path
+                )
         tables = compare_students(stored, variants, profile.coherence, seed=profile.students.seed)
         written = write_report(tables, read.seen, made)
         yield dg.Output(made, metadata=metadata.of_comparison(tables, written))
 
 
-ASSETS = [student_adapter, student_transfer, student_comparison]
+ASSETS = [student_adapter, student_transfer, student_mechanism, student_comparison]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from steer_pipeline.lab.students.comparison import StudentTables
+    from steer_pipeline.lab.students.mechanism import Mechanism
     from steer_pipeline.lab.students.report import Written
     from steer_pipeline.lab.students.training import Trained
     from steer_pipeline.lab.students.transfer import Transfer
@@ -68,6 +69,17 @@ def of_transfer(made: "Transfer") -> dict[str, Any]:
     }
 
 
+def of_mechanism(made: "Mechanism") -> dict[str, Any]:
+    """The shifts, and the traits of both arms."""
+    traits = [name for name in made.arms.columns if name.startswith("trait_")]
+    means = made.arms.group_by("arm", "rank", maintain_order=True).agg(pl.col(*traits).mean())
+    return {
+        "shifts": show.markdown_table(made.shifts),
+        **({"arms": show.markdown_table(means)} if made.arms.height else {}),
+        "mean_norm_fraction": show.significant(float(made.shifts["norm_fraction"].to_numpy().mean())),
+    }
+
+
 def of_comparison(tables: "StudentTables", written: "Written") -> dict[str, Any]:
     """The plots, targeted traits, who is left out, and a number a variant, rank and targeted trait."""
     from steer_pipeline.lab.students.comparison import SUMMARY_COLUMNS
@@ -81,6 +93,7 @@ def of_comparison(tables: "StudentTables", written: "Written") -> dict[str, Any]
     return {
         **{path.stem: picture(path) for path in written.plots},
         "targeted_traits": show.markdown_table(targeted.select(columns), SUMMARY_COLUMNS),
+        **({"mechanism": show.markdown_table(tables.mechanism)} if tables.mechanism.height else {}),
         "left_out": dg.MetadataValue.json(tables.left_out),
         "students": tables.students.height,
         **show.rounded(plotted),

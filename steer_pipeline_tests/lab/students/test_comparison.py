@@ -17,6 +17,7 @@ from steer_pipeline.lab.students.comparison import (
     read_tables,
     showable,
 )
+from steer_pipeline.lab.students.mechanism import ADDED, REMOVED, SHIFT_SCHEMA, Mechanism, explained
 from steer_pipeline.lab.students.report import PAGE, headline, write_report
 from steer_pipeline_tests.lab.students.builders import SPECS, TRAIT, students, transfers
 
@@ -186,6 +187,35 @@ def test_checks_name_controls_that_move_and_variants_that_do_not(tmp_path):
     assert "base_resample rank 8 trait_paranoid_minilm" in found["controls_stay"].message
     assert not found["traits_travel"].passed
     assert not found["readouts_separate"].passed
+
+
+def test_necessity_and_sufficiency_are_shares_of_the_effect_on_the_model_itself():
+    rng = np.random.default_rng(0)
+    itself = rng.normal(0, 0.1, 60)
+    student = itself[:, None] + 0.5 + rng.normal(0, 0.05, (60, 3))
+    half = itself[:, None] + 0.25 + rng.normal(0, 0.05, (60, 3))
+    gone = np.repeat(itself[:, None], 3, axis=1)
+    shares = explained(student, gone, half, itself, seed=0)
+    assert shares["effect"] == pytest.approx(0.5, abs=0.02)
+    assert shares["necessity"] == pytest.approx(1.0)
+    assert shares["sufficiency_low"] < 0.5 < shares["sufficiency_high"]
+    assert shares["sufficiency_high"] - shares["sufficiency_low"] < 0.1
+
+
+def test_shares_are_given_only_where_a_student_has_an_effect():
+    stored = transfers({"paranoid": 0.3}, ranks=[8])
+    for name in ("paranoid", "trusting"):
+        rows = stored[name].rows.filter(rank=8)
+        arms = [
+            rows.select("variant", "rank", "seed", pl.lit(arm).alias("arm"), "row_id", "output", TRAIT)
+            for arm in (REMOVED, ADDED)
+        ]
+        made = Mechanism(pl.DataFrame(schema=SHIFT_SCHEMA), pl.concat(arms))
+        stored[name] = replace(stored[name], mechanism=made)
+    found = compare(stored).mechanism
+    assert found["variant"].to_list() == ["paranoid"]
+    assert found["necessity"][0] == pytest.approx(0.0)  # removed says what the student says
+    assert found["sufficiency"][0] == pytest.approx(1.0)  # and so does added
 
 
 def test_personas_are_read_from_the_names_of_metrics():

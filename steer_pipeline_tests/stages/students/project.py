@@ -114,7 +114,7 @@ def _definitions() -> dg.Definitions:
             *catalogue.ASSETS,
             *assets.ASSETS,
             dg.AssetSpec("truncated_news"),
-            dg.AssetSpec("contrast_set", partitions_def=PERSONA),
+            *(dg.AssetSpec(name, partitions_def=PERSONA) for name in ("contrast_set", "persona_vector")),
             *(dg.AssetSpec(name, partitions_def=VARIANT) for name in ("keep_set", "rewrite_release")),
         ],
         asset_checks=checks.CHECKS,

@@ -17,7 +17,7 @@ from steer_pipeline.lab.students.training import place
 from steer_pipeline_tests.stages.students.project import PROFILE, VARIANTS, filled, news, opened
 from steer_pipeline_tests.tiny import tiny_model_dir
 
-CHAIN = ["student_adapter", "student_transfer"]
+CHAIN = ["student_adapter", "student_transfer", "student_mechanism"]
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,14 @@ def test_students_of_all_variants_and_controls_are_trained_heard_and_compared(pr
     itself = [frame.filter(rank=0).drop("variant").sort("row_id") for frame in (rows, other)]
     assert itself[0].equals(itself[1])
     assert rows.filter(rank=2)["output"].to_list() != other.filter(rank=2)["output"].to_list()
+
+    arms = pl.read_parquet(project.folder("student_mechanism", "paranoid") / "arms.parquet")
+    assert {name: own.height for (name,), own in arms.group_by("arm")} == {"added": 6, "removed": 6}
+    student = rows.filter(rank=2).sort("row_id")["output"].to_list()
+    assert arms.filter(arm="removed").sort("row_id")["output"].to_list() != student
+    control = project.folder("student_mechanism", "base_resample")
+    assert pl.read_parquet(control / "arms.parquet").is_empty()
+    assert pl.read_parquet(control / "shifts.parquet")["norm_fraction"][0] > 0
 
     compared = project.folder("student_comparison")
     assert (compared / "students.html").is_file()

@@ -1,0 +1,232 @@
+"""By what a student does it: the mean shift of its residual stream, taken out of it and put into the model itself.
+
+In: adapters, what they learned, and persona vectors. Out: `shifts.parquet`, one row a student: how far it moves the
+stream while it reads what it learned, and which way; `arms.parquet`, one row a news item of two arms a student:
+`removed`, the student less its shift, and `added`, the model itself with it. Both arms write on the held-out news with
+the random numbers of the transfer; the shift comes from other rows. Source: Blank et al. (2026), who find a student's
+effect in one direction: necessary, if taking it out ends the effect; sufficient, if putting it in brings it.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from steer_pipeline.lab.columns import described
+from steer_pipeline.lab.generation.engine import generate
+from steer_pipeline.lab.generation.jobs import FinishedRow, PromptRow
+from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means, residual_norms
+from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm, resolve_site
+from steer_pipeline.lab.stats import bootstrap_means
+from steer_pipeline.lab.students.data import examples_of, prompt_ids
+from steer_pipeline.lab.students.training import LESSON, STUDENTS
+from steer_pipeline.lab.students.transfer import STREAM, Load, Open, Task, with_traits
+from steer_pipeline.lab.vectors.vector import PersonaVector
+
+SHIFTS, ARMS = "shifts.parquet", "arms.parquet"
+REMOVED, ADDED = "removed", "added"
+NORM_SEQUENCES = 16
+SHIFT_SCHEMA, SHIFT_COLUMNS = described(
+    variant=(pl.String(), "whose rewrites the student has learned"),
+    rank=(pl.Int64(), "of its LoRA"),
+    seed=(pl.Int64(), "of its training"),
+    block=(pl.Int64(), "at whose output"),
+    norm=(pl.Float64(), "length of the mean shift"),
+    norm_fraction=(pl.Float64(), "the same over the mean residual norm there"),
+)
+ARM_SCHEMA, ARM_COLUMNS = described(
+    variant=(pl.String(), "whose rewrites the student has learned"),
+    rank=(pl.Int64(), "of its LoRA"),
+    seed=(pl.Int64(), "of its training"),
+    arm=(pl.String(), "removed: the student less its shift | added: the model itself with it"),
+    row_id=(pl.String(), "of the news item"),
+    output=(pl.String(), "the rewrite"),
+)
+SHARE_SCHEMA, SHARE_COLUMNS = described(
+    variant=(pl.String(), "whose rewrites the student has learned"),
+    rank=(pl.Int64(), "of its LoRA"),
+    metric=(pl.String(), "trait_<persona>_<scale>"),
+    effect=(pl.Float64(), "of the students on the model itself"),
+    necessity=(pl.Float64(), "share of the effect that goes when the shift is taken out"),
+    necessity_low=(pl.Float64(), "95% interval over news, seeds averaged"),
+    necessity_high=(pl.Float64(), "its upper end"),
+    sufficiency=(pl.Float64(), "share of the effect that the shift alone brings"),
+    sufficiency_low=(pl.Float64(), "95% interval over news, seeds averaged"),
+    sufficiency_high=(pl.Float64(), "its upper end"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Mechanism:
+    """`shifts` has also a column `cosine_<persona>` a vector; `arms` one a trait and scale. No arms of controls."""
+
+    shifts: pl.DataFrame
+    arms: pl.DataFrame
+
+
+def measure_mechanism(
+    variant: str,
+    adapters: Path,
+    kept: pl.DataFrame,
+    task: Task,
+    load: Load,
+    vectors: Mapping[str, PersonaVector],
+    *,
+    arms: bool,
+    journal: Open | None = None,
+    progress: Callable[[Any], None] | None = None,
+) -> Mechanism:
+    """The shift of every student of a variant and, where `arms` is set, what writes with and without it.
+
+    Args:
+        vectors: persona -> vector, whose direction at the block the shifts are compared with.
+    """
+    base = load(None)
+    block = resolve_site(task.profile.students.read_blocks[0], base.n_blocks).block
+    learned = json.loads((adapters / LESSON).read_text())["train"]
+    lesson = examples_of(base.tokenizer, kept.filter(pl.col("row_id").is_in(learned)), task.profile)
+    requests = [HiddenRequest(list(one.ids), one.start, len(one.ids)) for one in lesson]
+    plain = collect_means(base, requests, blocks=[block])[:, 0]
+    norm = float(residual_norms(base, [one.ids for one in requests[:NORM_SEQUENCES]])[block])
+    students = pl.read_parquet(adapters / STUDENTS).rows(named=True)
+    shifts = {
+        (row["rank"], row["seed"]): (
+            collect_means(load(adapters / row["folder"]), requests, blocks=[block])[:, 0] - plain
+        ).mean(axis=0)
+        for row in students
+    }
+    table = [_shift_row(variant, *who, block, shift, norm, vectors) for who, shift in shifts.items()]
+    cosines = {f"cosine_{persona}": pl.Float64() for persona in vectors}
+    written = pl.DataFrame(schema=ARM_SCHEMA)
+    if arms:
+        prompts = prompt_ids(base.tokenizer, task.news, task.profile)
+        writer = _Writer(variant, prompts, task, journal, progress)
+        parts = [writer.added(base, shifts, block)]
+        parts += [
+            writer.removed(
+                load(adapters / row["folder"]),
+                (row["rank"], row["seed"]),
+                shifts[row["rank"], row["seed"]],
+                block,
+            )
+            for row in students
+        ]
+        written = pl.concat(parts)
+    return Mechanism(
+        pl.DataFrame(table, schema=pl.Schema({**SHIFT_SCHEMA, **cosines})), with_traits(written, task.scorers)
+    )
+
+
+def write_mechanism(made: Mechanism, folder: Path) -> None:
+    """Both tables."""
+    made.shifts.write_parquet(folder / SHIFTS)
+    made.arms.write_parquet(folder / ARMS)
+
+
+def _shift_row(
+    variant: str,
+    rank: int,
+    seed: int,
+    block: int,
+    shift: np.ndarray,
+    norm: float,
+    vectors: Mapping[str, PersonaVector],
+) -> dict[str, Any]:
+    length = float(np.linalg.norm(shift))
+    row: dict[str, Any] = {"variant": variant, "rank": rank, "seed": seed, "block": block, "norm": length}
+    row["norm_fraction"] = length / norm
+    for persona, vector in vectors.items():
+        if block in vector.present_blocks:
+            unit = vector.unit[vector.present_blocks.index(block)]
+            row[f"cosine_{persona}"] = float(shift @ unit) / max(length, 1e-12)
+    return row
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes on the held-out news under plans, with the random numbers of the transfer."""
+
+    variant: str
+    prompts: Mapping[str, list[int]]
+    task: Task
+    journal: Open | None
+    progress: Callable[[Any], None] | None
+
+    def added(
+        self, base: LoadedModel, shifts: Mapping[tuple[int, int], np.ndarray], block: int
+    ) -> pl.DataFrame:
+        """The model itself with each student's shift, in one call: they share the prompts' first blocks."""
+        plans = {f"added-{rank}-{seed}": (rank, seed) for rank, seed in shifts}
+        made = [_plan(name, shifts[who], block) for name, who in plans.items()]
+        finished = self._write(base, made, f"{self.variant}-added")
+        return pl.concat(
+            [
+                self._frame(ADDED, who, [row for row in finished if row.variant == name])
+                for name, who in plans.items()
+            ]
+        )
+
+    def removed(
+        self, student: LoadedModel, who: tuple[int, int], shift: np.ndarray, block: int
+    ) -> pl.DataFrame:
+        """A student less its shift."""
+        plan = _plan(REMOVED, -shift, block)
+        return self._frame(
+            REMOVED, who, self._write(student, [plan], f"{self.variant}-removed-{who[0]}-{who[1]}")
+        )
+
+    def _write(self, model: LoadedModel, plans: Sequence[SteeringPlan], name: str) -> list[FinishedRow]:
+        rows = [PromptRow(row_id, {"*": ids}) for row_id, ids in self.prompts.items()]
+        journal = None if self.journal is None else self.journal(name)
+        sampling = self.task.profile.rewrites.sampling
+        return list(generate(model, rows, plans, sampling, journal=journal, progress=self.progress))
+
+    def _frame(self, arm: str, who: tuple[int, int], finished: Sequence[FinishedRow]) -> pl.DataFrame:
+        texts = {row.row_id: row.text for row in finished}
+        made = [
+            {"variant": self.variant, "rank": who[0], "seed": who[1], "arm": arm}
+            | {"row_id": row_id, "output": texts[row_id]}
+            for row_id in self.prompts
+        ]
+        return pl.DataFrame(made, schema=ARM_SCHEMA)
+
+
+def _plan(name: str, shift: np.ndarray, block: int) -> SteeringPlan:
+    length = float(np.linalg.norm(shift))
+    unit = (shift / max(length, 1e-12)).astype(np.float32)
+    return SteeringPlan(name, (SteeringTerm(name, unit, Site(block), length),), stream=STREAM)
+
+
+# ------------------------------------------------------------------------------------ shares
+
+
+def explained(
+    student: np.ndarray, removed: np.ndarray, added: np.ndarray, itself: np.ndarray, *, seed: int
+) -> dict[str, float]:
+    """Necessity and sufficiency of the shift for an effect: numbers of `SHARE_SCHEMA`.
+
+    Shares of means, with percentile intervals from resampled news; of a student without an effect they mean nothing.
+
+    Args:
+        student, removed, added: scores [news, seeds].
+        itself: [news] of the model without a student.
+    """
+    gone, brought = (student - removed).mean(axis=1), (added - itself[:, None]).mean(axis=1)
+    effect = (student - itself[:, None]).mean(axis=1)
+    drawn = bootstrap_means(np.column_stack([gone, brought, effect]), seed=seed)
+    found = {"effect": float(effect.mean())}
+    for place, (name, part) in enumerate((("necessity", gone), ("sufficiency", brought))):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = drawn[:, place] / drawn[:, 2]
+        low, high = np.quantile(shares[np.isfinite(shares)], [0.025, 0.975])
+        found |= {
+            name: float(part.mean() / effect.mean()),
+            f"{name}_low": float(low),
+            f"{name}_high": float(high),
+        }
+    return found
