@@ -7,7 +7,11 @@ import click
 from steer_pipeline.cli.options import examples
 
 # asset -> the page in its version
-PAGES = {"vector_eval_report": "report.html", "behaviour_table": "behaviour.html"}
+PAGES = {
+    "vector_eval_report": "report.html",
+    "behaviour_table": "behaviour.html",
+    "student_comparison": "students.html",
+}
 
 
 @click.command(epilog=examples("steer report", "steer report --open"))
@@ -15,7 +19,7 @@ PAGES = {"vector_eval_report": "report.html", "behaviour_table": "behaviour.html
 def report(in_browser: bool) -> None:
     """Print where the reports lie, and open them.
 
-    They are pages for a browser: of the rewrites, and of the behaviour table.
+    They are pages for a browser: of the rewrites, of the behaviour table, and of the students.
     """
     from steer_pipeline.resources import open_store
 

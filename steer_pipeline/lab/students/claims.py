@@ -1,7 +1,7 @@
 """What must hold of students, of their transfer and of their comparison. In: stored folders. Out: verdicts."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -9,7 +9,7 @@ import polars as pl
 from steer_pipeline.catalogue.specs import StudentSpec, VariantSpec
 from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP
 from steer_pipeline.lab.limits import MIN_SEEDS, MIN_TRANSFER_ROWS
-from steer_pipeline.lab.students.comparison import read_tables
+from steer_pipeline.lab.students.comparison import StudentTables, read_tables
 from steer_pipeline.lab.students.training import LESSON, STUDENTS, wanted
 from steer_pipeline.lab.students.transfer import FACTS, ROWS
 from steer_pipeline.lab.verdict import Verdict
@@ -98,41 +98,8 @@ def transfer_verdicts(folder: Path, students: Path) -> Iterator[Verdict]:
 def comparison_verdicts(folder: Path, variants: Mapping[str, VariantSpec]) -> Iterator[Verdict]:
     """Whether all students stand beside their controls, and what they say."""
     tables = read_tables(folder)
-    left_out = [f"{name}: {why}" for name, why in tables.left_out.items()]
-    absent = [name for name in variants if name not in set(tables.students["variant"])]
-    left_out += [f"{name}: no students" for name in absent]
-    ranks = tables.summary["rank"].unique().sort().to_list()
-    yield Verdict(
-        "every_student_beside_its_controls",
-        not left_out,
-        f"not shown: {_listed(left_out)}"
-        if left_out
-        else f"ranks {', '.join(map(str, ranks))}: all variants, each beside the students of base and of both controls",
-        {"left_out": len(left_out)},
-    )
-    traits = tables.summary.filter(pl.col("verdict").is_not_null())
-    moved = traits.filter(pl.col("role") == "control", pl.col("verdict") != NONE)
-    yield Verdict(
-        "controls_stay",
-        moved.is_empty(),
-        f"moved: {_listed(_shifts(moved))}" if moved.height else "no student of a control moves a trait",
-        {"moved_controls": moved.height},
-    )
-    targeted = traits.filter(pl.col("wanted").is_not_null())
-    as_wanted = pl.col("verdict") == pl.when(pl.col("wanted") == "up").then(pl.lit(UP)).otherwise(
-        pl.lit(DOWN)
-    )
-    missed = targeted.filter(~as_wanted)
-    yield Verdict(
-        "traits_travel",
-        missed.is_empty() and targeted.height > 0,
-        f"not as wanted: {_listed(_shifts(missed))}"
-        if missed.height
-        else f"{targeted.height} shifts of targeted traits, all as wanted"
-        if targeted.height
-        else "no variant with a target is shown",
-        {"targeted": targeted.height, "missed": missed.height},
-    )
+    yield _beside_controls(tables, list(variants))
+    yield from _effects(tables.summary.filter(pl.col("verdict").is_not_null()))
     beyond = tables.coherence.filter(~pl.col("within"))
     names = [f"{row['variant']} rank {row['rank']} {row['cost']}" for row in beyond.iter_rows(named=True)]
     yield Verdict(
@@ -155,6 +122,47 @@ def comparison_verdicts(folder: Path, variants: Mapping[str, VariantSpec]) -> It
         seeds >= MIN_SEEDS,
         f"{seeds} seeds a variant and rank, at least {MIN_SEEDS} are wanted",
         {"seeds": seeds},
+    )
+
+
+def _beside_controls(tables: StudentTables, variants: Sequence[str]) -> Verdict:
+    left_out = [f"{name}: {why}" for name, why in tables.left_out.items()]
+    absent = [name for name in variants if name not in set(tables.students["variant"])]
+    left_out += [f"{name}: no students" for name in absent]
+    ranks = tables.summary["rank"].unique().sort().to_list()
+    return Verdict(
+        "every_student_beside_its_controls",
+        not left_out,
+        f"not shown: {_listed(left_out)}"
+        if left_out
+        else f"ranks {', '.join(map(str, ranks))}: all variants, each beside the students of base and of both controls",
+        {"left_out": len(left_out)},
+    )
+
+
+def _effects(traits: pl.DataFrame) -> Iterator[Verdict]:
+    """Of controls and of targets; `traits` are the rows of the summary that have a verdict."""
+    moved = traits.filter(pl.col("role") == "control", pl.col("verdict") != NONE)
+    yield Verdict(
+        "controls_stay",
+        moved.is_empty(),
+        f"moved: {_listed(_shifts(moved))}" if moved.height else "no student of a control moves a trait",
+        {"moved_controls": moved.height},
+    )
+    targeted = traits.filter(pl.col("wanted").is_not_null())
+    as_wanted = pl.col("verdict") == pl.when(pl.col("wanted") == "up").then(pl.lit(UP)).otherwise(
+        pl.lit(DOWN)
+    )
+    missed = targeted.filter(~as_wanted)
+    yield Verdict(
+        "traits_travel",
+        missed.is_empty() and targeted.height > 0,
+        f"not as wanted: {_listed(_shifts(missed))}"
+        if missed.height
+        else f"{targeted.height} shifts of targeted traits, all as wanted"
+        if targeted.height
+        else "no variant with a target is shown",
+        {"targeted": targeted.height, "missed": missed.height},
     )
 
 

@@ -105,21 +105,14 @@ def measure_mechanism(
     written = pl.DataFrame(schema=ARM_SCHEMA)
     if arms:
         prompts = prompt_ids(base.tokenizer, task.news, task.profile)
-        writer = _Writer(variant, prompts, task, journal, progress)
-        parts = [writer.added(base, shifts, block)]
-        parts += [
-            writer.removed(
-                load(adapters / row["folder"]),
-                (row["rank"], row["seed"]),
-                shifts[row["rank"], row["seed"]],
-                block,
-            )
-            for row in students
-        ]
+        writer = _Writer(variant, prompts, task, block, journal, progress)
+        parts = [writer.added(base, shifts)]
+        for row in students:
+            who = row["rank"], row["seed"]
+            parts.append(writer.removed(load(adapters / row["folder"]), who, shifts[who]))
         written = pl.concat(parts)
-    return Mechanism(
-        pl.DataFrame(table, schema=pl.Schema({**SHIFT_SCHEMA, **cosines})), with_traits(written, task.scorers)
-    )
+    found = pl.DataFrame(table, schema=pl.Schema({**SHIFT_SCHEMA, **cosines}))
+    return Mechanism(found, with_traits(written, task.scorers))
 
 
 def write_mechanism(made: Mechanism, folder: Path) -> None:
@@ -154,15 +147,14 @@ class _Writer:
     variant: str
     prompts: Mapping[str, list[int]]
     task: Task
+    block: int
     journal: Open | None
     progress: Callable[[Any], None] | None
 
-    def added(
-        self, base: LoadedModel, shifts: Mapping[tuple[int, int], np.ndarray], block: int
-    ) -> pl.DataFrame:
+    def added(self, base: LoadedModel, shifts: Mapping[tuple[int, int], np.ndarray]) -> pl.DataFrame:
         """The model itself with each student's shift, in one call: they share the prompts' first blocks."""
         plans = {f"added-{rank}-{seed}": (rank, seed) for rank, seed in shifts}
-        made = [_plan(name, shifts[who], block) for name, who in plans.items()]
+        made = [_plan(name, shifts[who], self.block) for name, who in plans.items()]
         finished = self._write(base, made, f"{self.variant}-added")
         return pl.concat(
             [
@@ -171,14 +163,10 @@ class _Writer:
             ]
         )
 
-    def removed(
-        self, student: LoadedModel, who: tuple[int, int], shift: np.ndarray, block: int
-    ) -> pl.DataFrame:
+    def removed(self, student: LoadedModel, who: tuple[int, int], shift: np.ndarray) -> pl.DataFrame:
         """A student less its shift."""
-        plan = _plan(REMOVED, -shift, block)
-        return self._frame(
-            REMOVED, who, self._write(student, [plan], f"{self.variant}-removed-{who[0]}-{who[1]}")
-        )
+        name = f"{self.variant}-removed-{who[0]}-{who[1]}"
+        return self._frame(REMOVED, who, self._write(student, [_plan(REMOVED, -shift, self.block)], name))
 
     def _write(self, model: LoadedModel, plans: Sequence[SteeringPlan], name: str) -> list[FinishedRow]:
         rows = [PromptRow(row_id, {"*": ids}) for row_id, ids in self.prompts.items()]

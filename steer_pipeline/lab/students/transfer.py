@@ -112,7 +112,7 @@ def measure_transfer(
         journal: opens the journal of a student by name.
 
     Raises:
-        Refused: held-out news were learned, or nearly.
+        Refused: held-out news were learned, or nearly; or what was learned is no longer among the news.
     """
     lesson = json.loads((adapters / LESSON).read_text())
     learned = [*lesson["train"], *lesson["selection"]]
@@ -154,6 +154,11 @@ def write_transfer(made: Transfer, folder: Path) -> None:
 
 
 def _refuse_overlap(variant: str, task: Task, learned: Sequence[str]) -> None:
+    if gone := [row for row in learned if row not in task.source.texts]:
+        raise Refused(
+            f"{variant}: {len(gone)} rows that its students learned are no longer among the news, such as {gone[0]}; "
+            "make rewrite_raw and what follows again, then student_adapter"
+        )
     threshold = task.profile.corpus.near_duplicate_threshold
     texts = pl.DataFrame({"row_id": learned, "text": [task.source.texts[row] for row in learned]})
     if known := overlap(task.news, learned, texts, threshold):
