@@ -1,10 +1,11 @@
 """By what a student does it: the mean shift of its residual stream, taken out of it and put into the model itself.
 
-In: adapters, what they learned, and persona vectors. Out: `shifts.parquet`, one row a student: how far it moves the
-stream while it reads what it learned, and which way; `arms.parquet`, one row a news item of two arms a student:
-`removed`, the student less its shift, and `added`, the model itself with it. Both arms write on the held-out news with
-the random numbers of the transfer; the shift comes from other rows. Source: Blank et al. (2026), who find a student's
-effect in one direction: necessary, if taking it out ends the effect; sufficient, if putting it in brings it.
+In: adapters, what they learned, and persona vectors. Out: `shifts.parquet`, one row a student and block: how far it
+moves the stream while it reads what it learned, and which way; `arms.parquet`, one row a news item of two arms a
+student: `removed`, the student less its shift, and `added`, the model itself with it, at the block that its teacher
+was steered at. Both arms write on the held-out news with the random numbers of the transfer; the shift comes from
+other rows. Source: Blank et al. (2026), who find a student's effect in one direction: necessary, if taking it out ends
+the effect; sufficient, if putting it in brings it.
 """
 
 import json
@@ -21,7 +22,8 @@ from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.jobs import FinishedRow, PromptRow
 from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means, residual_norms
 from steer_pipeline.lab.models.loaded import LoadedModel
-from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm, resolve_site
+from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
+from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.stats import bootstrap_means
 from steer_pipeline.lab.students.data import examples_of, prompt_ids
 from steer_pipeline.lab.students.training import LESSON, STUDENTS
@@ -84,35 +86,55 @@ def measure_mechanism(
     """The shift of every student of a variant and, where `arms` is set, what writes with and without it.
 
     Args:
-        vectors: persona -> vector, whose direction at the block the shifts are compared with.
+        vectors: persona -> vector, whose direction at each block the shifts are compared with.
+        arms: only of a variant whose rows were made by adding vectors.
     """
     base = load(None)
-    block = resolve_site(task.profile.students.read_blocks[0], base.n_blocks).block
     learned = json.loads((adapters / LESSON).read_text())["train"]
-    lesson = examples_of(base.tokenizer, kept.filter(pl.col("row_id").is_in(learned)), task.profile)
-    requests = [HiddenRequest(list(one.ids), one.start, len(one.ids)) for one in lesson]
-    plain = collect_means(base, requests, blocks=[block])[:, 0]
-    norm = float(residual_norms(base, [one.ids for one in requests[:NORM_SEQUENCES]])[block])
+    pack = kept.filter(pl.col("row_id").is_in(learned))
+    requests = [
+        HiddenRequest(list(one.ids), one.start, len(one.ids))
+        for one in examples_of(base.tokenizer, pack, task.profile)
+    ]
+    plain = collect_means(base, requests)
+    norms = residual_norms(base, [one.ids for one in requests[:NORM_SEQUENCES]])
     students = pl.read_parquet(adapters / STUDENTS).rows(named=True)
     shifts = {
-        (row["rank"], row["seed"]): (
-            collect_means(load(adapters / row["folder"]), requests, blocks=[block])[:, 0] - plain
-        ).mean(axis=0)
+        (row["rank"], row["seed"]): (collect_means(load(adapters / row["folder"]), requests) - plain).mean(
+            axis=0
+        )
         for row in students
     }
-    table = [_shift_row(variant, *who, block, shift, norm, vectors) for who, shift in shifts.items()]
+    table = [
+        _shift_row(variant, *who, block, shift[block], norms[block], vectors)
+        for who, shift in shifts.items()
+        for block in range(base.n_blocks)
+    ]
     cosines = {f"cosine_{persona}": pl.Float64() for persona in vectors}
     written = pl.DataFrame(schema=ARM_SCHEMA)
     if arms:
         prompts = prompt_ids(base.tokenizer, task.news, task.profile)
+        block = steered_at(pack)
         writer = _Writer(variant, prompts, task, block, journal, progress)
-        parts = [writer.added(base, shifts)]
+        parts = [writer.added(base, {who: shift[block] for who, shift in shifts.items()})]
         for row in students:
             who = row["rank"], row["seed"]
-            parts.append(writer.removed(load(adapters / row["folder"]), who, shifts[who]))
+            parts.append(writer.removed(load(adapters / row["folder"]), who, shifts[who][block]))
         written = pl.concat(parts)
     found = pl.DataFrame(table, schema=pl.Schema({**SHIFT_SCHEMA, **cosines}))
     return Mechanism(found, with_traits(written, task.scorers))
+
+
+def steered_at(pack: pl.DataFrame) -> int:
+    """The first block that a variant's vectors were added at, as its rows say: where a shift can do what they did.
+
+    Raises:
+        Refused: nothing was added to make these rows.
+    """
+    terms = pack["personas"].explode().drop_nulls()
+    if terms.is_empty():
+        raise Refused(f"{pack['variant'][0]}: no vector was added, so there is no block to take a shift at")
+    return int(terms.struct.field("block").min())  # type: ignore[arg-type]
 
 
 def write_mechanism(made: Mechanism, folder: Path) -> None:

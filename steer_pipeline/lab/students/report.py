@@ -111,7 +111,11 @@ def _blocks(tables: StudentTables, versions: Mapping[str, str], drawn: Mapping[s
         ),
         Heading("Mechanism"),
         table(_MECHANISM, tables.mechanism.iter_rows(named=True), "Of targeted traits that a student moves."),
-        table(_shift_columns(tables.shifts), tables.shifts.iter_rows(named=True), "Controls are the band."),
+        table(
+            _shift_columns(tables.shifts),
+            _seeds_averaged(tables.shifts).iter_rows(named=True),
+            "Mean over seeds, at each block; controls are the band.",
+        ),
         Heading("Coherence"),
         table(_COHERENCE, tables.coherence.iter_rows(named=True), "Against the model without a student."),
         table(_COSTS, costs.iter_rows(named=True), "Against base's students."),
@@ -259,9 +263,13 @@ _MECHANISM = _named(
 )
 
 
+def _seeds_averaged(shifts: pl.DataFrame) -> pl.DataFrame:
+    return shifts.group_by("variant", "rank", "block", maintain_order=True).agg(pl.exclude("seed").mean())
+
+
 def _shift_columns(shifts: pl.DataFrame) -> list[Column]:
     cosines = [name for name in shifts.columns if name.startswith("cosine_")]
-    columns = [*_WHO, Column("seed", "seed"), Column("block", "block")]
+    columns = [*_WHO, Column("block", "block")]
     columns += [Column("length over the stream's", "norm_fraction", number())]
     columns += [
         Column(f"cosine with {name.removeprefix('cosine_')}", name, number(2, signed=True))

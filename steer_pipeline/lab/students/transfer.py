@@ -22,7 +22,8 @@ from steer_pipeline.lab.finetune.data import Example
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.jobs import FinishedRow, PromptRow, decoding_hash
 from steer_pipeline.lab.generation.journal import Journal
-from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means, sequence_nll
+from steer_pipeline.lab.models.completions import completion_nll
+from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import SteeringPlan, resolve_site
 from steer_pipeline.lab.quality import OUR_RULES, find_loop, scan_suspects, words
@@ -230,12 +231,19 @@ def _examples(model: LoadedModel, rows: pl.DataFrame, profile: Profile) -> dict[
 
 
 def _nll(model: LoadedModel, examples: Mapping[str, Example]) -> dict[str, float]:
-    """Nats a token of each rewrite under a model, given its prompt."""
-    if not examples:
-        return {}
-    ids, starts = [list(one.ids) for one in examples.values()], [one.start for one in examples.values()]
-    sums, counts = sequence_nll(model, ids, starts)
-    return dict(zip(examples, (sums.astype(np.float64) / counts).tolist(), strict=True))
+    """Nats a token of each rewrite under a model, given its prompt; rewrites of one prompt are read in one pass."""
+    of_prompt: dict[tuple[int, ...], list[str]] = {}
+    for name, one in examples.items():
+        of_prompt.setdefault(one.ids[: one.start], []).append(name)
+    completions = [
+        [examples[name].ids[examples[name].start :] for name in names] for names in of_prompt.values()
+    ]
+    found = completion_nll(model, list(of_prompt), completions)
+    return {
+        name: value
+        for names, values in zip(of_prompt.values(), found, strict=True)
+        for name, value in zip(names, values, strict=True)
+    }
 
 
 def _numbered(rows: pl.DataFrame) -> pl.DataFrame:

@@ -130,7 +130,7 @@ def student_transfer(
 
 
 @dg.asset(
-    code_version=made_of("1", *PROMPT, *HELD_OUT, "rewrites.sampling", "students.read_blocks", "vector.seed"),
+    code_version=made_of("1", *PROMPT, *HELD_OUT, "rewrites.sampling", "vector.seed"),
     deps=[
         *LEARNED,
         "news_facts",
@@ -150,9 +150,9 @@ def student_mechanism(
 ) -> Iterator[dg.Output[Path]]:
     """By what a student does it: the mean shift of its residual stream, and what that shift does by itself.
 
-    `shifts.parquet`: one row a student, with the shift's length and its cosine with each persona vector; those of
-    controls are the band. `arms.parquet`, of variants with a target: what the student writes on held-out news less its
-    shift, and what the model itself writes with it.
+    `shifts.parquet`: one row a student and block, with the shift's length and its cosine with each persona vector;
+    those of controls are the band. `arms.parquet`, of steered variants: what the student writes on held-out news less
+    its shift at the block that its teacher was steered at, and what the model itself writes with it.
     """
     from steer_pipeline.lab.students.mechanism import measure_mechanism, write_mechanism
     from steer_pipeline.lab.vectors.vector import load_vector
@@ -168,7 +168,7 @@ def student_mechanism(
             task,
             language_model.load,
             {name: load_vector(version.path) for name, version in vectors.items() if version is not None},
-            arms=bool(settings().variants[variant].targets),
+            arms=settings().variants[variant].role == "steered",
             journal=partial(open_journal, store.store(), "student_mechanism"),
             progress=lambda progress: context.log.info(str(progress)),
         )

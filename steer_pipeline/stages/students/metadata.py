@@ -74,7 +74,7 @@ def of_mechanism(made: "Mechanism") -> dict[str, Any]:
     traits = [name for name in made.arms.columns if name.startswith("trait_")]
     means = made.arms.group_by("arm", "rank", maintain_order=True).agg(pl.col(*traits).mean())
     return {
-        "shifts": show.markdown_table(made.shifts),
+        "shifts": show.markdown_table(made.shifts.drop("variant")),
         **({"arms": show.markdown_table(means)} if made.arms.height else {}),
         "mean_norm_fraction": show.significant(float(made.shifts["norm_fraction"].to_numpy().mean())),
     }

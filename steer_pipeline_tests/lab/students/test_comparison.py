@@ -17,8 +17,16 @@ from steer_pipeline.lab.students.comparison import (
     read_tables,
     showable,
 )
-from steer_pipeline.lab.students.mechanism import ADDED, REMOVED, SHIFT_SCHEMA, Mechanism, explained
+from steer_pipeline.lab.students.mechanism import (
+    ADDED,
+    REMOVED,
+    SHIFT_SCHEMA,
+    Mechanism,
+    explained,
+    steered_at,
+)
 from steer_pipeline.lab.students.report import PAGE, headline, write_report
+from steer_pipeline_tests.lab.rewrites.packs import pack
 from steer_pipeline_tests.lab.students.builders import SPECS, TRAIT, students, transfers
 
 N_BOOT = 600
@@ -200,6 +208,15 @@ def test_necessity_and_sufficiency_are_shares_of_the_effect_on_the_model_itself(
     assert shares["necessity"] == pytest.approx(1.0)
     assert shares["sufficiency_low"] < 0.5 < shares["sufficiency_high"]
     assert shares["sufficiency_high"] - shares["sufficiency_low"] < 0.1
+
+
+def test_the_shift_is_taken_where_the_teacher_was_steered():
+    dose = {"name": "paranoid", "version": "v", "block": 5, "alpha": 1.0, "dose_fraction": 0.1}
+    rows = pack("paranoid", 4, tail=" Or so.")
+    both = rows.with_columns(personas=pl.Series([[dose, dose | {"block": 2}]] * 4))
+    assert steered_at(rows) == steered_at(both) == 2
+    with pytest.raises(Refused, match="base: no vector was added"):
+        steered_at(pack("base", 4))
 
 
 def test_shares_are_given_only_where_a_student_has_an_effect():

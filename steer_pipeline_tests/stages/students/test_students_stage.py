@@ -9,6 +9,7 @@ import sys
 import polars as pl
 import pytest
 from peft import PeftModel
+from polars.testing import assert_frame_equal
 from transformers import AutoModelForCausalLM
 
 from steer_pipeline.campaigns.students import Students
@@ -70,7 +71,7 @@ def test_students_of_all_variants_and_controls_are_trained_heard_and_compared(pr
     assert not set(rows["row_id"]) & set(news().head(12)["row_id"])
     other = pl.read_parquet(project.folder("student_transfer", "base") / "rows.parquet")
     itself = [frame.filter(rank=0).drop("variant").sort("row_id") for frame in (rows, other)]
-    assert itself[0].equals(itself[1])
+    assert_frame_equal(*itself)
     assert rows.filter(rank=2)["output"].to_list() != other.filter(rank=2)["output"].to_list()
 
     arms = pl.read_parquet(project.folder("student_mechanism", "paranoid") / "arms.parquet")
@@ -79,7 +80,9 @@ def test_students_of_all_variants_and_controls_are_trained_heard_and_compared(pr
     assert arms.filter(arm="removed").sort("row_id")["output"].to_list() != student
     control = project.folder("student_mechanism", "base_resample")
     assert pl.read_parquet(control / "arms.parquet").is_empty()
-    assert pl.read_parquet(control / "shifts.parquet")["norm_fraction"][0] > 0
+    shifts = pl.read_parquet(control / "shifts.parquet")
+    assert shifts["block"].to_list() == [0, 1, 2, 3]
+    assert (shifts["norm_fraction"] > 0).all()
 
     compared = project.folder("student_comparison")
     assert (compared / "students.html").is_file()
