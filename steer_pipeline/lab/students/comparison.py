@@ -94,7 +94,7 @@ READOUT_SCHEMA, READOUT_COLUMNS = described(
     teacher_shift=(pl.Float64(), "of the steered pack, in standard deviations of base's"),
     separates=(pl.Boolean(), "better than chance and than exchanged sides"),
 )
-MIN_TEACHER = 1e-3  # a smaller difference of packs is nothing to take a share of
+MIN_TEACHER = 3.0  # standard errors; a smaller difference of packs is nothing to take a share of
 Direction = Literal["up", "down"]
 
 
@@ -457,8 +457,10 @@ def _of_teacher(pack: pl.DataFrame, variant: str, metric: str, difference: float
     both = own.join(base, on="row_id").drop_nulls()
     if both.is_empty():
         return {}
-    teacher = float((both["own"] - both["base"]).to_numpy().mean())
-    share = difference / teacher if is_effect(metric) and abs(teacher) >= MIN_TEACHER else None
+    differences = (both["own"] - both["base"]).to_numpy()
+    teacher, error = float(differences.mean()), float(differences.std() / np.sqrt(len(differences)))
+    clear = is_effect(metric) and teacher != 0 and abs(teacher) >= MIN_TEACHER * error
+    share = difference / teacher if clear else None
     return {"teacher": teacher, "share": share}
 
 

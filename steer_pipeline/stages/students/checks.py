@@ -26,7 +26,7 @@ ADAPTER = Claims(
     ),
     should(
         "selection_loss_falls",
-        "The loss of rows that nobody learned falls during training.",
+        "The loss of rows that nobody learned falls during training, but for base and controls.",
         "lower students.learning_rate or students.epochs, or bring more rows",
     ),
     partitions_def=VARIANT,
@@ -97,7 +97,8 @@ def student_adapter_checks(
 
     with user_errors():
         folder = reader(context, store).folder("student_adapter", context.partition_key)
-    yield from map(ADAPTER.judged, adapter_verdicts(folder, settings().profile.students))
+    role = settings().variants[context.partition_key].role
+    yield from map(ADAPTER.judged, adapter_verdicts(folder, settings().profile.students, role))
 
 
 @TRANSFER.check()

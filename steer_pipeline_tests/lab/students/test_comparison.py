@@ -1,15 +1,16 @@
 """Claims about the students' comparison: planted effects are found, noise is not, and no student stands alone."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 
-from steer_pipeline.catalogue.specs import CoherenceSpec
+from steer_pipeline.catalogue.specs import CoherenceSpec, StudentSpec
 from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP
 from steer_pipeline.lab.rewrites import Refused
-from steer_pipeline.lab.students.claims import comparison_verdicts
+from steer_pipeline.lab.students.claims import adapter_verdicts, comparison_verdicts
 from steer_pipeline.lab.students.comparison import (
     compare_students,
     judge_family,
@@ -233,6 +234,17 @@ def test_shares_are_given_only_where_a_student_has_an_effect():
     assert found["variant"].to_list() == ["paranoid"]
     assert found["necessity"][0] == pytest.approx(0.0)  # removed says what the student says
     assert found["sufficiency"][0] == pytest.approx(1.0)  # and so does added
+
+
+@pytest.mark.parametrize(("role", "passes"), [("steered", False), ("control", True)])
+def test_a_loss_that_rises_is_told_unless_there_was_nothing_to_learn(tmp_path, role, passes):
+    students("paranoid", selection_nll_last=1.1).write_parquet(tmp_path / "students.parquet")
+    lesson = {"train": ["a"], "selection": ["b"], "differing_rows": ["a"]}
+    (tmp_path / "lesson.json").write_text(json.dumps(lesson))
+    found = {one.claim: one for one in adapter_verdicts(tmp_path, StudentSpec(ranks=[8, 64]), role)}
+    assert found["selection_loss_falls"].passed is passes
+    assert found["same_ids_everywhere"].message.startswith("1 of 2 rows have other token ids")
+    assert "missing: rank 64 seed 61" in found["every_rank_and_seed"].message
 
 
 def test_personas_are_read_from_the_names_of_metrics():
