@@ -8,10 +8,12 @@ that `dose_curve` recommends for the persona).
 import datetime
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -327,20 +329,78 @@ class SamplingSpec(Strict):
     seed: int = 20
 
 
+Source = Literal["generated", "pairs", "prefill"]
+Readout = Literal["response_tokens", "last_prompt_token", "last_token"]
+Choice = TypeVar("Choice", Source, Readout)
+
+
+def _several(value: Any) -> Any:
+    """One name is a list of one; `auto` is every read-out."""
+    if value == "auto":
+        return get_args(Readout)
+    return (value,) if isinstance(value, str) else value
+
+
+def _each_once(value: tuple[Choice, ...]) -> tuple[Choice, ...]:
+    if len(set(value)) < len(value):
+        raise ValueError(f"name each once; got {', '.join(value)}")
+    return value
+
+
+Sources = Annotated[
+    tuple[Source, ...], Field(min_length=1), BeforeValidator(_several), AfterValidator(_each_once)
+]
+Readouts = Annotated[
+    tuple[Readout, ...], Field(min_length=1), BeforeValidator(_several), AfterValidator(_each_once)
+]
+
+
 class ContrastSpec(Strict):
+    """Where the two sides of a persona come from, and how many there are."""
+
+    source: Sources = Field(
+        default=("generated",),
+        description="`generated`: the model answers under both poles' instructions. `pairs`: given texts of both poles "
+        "as its answers; works on models that do not follow instructions. `prefill`: the same text, cut at several "
+        "places, under both poles' instructions. A list: the evidence chooses.",
+    )
     contexts: Literal["news", "general"] = Field(
         default="general",
-        description="`news`: rewrite prompts over corpus rows; `general`: our own contexts.",
+        description="`generated`: `news`: rewrite prompts over corpus rows; `general`: our own contexts.",
     )
-    n_contexts: int = Field(default=256, ge=8)
-    max_new_tokens: int = Field(default=64, ge=1)
-    temperature: float = Field(default=0.7, ge=0)
-    seed: int = 11
+    n_contexts: int = Field(default=256, ge=8, description="`generated`: contexts that both sides answer.")
+    max_new_tokens: int = Field(default=64, ge=1, description="`generated`: of an answer.")
+    temperature: float = Field(default=0.7, ge=0, description="`generated`: 0 is greedy.")
+    seed: int = Field(default=11, description="`generated`: of contexts and answers.")
+    filter: bool = Field(
+        default=True,
+        description="`generated`: leave out pairs in which a side does not show its pole, by a scale fitted on the "
+        "persona's examples, else by the judge; a persona that has neither is not filtered.",
+    )
+    pairs: str | None = Field(
+        default=None,
+        description="`pairs`: JSONL of texts instead of the personas' examples; relative paths start at the project "
+        "root, `{persona}` stands for the persona's name. Lines: prompt (or question), positive, negative, and split "
+        "(train, held_out) in all or none; or question, answer_matching_behavior, answer_not_matching_behavior.",
+    )
+    pair_prompts: int = Field(
+        default=3, ge=1, description="`pairs` of examples: prompts that each pair answers."
+    )
+    prefill_cuts: int = Field(
+        default=3,
+        ge=1,
+        le=8,
+        description="`prefill`: places at which each text is cut, in tokens evenly apart.",
+    )
 
 
 class VectorSpec(Strict):
     method: Literal["mean_difference", "pca"] = "mean_difference"
-    readout: Literal["response_tokens", "last_prompt_token"] = "response_tokens"
+    readout: Readouts = Field(
+        default=("response_tokens",),
+        description="`response_tokens`: mean over the answer; `last_prompt_token`: before it; `last_token`: its last. "
+        "A list, or `auto` for all: the evidence chooses. Prefilled texts are always read at their last token.",
+    )
     site: Literal["output", "attention", "mlp"] = Field(
         default="output",
         description="Where directions are collected, and so where they are added: the residual stream after each "
@@ -531,3 +591,12 @@ class Profile(Strict):
     variants: dict[Name, list[VariantTerm]] = Field(
         default_factory=dict, description="Terms that replace those of variants.yaml for this profile."
     )
+
+    @model_validator(mode="after")
+    def _reads_what_differs(self) -> Self:
+        if "pairs" in self.contrast.source and self.vector.readout == ("last_prompt_token",):
+            raise ValueError(
+                "vector.readout last_prompt_token: under contrast.source pairs both sides answer the same prompt, and "
+                "do not differ there; give response_tokens, last_token or auto"
+            )
+        return self

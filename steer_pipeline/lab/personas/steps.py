@@ -6,7 +6,7 @@ call these; a notebook that wants other contexts or rows calls the functions ben
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -32,6 +32,10 @@ from steer_pipeline.lab.personas.dose import (
     sweep_rows,
     sweep_table,
 )
+from steer_pipeline.lab.personas.filtering import Ask, filter_generated, require_enough
+from steer_pipeline.lab.personas.given import given_pairs, pair_rows
+from steer_pipeline.lab.personas.prefill import prefill_rows
+from steer_pipeline.lab.personas.schema import GENERATED, PAIRS, voiced
 from steer_pipeline.lab.quality import lead_facts
 from steer_pipeline.lab.vectors.doses import Recommendation, save_recommendation
 from steer_pipeline.lab.vectors.extracted import extract_vector, judge_imported
@@ -61,7 +65,7 @@ def dose_rows(profile: Profile, news: pl.DataFrame) -> pl.DataFrame:
 
 
 def _reserved(profile: Profile, news: pl.DataFrame) -> pl.DataFrame:
-    wants_news = profile.contrast.contexts == "news"
+    wants_news = profile.contrast.contexts == "news" and GENERATED in profile.contrast.source
     return reserved_rows(
         news,
         n_dose=profile.dose.n_rows,
@@ -71,13 +75,68 @@ def _reserved(profile: Profile, news: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+@dataclass(frozen=True)
+class ContrastMade:
+    """A contrast set, and what a reader of it should know.
+
+    Attributes:
+        rows: of `contrast.CONTRAST_SCHEMA`, all sources one after the other.
+        empty_pairs: generated pairs that are not among them, because a side is empty.
+        filtered_by: what generated pairs were filtered by, in words; empty: they were not to be, or there are none.
+        bad_lines: a sentence for every line of `contrast.pairs` that could not be used.
+    """
+
+    rows: pl.DataFrame
+    empty_pairs: int = 0
+    filtered_by: str = ""
+    bad_lines: tuple[str, ...] = ()
+
+
 def make_contrast(
-    model: LoadedModel, persona: Persona, profile: Profile, news: pl.DataFrame
-) -> tuple[pl.DataFrame, int]:
-    """The contrast set (rows of `contrast.CONTRAST_SCHEMA`) and the number of pairs dropped as empty."""
-    prompts = build_contrast_prompts(persona, profile.contrast, profile_contexts(profile, news))
-    contrast = complete_contrast(model, prompts, profile.contrast, profile.model.chat_template)
-    return contrast, dropped_pairs(prompts, contrast)
+    model: LoadedModel,
+    persona: Persona,
+    profile: Profile,
+    news: pl.DataFrame,
+    home: Path,
+    ask: Ask | None = None,
+) -> ContrastMade:
+    """The contrast set of every source that `profile.contrast` names.
+
+    Args:
+        home: where relative paths start.
+        ask: the judge, where there is one that can judge this persona.
+
+    Raises:
+        ContrastError: a source gives too few pairs. Of several sources, generated pairs may be too few: then the others
+            are what a vector is made of.
+    """
+    spec, chat = profile.contrast, profile.model.chat_template
+    made, parts = ContrastMade(pl.DataFrame()), []
+    for source in spec.source:
+        if source == GENERATED:
+            made = _generated(model, persona, profile, news, ask)
+            parts.append(made.rows)
+        elif source == PAIRS:
+            pairs, bad = given_pairs(persona, spec, profile.vector, home)
+            made = replace(made, bad_lines=tuple(bad))
+            parts.append(pair_rows(model, pairs, chat))
+        else:
+            parts.append(prefill_rows(model, persona, spec, profile.vector, chat))
+    return replace(made, rows=pl.concat(parts))
+
+
+def _generated(
+    model: LoadedModel, persona: Persona, profile: Profile, news: pl.DataFrame, ask: Ask | None
+) -> ContrastMade:
+    spec = profile.contrast
+    prompts = build_contrast_prompts(persona, spec, profile_contexts(profile, news))
+    rows, by = complete_contrast(model, prompts, spec, profile.model.chat_template), ""
+    empty = dropped_pairs(prompts, rows)
+    if spec.filter:
+        rows, by = filter_generated(rows, persona, ask)
+        if spec.source == (GENERATED,):
+            require_enough(rows, by)
+    return ContrastMade(rows, empty, by)
 
 
 def make_vector(
@@ -127,7 +186,7 @@ def make_dose_curve(
         profile.dose,
         rows,
         profile.rewrites,
-        trait_scorer(persona, contrast),
+        trait_scorer(persona, voiced(contrast)),
         chat_template=chat,
         both_poles=both_poles,
     )

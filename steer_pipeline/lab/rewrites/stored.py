@@ -14,6 +14,7 @@ import polars as pl
 from steer_pipeline.catalogue.loading import read_personas
 from steer_pipeline.io.reader import Reader, read_rows
 from steer_pipeline.lab.evaluation import LexiconScorer, MiniLMScorer, TraitScorer
+from steer_pipeline.lab.personas.schema import voiced
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.rewrites.comparison import BASE, NEEDED, ComparisonTables, compare_variants
 from steer_pipeline.lab.rewrites.source import source_of
@@ -152,8 +153,8 @@ def _fitted(completions: pl.DataFrame, seed: int) -> MiniLMScorer:
 
 
 def spoken(contrast: pl.DataFrame) -> pl.DataFrame:
-    """Completions with text, of the first contexts by name that have both sides."""
-    with_text = contrast.filter(pl.col("completion").str.strip_chars().str.len_chars() > 0)
+    """Completions with text, of the first contexts by name that have both sides; rows that count (`voiced`)."""
+    with_text = voiced(contrast).filter(pl.col("completion").str.strip_chars().str.len_chars() > 0)
     both = with_text.group_by("context_id").agg(sides=pl.col("side").n_unique()).filter(pl.col("sides") == 2)
     contexts = both["context_id"].sort().head(MINILM_CONTEXTS)
     return with_text.filter(pl.col("context_id").is_in(contexts.implode()))

@@ -44,7 +44,7 @@ VECTOR = Claims(
     should(
         "separates_held_out_contexts",
         "The best block tells the poles of unseen contexts apart better than 95% of refits on shuffled labels, search "
-        "over blocks included.",
+        "over blocks, sources and read-outs included.",
         "see whether the completions show the contrast; raise contrast.n_contexts",
     ),
     partitions_def=PERSONA,
@@ -66,7 +66,14 @@ DOSE = Claims(
         "A random direction with the recommended norm leaves the trait where it is.",
         "take the shift of this persona for disturbance, or raise dose.n_rows",
     ),
+    should(
+        "swept_blocks_separate",
+        "At every block of the sweep the vector tells the poles of unseen contexts apart better than 95% of refits on "
+        "shuffled labels; else the blocks at which it does.",
+        "set dose.blocks to blocks that are above their null",
+    ),
     partitions_def=PERSONA,
+    reads=["persona_vector"],
 )
 
 
@@ -113,11 +120,15 @@ def dose_curve_checks(
     context: dg.AssetCheckExecutionContext, store: ArtifactStoreResource
 ) -> Iterator[dg.AssetCheckResult]:
     """Whether steering does something, whether a dose can be recommended, and whether it is the direction."""
-    from steer_pipeline.lab.personas.claims import dose_verdicts
+    from steer_pipeline.lab.personas.claims import dose_verdicts, sweep_of, swept_blocks_separate
+    from steer_pipeline.lab.vectors.vector import load_vector
 
     with user_errors():
-        folder = reader(context, store).folder("dose_curve", context.partition_key)
+        read = reader(context, store)
+        folder = read.folder("dose_curve", context.partition_key)
         yield from map(DOSE.judged, dose_verdicts(folder))
+        vector = load_vector(read.folder("persona_vector", context.partition_key))
+        yield DOSE.judged(swept_blocks_separate(vector, sweep_of(folder)))
 
 
 CHECKS = [contrast_set_checks, persona_vector_checks, dose_curve_checks]

@@ -18,7 +18,7 @@ from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.models import loading
 from steer_pipeline.lab.vectors.doses import load_recommendation
 from steer_pipeline.lab.vectors.vector import best_block, load_vector, save_vector
-from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
+from steer_pipeline.resources import ArtifactStoreResource, JudgeResource, LanguageModelResource
 from steer_pipeline.stages.personas import assets, checks
 from steer_pipeline_tests.lab.personas.builders import vector
 from steer_pipeline_tests.stages.origins import ORIGINS, READER
@@ -28,7 +28,7 @@ PROFILE = """
 name: newsroom
 summary: A small project for tests.
 model: {{path: {model}, dtype: float32, device: cpu}}
-contrast: {{contexts: news, n_contexts: 16, max_new_tokens: 5}}
+contrast: {{contexts: news, n_contexts: 16, max_new_tokens: 5, filter: false}}
 dose: {{blocks: [1, 2], fractions: [-0.5, 0.0, 0.5], n_rows: 4, max_kl_nats: 100, max_suspect_rate: 1}}
 rewrites: {{pilot_rows: 4, full_rows: 12, sampling: {{max_new_tokens: 5}}}}
 """
@@ -49,6 +49,7 @@ class Project:
                 resources={
                     "store": shelf,
                     "language_model": LanguageModelResource(),
+                    "judge": JudgeResource(),
                     "parquet_io": ParquetIO(store=shelf),
                     "bundle_io": BundleIO(store=shelf),
                     **READER,
