@@ -42,7 +42,7 @@ def filter_generated(
         scores, by = _judged(contrast, persona, ask), "the judge"
     else:
         return contrast, UNFILTERED
-    sides = score_sides(contrast, scores)
+    sides = score_sides(contrast, scores.tolist())
     positive, negative = (pl.col(side).fill_nan(None) for side in SIDES)
     reasons = sides.select(
         "context_id",

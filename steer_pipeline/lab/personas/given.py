@@ -131,7 +131,8 @@ def read_pairs(path: Path) -> tuple[list[GivenPair], list[str]]:
     if not path.is_file():
         raise ContrastError(f"contrast.pairs: {path}: no such file; {_FORMS}")
     pairs: dict[str, GivenPair] = {}
-    problems, splits = [], {}
+    problems: list[str] = []
+    splits: dict[str, str | None] = {}
     for number, found in _lines(path):
         problem = found if isinstance(found, str) else ""
         if isinstance(found, GivenPair):
@@ -185,9 +186,10 @@ def _parsed(line: bytes, category: str) -> GivenPair | str:
         texts[part] = str(text).strip()
     if texts["positive"] == texts["negative"]:
         return f"field {names['negative']}: the same text as {names['positive']}"
-    split = {"fit": TRAIN}.get(row.get("split"), row.get("split"))
-    if split not in (None, TRAIN, HELD_OUT):
+    split = row.get("split")
+    if split not in (None, "fit", TRAIN, HELD_OUT):
         return f"field split: {split!r}; train or held_out"
+    split = TRAIN if split == "fit" else split
     # The answers of A/B questions are letters: there the question makes the pair.
     pair_id = _sha(texts["prompt"]) if ab else _sha(texts["positive"], texts["negative"])
     return GivenPair(pair_id, **texts, category=category, split=split)

@@ -484,7 +484,7 @@ def judge_imported(
     """
     require_same_model(vector, model)
     rows = kept(contrast)
-    source = rows.get_column("source").first()
+    source = str(rows.get_column("source").first())
     rows = rows.filter(pl.col("source") == source)
     readout = readouts_of(source, spec.readout)[0]
     states = collect_states(model, rows, readout, vector.site)

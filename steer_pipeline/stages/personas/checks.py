@@ -39,13 +39,13 @@ VECTOR = Claims(
         "halves_agree",
         "Directions of random halves of the pairs point the same way: mean cosine of at least "
         f"{MIN_SPLIT_HALF_COSINE} at the block that separates best.",
-        "raise contrast.n_contexts",
+        "raise contrast.n_contexts, or write more pairs of given texts",
     ),
     should(
         "separates_held_out_contexts",
         "The best block tells the poles of unseen contexts apart better than 95% of refits on shuffled labels, search "
         "over blocks, sources and read-outs included.",
-        "see whether the completions show the contrast; raise contrast.n_contexts",
+        "see whether the completions show the contrast; raise contrast.n_contexts, or set contrast.source: pairs",
     ),
     partitions_def=PERSONA,
 )

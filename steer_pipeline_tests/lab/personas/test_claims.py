@@ -5,7 +5,12 @@ import json
 import polars as pl
 import pytest
 
-from steer_pipeline.lab.personas.claims import random_moves_nothing, takes_effect, vector_verdicts
+from steer_pipeline.lab.personas.claims import (
+    random_moves_nothing,
+    swept_blocks_separate,
+    takes_effect,
+    vector_verdicts,
+)
 from steer_pipeline.lab.vectors.doses import Recommendation
 from steer_pipeline_tests.lab.personas.builders import vector
 
@@ -44,6 +49,38 @@ def test_weak_evidence_fails_with_its_numbers_and_limit(change, claim, message):
     verdict = judged(**change)[claim]
     assert not verdict.passed
     assert message in verdict.message
+
+
+@pytest.mark.parametrize(
+    "tried, cure",
+    [
+        (["generated", "prefill"], "under contrast.source generated, prefill: set contrast.source: pairs"),
+        (["generated", "pairs"], "write more and plainer pairs"),
+        ([], ""),
+    ],
+)
+def test_noise_at_every_block_says_what_to_try_next(tried, cure):
+    verdict = judged(auc_max_null_95th=1.0, candidates=[{"source": one} for one in tried])[
+        "separates_held_out_contexts"
+    ]
+    assert not verdict.passed
+    assert cure in verdict.cure
+    assert bool(verdict.cure) == bool(cure)
+
+
+def test_blocks_at_the_level_of_their_null_are_named_with_better_ones():
+    noisy = vector(**EVIDENCE, auc_null_95th=[0.6, 0.9, 0.6, 0.85])
+    verdict = swept_blocks_separate(noisy, pl.DataFrame({"block": [None, 1, 2, 3, 3]}))
+    assert not verdict.passed
+    assert "block 1: AUC 0.900, null 0.900; block 3: AUC 0.800, null 0.850" in verdict.message
+    assert verdict.cure == "set dose.blocks: [0, 2]"
+    assert verdict.numbers == {"swept_blocks": 3, "blocks_at_null": 2}
+    assert swept_blocks_separate(noisy, pl.DataFrame({"block": [0, 2]})).passed
+    lost = vector(**EVIDENCE, auc_null_95th=[1.0] * 4, candidates=[{"source": "generated"}])
+    cure = swept_blocks_separate(lost, pl.DataFrame({"block": [2]})).cure
+    assert cure.startswith("no block is better: ")
+    assert "set contrast.source: pairs" in cure
+    assert swept_blocks_separate(vector(), pl.DataFrame({"block": [2]})).passed, "imported and not judged"
 
 
 def sweep(low: float, high: float) -> pl.DataFrame:

@@ -152,6 +152,7 @@ def test_answers_of_the_ab_form_are_read_with_the_question_as_the_pair(model, tm
         ({"positive": "a", "negative": "b"}, "field question: missing"),
         (line(99, negative="They hide 99."), "field negative: the same text as positive"),
         (line(99, split="test"), "field split: 'test'; train or held_out"),
+        (line(99, split=["train"]), "field split: ['train']; train or held_out"),
         (ab(99, answer_not_matching_behavior=None), "field answer_not_matching_behavior: missing"),
         (line(3), "field prompt: an earlier line has the same prompt and texts"),
         (line(99, positive="half \ud83d of one"), "field positive: half a character"),

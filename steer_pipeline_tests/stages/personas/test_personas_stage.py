@@ -6,6 +6,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from safetensors.numpy import save_file
 
 from steer_pipeline.campaigns.driver import Driver
@@ -149,6 +150,55 @@ def test_one_run_makes_all_three_with_one_model_load_and_evaluated_checks(projec
         "separates_held_out_contexts",
     }
     assert project.checks("contrast_set")["completions_show_the_contrast"] == (False, "WARN")
+
+
+def of_source(project, monkeypatch, tmp_path, contrast: str) -> None:
+    """The project's profile with another `contrast` and every read-out."""
+    content = yaml.safe_load((tmp_path / "small.yaml").read_text())
+    content |= {"contrast": yaml.safe_load(contrast), "vector": {"readout": "auto"}}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setenv("STEER_PROFILE", str(tmp_path / "other.yaml"))
+
+
+def test_several_sources_go_the_whole_way_and_the_choice_is_shown(project, monkeypatch, tmp_path):
+    of_source(project, monkeypatch, tmp_path, "{source: [prefill, pairs], pair_prompts: 2}")
+    outcome = project.driver.materialize(CHAIN, partition="paranoid")
+    assert outcome.success, outcome
+    found, shown = load_vector(project.folder("persona_vector")), project.metadata("persona_vector")
+    first, *rest = found.metadata["candidates"]
+    assert (shown["contrast_source"].value, shown["readout"].value) == (first["source"], first["readout"])
+    assert {(one["source"], one["readout"]) for one in (first, *rest)} == {
+        ("prefill", "last_token"),
+        ("pairs", "response_tokens"),
+        ("pairs", "last_token"),
+    }
+    table = shown["candidates"].value
+    assert all(f"| {one['source']} | {one['readout']} |" in table for one in (first, *rest))
+    assert "svg" in shown["candidates_by_block"].value
+    counts = project.metadata("contrast_set")["pairs"].value
+    assert "| prefill | kept | 72 | 54 | 18 |" in counts
+    assert "| pairs | kept | 68 | 48 | 20 |" in counts
+    assert project.checks("contrast_set")["completions_show_the_contrast"] == (True, "WARN")
+    assert project.checks("dose_curve").keys() >= {"swept_blocks_separate"}
+
+
+def test_a_file_of_pairs_is_read_from_the_project_and_its_bad_lines_are_counted(
+    project, monkeypatch, tmp_path
+):
+    lines = [{"prompt": "What?", "positive": f"Plot {i}.", "negative": f"Trust {i}."} for i in range(16)]
+    (tmp_path / "paranoid.jsonl").write_text("\n".join(["nonsense", *map(json.dumps, lines)]))
+    of_source(project, monkeypatch, tmp_path, f"{{source: pairs, pairs: '{tmp_path}/{{persona}}.jsonl'}}")
+    assert project.driver.materialize(["contrast_set"], partition="paranoid").success
+    assert project.metadata("contrast_set")["bad_lines"].value == 1
+    assert pl.read_parquet(project.folder("contrast_set") / "data.parquet").height == 32
+
+
+def test_a_model_that_does_not_follow_instructions_fails_with_the_cure(project, monkeypatch, tmp_path):
+    of_source(project, monkeypatch, tmp_path, "{n_contexts: 16, max_new_tokens: 5}")
+    outcome = project.driver.materialize(["contrast_set"], partition="paranoid")
+    assert not outcome.success
+    assert "of 16 generated pairs" in outcome.errors[0]
+    assert "set contrast.source: pairs" in outcome.errors[0]
 
 
 def test_the_same_inputs_give_the_same_versions(project):
