@@ -76,7 +76,11 @@ def _persona(current: Settings, name: str) -> Found:
 
 def _scale(current: Settings, name: str) -> Found:
     persona = load_persona(name, profile=current.profile)
-    said = [persona.kind, [persona.positive.lexicon, persona.negative.lexicon], persona.judge_rubric]
+    said: list[Any] = [
+        persona.kind,
+        [persona.positive.lexicon, persona.negative.lexicon],
+        persona.judge_rubric,
+    ]
     if current.profile.scales.minilm == "examples" and persona.examples is not None:
         said.append(_plain(persona.examples))
     return Found(_digest(said))

@@ -68,15 +68,14 @@ def studied_names(profile: Profile, place: Path | None = None) -> list[str]:
     """The personas of the catalogue that a profile studies, sorted.
 
     Raises:
-        CatalogueError: the profile does without, or has a lexicon of, a persona that has no file.
+        CatalogueError: the profile does without a persona that has no file.
     """
     names = persona_names(place)
-    for section in ("without_personas", "lexicons"):
-        if unknown := sorted(set(getattr(profile, section)) - set(names)):
-            raise CatalogueError(
-                f"profile {profile.name}: {section}: no file in personas/ for {', '.join(unknown)}; "
-                f"known: {', '.join(names)}"
-            )
+    if unknown := sorted(set(profile.without_personas) - set(names)):
+        raise CatalogueError(
+            f"profile {profile.name}: without_personas: no file in personas/ for {', '.join(unknown)}; "
+            f"known: {', '.join(names)}"
+        )
     return [name for name in names if name not in profile.without_personas]
 
 

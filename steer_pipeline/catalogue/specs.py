@@ -383,7 +383,9 @@ class DoseSpec(Strict):
         description="Rows, drawn by `seed`, whose KL to base is measured in every cell: two passes each; 0: none.",
     )
     max_kl_nats: float | None = Field(
-        default=None, gt=0, description="Mean KL to base a token up to this; null: not judged, like the next two."
+        default=None,
+        gt=0,
+        description="Mean KL to base a token up to this; null: not judged, like the next two.",
     )
     max_suspect_rate: float | None = Field(default=None, ge=0, le=1, description="Share of texts.")
     min_facts_kept: float | None = Field(
@@ -421,8 +423,8 @@ class ScaleSpec(Strict):
 
     minilm: Literal["examples", "contrast_set"] = Field(
         default="examples",
-        description="What the MiniLM scale is fitted on: the persona's `examples`, which are the same for any model, or "
-        "its contrast set in the model's own words. A persona without examples is fitted on the latter.",
+        description="What the MiniLM scale is fitted on: the persona's `examples`, the same for any model, or its "
+        "contrast set, in the model's own words. A persona without examples is fitted on the latter.",
     )
 
 

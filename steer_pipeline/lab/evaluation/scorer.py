@@ -1,7 +1,7 @@
 """Which scales a persona has: its lexicon, where it has one, and MiniLM fitted on its examples or its contrast set.
 
-In: a persona as the profile has it, what the profile wants MiniLM fitted on, and a contrast set. Out: scorers by name, the
-headline's first. A scale that says the same of every text of a run is refused: its zeros would read as a result.
+In: a persona as the profile has it, what the profile wants MiniLM fitted on, and a contrast set. Out: scorers by name,
+the headline's first. A scale that says the same of every text of a run is refused: its zeros would read as a result.
 """
 
 from collections.abc import Mapping, Sequence
@@ -142,7 +142,7 @@ def require_telling(persona: str, scale: str, scores: Sequence[float] | np.ndarr
         raise ScaleError(
             f"persona {persona}: its lexicon scores all {len(values)} texts of this run {values[0]:g}"
             f"{', none has a marker' if values[0] == 0 else ''}: it was written for other texts. Give this model "
-            f"marker words of its own, or none (`lexicons: {{{persona}: {{}}}}` in the profile), so that MiniLM scores it"
+            f"marker words of its own, or none (`lexicons: {{{persona}: {{}}}}` in the profile): MiniLM scores it then"
         )
     raise ScaleError(
         f"persona {persona}: {scale} scores all {len(values)} texts of this run {values[0]:g}; see whether the "

@@ -132,24 +132,24 @@ def beyond_random(sweep: pl.DataFrame, recommendation: Recommendation) -> Verdic
     claim, cell = "beyond_random_directions", cell_beside_band(sweep)
     if cell is None:
         return Verdict(claim, True, "no positive dose was swept")
-    shifts = band_of(sweep)["shift"]
+    shifts = band_of(sweep)["shift"].to_numpy()
     message = (
         f"shift {_interval(cell)} at dose {cell['fraction']:+g} of block {cell['block']}; {len(shifts)} random "
         f"directions of that norm {shifts.mean():+.3f}, from {shifts.min():+.3f} to {shifts.max():+.3f}, all of which "
         f"must lie below the interval; rank p {recommendation.random_rank_p:.3g}"
     )
-    passed = cell["shift_low"] > shifts.max()
+    passed = bool(cell["shift_low"] > shifts.max())
     numbers = {
         "shift": cell["shift"],
         "dose_fraction": cell["fraction"],
-        "random_mean": shifts.mean(),
-        "random_min": shifts.min(),
-        "random_max": shifts.max(),
+        "random_mean": float(shifts.mean()),
+        "random_min": float(shifts.min()),
+        "random_max": float(shifts.max()),
         "random_rank_p": recommendation.random_rank_p,
     }
     turned = None if recommendation.negative_rank_p is None else cell_beside_band(sweep, turned=True)
     if turned is not None:
-        passed = passed and turned["shift_high"] < shifts.min()
+        passed = passed and bool(turned["shift_high"] < shifts.min())
         numbers |= {"negative_shift": turned["shift"], "negative_rank_p": recommendation.negative_rank_p}
         message += (
             f". At {turned['fraction']:+g}: {_interval(turned)}, which must lie below them all; rank p "

@@ -1,7 +1,7 @@
 """How much of a vector to add, and where: rewrites at every block and dose, beside random directions, scored.
 
-In: a persona vector, held-out news rows, the rewrite prompt and the persona's scales. Out: one row a news item and cell.
-`dose_table` makes a table and a recommendation of the rows, without a model; `dose_plot` draws them.
+In: a persona vector, held-out news rows, the rewrite prompt and the persona's scales. Out: one row a news item and
+cell. `dose_table` makes a table and a recommendation of the rows, without a model; `dose_plot` draws them.
 """
 
 from collections.abc import Sequence
@@ -191,7 +191,7 @@ def prompt_rows(
 
 
 class _Sweep:
-    """Runs cells over prompts. `order` has all row ids as `spec.seed` shuffles them: any first part is a fair sample."""
+    """Runs cells over prompts. `order`: all row ids as `spec.seed` shuffles them; any first part is a fair sample."""
 
     def __init__(
         self,
@@ -234,9 +234,7 @@ class _Sweep:
     def _scored(self, cell: Cell, rows: Sequence[FinishedRow], nll: Sequence[float]) -> list[dict[str, Any]]:
         texts = [row.text for row in rows]
         special = self.model.tokenizer.all_special_tokens
-        suspects = [
-            scan_suspects(row.text, self.texts[row.row_id], special_tokens=special) for row in rows
-        ]
+        suspects = [scan_suspects(row.text, self.texts[row.row_id], special_tokens=special) for row in rows]
         kept = [_known(facts_kept(self.facts[row.row_id], row.text)) for row in rows]
         costs = text_costs(texts, suspects, kept, [_known(value) for value in nll])
         traits, divergence = self.scorer.score_many(texts), self._divergence(cell, rows)

@@ -1,4 +1,7 @@
-"""A dose sweep as a picture: trait against dose beside random directions, and what each shift costs. Drawn from its table."""
+"""A dose sweep as a picture: trait against dose beside random directions, and what each shift costs.
+
+In: the table of a sweep and its recommendation. Out: a PNG or SVG file.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,11 +39,11 @@ def plot_sweep(table: pl.DataFrame, recommendation: Recommendation, spec: Cohere
     panels = figure.subplots(2, 4).ravel()
     persona = table.filter(direction="persona")
     blocks = sorted(persona["block"].unique())
-    shades = dict(zip(blocks, colormaps["viridis"]([i / max(len(blocks), 2) for i in range(len(blocks))]), strict=True))
+    shades = {block: colormaps["viridis"](i / max(len(blocks), 2)) for i, block in enumerate(blocks)}
     lines = [(shades[block], persona.filter(block=block).sort("fraction")) for block in blocks]
     _against_dose(panels[0], lines, band_of(table), recommendation, "trait", "trait score")
-    measured = table["kl"].null_count() < table.height
-    _against_dose(panels[1], lines, None, recommendation, *(("kl", "KL to base, nats a token") if measured else ("nll", "NLL, nats a token")))
+    diverged = ("kl", "KL to base, nats a token") if persona["kl"].count() else (f"{EXTRA}nll", _COSTS["nll"])
+    _against_dose(panels[1], lines, None, recommendation, *diverged)
     _frontier(panels[2], lines)
     for axes, (cost, label) in zip(panels[3:], _COSTS.items(), strict=True):
         _against_cost(axes, lines, band_of(table), cost, label, limits(spec)[cost])
@@ -50,8 +53,12 @@ def plot_sweep(table: pl.DataFrame, recommendation: Recommendation, spec: Cohere
         else "no dose will do"
     )
     if recommendation.random_n:
-        advice += f", rank p {recommendation.random_rank_p:.2g} among {recommendation.random_n} random directions"
-    figure.suptitle(f"{recommendation.persona}: {advice} (grey: random; red cross: not coherent)", fontsize=10)
+        advice += (
+            f", rank p {recommendation.random_rank_p:.2g} among {recommendation.random_n} random directions"
+        )
+    figure.suptitle(
+        f"{recommendation.persona}: {advice} (grey: random; red cross: not coherent)", fontsize=10
+    )
     panels[0].legend(fontsize=7)
     figure.savefig(path, dpi=72)
 
@@ -64,11 +71,12 @@ def _against_dose(
 ) -> None:
     for colour, line in lines:
         dose, values, low, high = (
-            line.get_column(column)
-            for column in ("fraction", name, *((f"{name}_low", f"{name}_high") if name != "nll" else (name, name)))
+            line.get_column(column) for column in ("fraction", name, f"{name}_low", f"{name}_high")
         )
         axes.plot(dose, values, marker=".", color=colour, label=f"block {line['block'][0]}")
-        axes.fill_between(dose.to_numpy(), low.to_numpy(), high.to_numpy(), color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(
+            dose.to_numpy(), low.to_numpy(), high.to_numpy(), color=colour, alpha=0.15, linewidth=0
+        )
         broken = line.filter(~pl.col("coherent"))
         axes.plot(broken["fraction"], broken[name], "x", color="crimson")
     if band is not None and band.height:
@@ -85,7 +93,9 @@ def _frontier(axes: Axes, lines: _Lines) -> None:
     for colour, line in lines:
         steered = line.filter(pl.col("fraction") > 0, pl.col("strain").is_finite())
         axes.plot(steered["strain"], steered["shift"], ".", color=colour)
-    best = pl.concat([line for _, line in lines]).filter("frontier", pl.col("strain").is_finite()).sort("strain")
+    best = (
+        pl.concat([line for _, line in lines]).filter("frontier", pl.col("strain").is_finite()).sort("strain")
+    )
     axes.plot(best["strain"], best["shift"], "-", color="black", linewidth=0.8)
     axes.axvline(1, color="black", linestyle=":", linewidth=1)
     axes.set_xscale("symlog", linthresh=1)

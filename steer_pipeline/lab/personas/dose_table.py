@@ -37,11 +37,15 @@ def sweep_table(rows: pl.DataFrame, spec: DoseSpec, limits: CoherenceSpec) -> pl
     base = rows.filter(pl.col("direction") == "base").sort("row_id")
     names = [name for name in rows.get_column("variant").unique(maintain_order=True) if name != "base"]
     cells = {name: rows.filter(pl.col("variant") == name).sort("row_id") for name in names}
-    bases = {name: base.filter(pl.col("row_id").is_in(cell["row_id"].implode())) for name, cell in cells.items()}
+    bases = {
+        name: base.filter(pl.col("row_id").is_in(cell["row_id"].implode())) for name, cell in cells.items()
+    }
     table = []
     for same_rows in _with_same_rows(cells):
         own_base = bases[same_rows[0]]
-        traits = np.stack([own_base["trait"].to_numpy(), *(cells[name]["trait"].to_numpy() for name in same_rows)])
+        traits = np.stack(
+            [own_base["trait"].to_numpy(), *(cells[name]["trait"].to_numpy() for name in same_rows)]
+        )
         trait = mean_intervals(traits.T, seed=spec.seed)
         shift = mean_intervals((traits - traits[0]).T, seed=spec.seed)
         for i, name in enumerate(same_rows, start=1):
@@ -52,7 +56,11 @@ def sweep_table(rows: pl.DataFrame, spec: DoseSpec, limits: CoherenceSpec) -> pl
     blocks = sorted({int(cell["block"][0]) for cell in cells.values()})
     table += [own | {"direction": "persona", "block": block} for block in blocks]
     floats = [f"{name}{edge}" for name in ("kl", *(f"{EXTRA}{cost}" for cost in COSTS)) for edge in _EDGES]
-    types = {"block": pl.Int32, "draw": pl.Int32, **dict.fromkeys(("facts_kept", "strain", *floats), pl.Float64)}
+    types = {
+        "block": pl.Int32,
+        "draw": pl.Int32,
+        **dict.fromkeys(("facts_kept", "strain", *floats), pl.Float64),
+    }
     made = pl.DataFrame(table, schema_overrides=types, infer_schema_length=None)
     return _with_frontier(made).sort("direction", "block", "fraction", "draw")
 
@@ -97,7 +105,11 @@ def _summary(
         summary |= _flat(f"{EXTRA}{name}", cost.difference)
     broken = [*beyond(costs), *_beyond_absolute(summary, spec)]
     strains = [cost.strain for cost in costs.values() if cost.strain is not None]
-    return summary | {"strain": max(strains, default=None), "beyond": "; ".join(broken), "coherent": not broken}
+    return summary | {
+        "strain": max(strains, default=None),
+        "beyond": "; ".join(broken),
+        "coherent": not broken,
+    }
 
 
 def _costs(rows: pl.DataFrame) -> pl.DataFrame:
@@ -115,9 +127,9 @@ def _beyond_absolute(summary: Mapping[str, Any], spec: DoseSpec) -> list[str]:
     broken = []
     kl, kept = summary["kl"], summary["facts_kept"]
     # Random directions show what disturbance does to the trait; their KL is not measured.
-    if spec.max_kl_nats is not None and summary["direction"] != "random":
-        if kl is None or kl > spec.max_kl_nats:
-            broken.append(f"KL {_shown(kl)} nats a token, limit {spec.max_kl_nats:g}")
+    judged_by_kl = spec.max_kl_nats is not None and summary["direction"] != "random"
+    if judged_by_kl and (kl is None or kl > spec.max_kl_nats):
+        broken.append(f"KL {_shown(kl)} nats a token, limit {spec.max_kl_nats:g}")
     if spec.max_suspect_rate is not None and summary["suspect_rate"] > spec.max_suspect_rate:
         broken.append(f"suspects {summary['suspect_rate']:.1%}, limit {spec.max_suspect_rate:.1%}")
     if spec.min_facts_kept is not None and kept is not None and kept < spec.min_facts_kept:

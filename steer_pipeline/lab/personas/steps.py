@@ -1,8 +1,8 @@
 """The three steps from a catalogue entry to a recommended dose, as a profile asks for them.
 
 In: a persona, a profile, a loaded model and news rows. Out: a contrast set, a vector, and the folder of a
-dose curve (`rows.parquet`, `sweep.parquet`, `recommendation.json`, `probe.json`, `scale.json`, `dose_curve.png`). Stages
-call these; a notebook that wants other contexts or rows calls the functions beneath.
+dose curve (`rows.parquet`, `sweep.parquet`, `recommendation.json`, `probe.json`, `scale.json`,
+`dose_curve.png`). Stages call these; a notebook that wants other contexts or rows calls the functions beneath.
 """
 
 import json
@@ -109,7 +109,6 @@ def make_dose_curve(
         ScaleError: the persona has no scale, or one that says the same of every text.
     """
     scales = dose_scales(persona, profile, contrast)
-    scales.headline  # before anything is generated: without a scale nothing can be chosen
     rows = _with_facts(dose_rows(profile, news), known_facts)
     blocks, chat = sweep_blocks(vector, profile.dose), profile.model.chat_template
     largest = max(profile.dose.fractions, key=abs)

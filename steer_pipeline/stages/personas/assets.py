@@ -21,7 +21,13 @@ from steer_pipeline.stages.personas import metadata
 ON_NEWS = settings().profile.contrast.contexts == "news"
 # News contexts are rows that neither the variants nor the dose sweep use.
 RESERVED = ("dose.n_rows", "dose.seed", "rewrites.full_rows", "rewrites.prompt") if ON_NEWS else ()
-REWRITING = ("rewrites.full_rows", "rewrites.system", "rewrites.prompt", "rewrites.scope", "rewrites.sampling")
+REWRITING = (
+    "rewrites.full_rows",
+    "rewrites.system",
+    "rewrites.prompt",
+    "rewrites.scope",
+    "rewrites.sampling",
+)
 JUDGED = ("coherence", "scales", "vector.seed")
 
 
@@ -83,7 +89,14 @@ def persona_vector(
 @dg.asset(
     deps=["model_weights", "tokenizer", "chat_template", "news_facts"],
     code_version=made_of(
-        "2", *MODEL, "model.chat_template", "dose", "contrast.contexts", "contrast.n_contexts", *REWRITING, *JUDGED
+        "2",
+        *MODEL,
+        "model.chat_template",
+        "dose",
+        "contrast.contexts",
+        "contrast.n_contexts",
+        *REWRITING,
+        *JUDGED,
     ),
     **gpu("personas", partitions_def=PERSONA, io_manager_key="bundle_io", kinds={"pytorch", "parquet"}),
 )
