@@ -20,7 +20,7 @@ from steer_pipeline.settings import Settings
 
 # How a text is recognised as a persona's; all else of a persona says how it is asked for.
 SCALE_FIELDS = ("lexicon", "judge_rubric")
-# Told to people, or of an origin of their own: how a persona is asked for does not depend on them.
+# Told to people, of the persona's scale, or of an origin of its own: how a persona is asked for does not depend on them.
 APART_FIELDS = ("summary", "examples")
 SHOWN = 16
 
@@ -76,9 +76,15 @@ def _persona(current: Settings, name: str) -> Found:
 
 
 def _scale(current: Settings, name: str) -> Found:
-    persona = load_persona(name)
-    lexicons = [persona.positive.lexicon, persona.negative.lexicon]
-    return Found(_digest([persona.kind, lexicons, persona.judge_rubric]))
+    persona = load_persona(name, profile=current.profile)
+    said: list[Any] = [
+        persona.kind,
+        [persona.positive.lexicon, persona.negative.lexicon],
+        persona.judge_rubric,
+    ]
+    if current.profile.scales.minilm == "examples" and persona.examples is not None:
+        said.append(_plain(persona.examples))
+    return Found(_digest(said))
 
 
 def _examples(current: Settings, name: str) -> Found:
@@ -172,8 +178,9 @@ ORIGINS = (
     ),
     Origin(
         "persona_scale",
-        "How a text is recognised as a persona's: marker words of both poles and the judge's rubric. Of the same files "
-        "as `persona_spec`, apart from it, so that better scoring extracts no vector again.",
+        "How a text is recognised as a persona's: marker words of both poles (the profile's, where it has some), the "
+        "examples that MiniLM is fitted on, the judge's rubric. Mostly of the same files as `persona_spec`, apart from "
+        "it, so that better scoring extracts no vector again.",
         "persona",
         _scale,
     ),

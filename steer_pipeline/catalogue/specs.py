@@ -46,7 +46,8 @@ class Pole(Strict):
     )
     lexicon: list[str] = Field(
         default_factory=list,
-        description="Marker words and phrases; matched case-insensitively at word boundaries.",
+        description="Marker words and phrases; matched case-insensitively at word boundaries. Those of one model stand "
+        "in its profile's `lexicons`.",
     )
 
 
@@ -212,8 +213,9 @@ class VariantSpec(Strict):
     )
     summary: str
     terms: list[VariantTerm] = Field(default_factory=list)
-    scope: Literal["all", "generated"] = Field(
-        default="all", description="Steer every position, or only generated tokens."
+    scope: Literal["all", "generated"] | None = Field(
+        default=None,
+        description="Steer every position, or only generated tokens; null: the profile's `rewrites.scope`.",
     )
     stream: str | None = Field(
         default=None,
@@ -431,13 +433,59 @@ class DoseSpec(Strict):
         default=[0.4, 0.5, 0.6], description="Block indices, or fractions of depth."
     )
     fractions: list[float] = Field(default=[-0.4, -0.2, 0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 1.2])
-    n_rows: int = Field(default=24, ge=4)
-    max_kl_nats: float = Field(
-        default=4.0, gt=0, description="Coherent: mean KL to base per token below this."
+    n_rows: int = Field(default=24, ge=4, description="Held-out news items.")
+    n_random: int = Field(
+        default=10, ge=1, description="Random directions that a dose is compared with, at its block and norm."
     )
-    max_suspect_rate: float = Field(default=0.05, ge=0, le=1)
-    min_facts_kept: float = Field(default=0.0, ge=0, le=1)
+    kl_rows: int = Field(
+        default=4,
+        ge=0,
+        description="Rows, drawn by `seed`, whose KL to base is measured in every cell: two passes each; 0: none.",
+    )
+    max_kl_nats: float | None = Field(
+        default=None,
+        gt=0,
+        description="Mean KL to base a token up to this; null: not judged, like the next two.",
+    )
+    max_suspect_rate: float | None = Field(default=None, ge=0, le=1, description="Share of texts.")
+    min_facts_kept: float | None = Field(
+        default=None, ge=0, le=1, description="Mean share of the source's facts."
+    )
+    refine: bool = Field(
+        default=False,
+        description="Sweep the whole grid on `coarse_rows`, and only the best blocks and doses there on all rows.",
+    )
+    coarse_rows: int = Field(default=8, ge=4, description="`refine`: rows of the first pass.")
     seed: int = 13
+
+    @model_validator(mode="after")
+    def _measures_what_it_judges(self) -> Self:
+        if self.max_kl_nats is not None and not self.kl_rows:
+            raise ValueError("max_kl_nats judges by KL, and kl_rows is 0; set kl_rows, or max_kl_nats: null")
+        return self
+
+
+class Lexicon(Strict):
+    """Marker words of a persona in one model's texts, as `Pole.lexicon` has them; both empty: it has none there."""
+
+    positive: list[str] = Field(default_factory=list, description="Of the positive pole.")
+    negative: list[str] = Field(default_factory=list, description="Of the negative pole.")
+
+    @model_validator(mode="after")
+    def _has_a_positive_side(self) -> Self:
+        if self.negative and not self.positive:
+            raise ValueError("negative without positive; a scale needs markers of the positive pole")
+        return self
+
+
+class ScaleSpec(Strict):
+    """What persona scales are made of, beside lexicons."""
+
+    minilm: Literal["examples", "contrast_set"] = Field(
+        default="examples",
+        description="What the MiniLM scale is fitted on: the persona's `examples`, the same for any model, or its "
+        "contrast set, in the model's own words. A persona without examples is fitted on the latter.",
+    )
 
 
 class RewriteSpec(Strict):
@@ -445,6 +493,10 @@ class RewriteSpec(Strict):
     prompt: str = Field(default="Rewrite: {text}", description="User turn (or raw prompt); has {text}.")
     pilot_rows: int = Field(default=50, ge=1)
     full_rows: int = Field(default=1000, ge=1)
+    scope: Literal["all", "generated"] = Field(
+        default="all",
+        description="Steer every position, or only generated tokens: dose sweeps, and variants that say nothing else.",
+    )
     sampling: SamplingSpec = SamplingSpec()
 
     @field_validator("prompt")
@@ -582,6 +634,13 @@ class Profile(Strict):
     contrast: ContrastSpec = ContrastSpec()
     vector: VectorSpec = VectorSpec()
     dose: DoseSpec = DoseSpec()
+    coherence: CoherenceSpec = CoherenceSpec()
+    scales: ScaleSpec = ScaleSpec()
+    lexicons: dict[Name, Lexicon] = Field(
+        default_factory=dict,
+        description="Persona -> marker words that take the place of those in its file: what is planted in this model, "
+        "or how its texts say it. `{}` for a persona: it has no lexicon here.",
+    )
     rewrites: RewriteSpec = RewriteSpec()
     gates: GateSpec = GateSpec()
     behaviour: BehaviourSpec = BehaviourSpec()

@@ -7,11 +7,12 @@ from typing import Any
 
 import polars as pl
 
-from steer_pipeline.catalogue.specs import Persona
-from steer_pipeline.lab.evaluation import trait_scorer
+from steer_pipeline.catalogue.specs import Persona, ScaleSpec
+from steer_pipeline.lab.evaluation import trait_scales
 from steer_pipeline.lab.limits import MIN_CONTRAST_AUC, MIN_LOGIT_DELTA, MIN_SPLIT_HALF_COSINE
 from steer_pipeline.lab.personas.contrast import measure_contrast, mismatched_contexts
-from steer_pipeline.lab.personas.schema import GENERATED, PAIRS, voiced
+from steer_pipeline.lab.personas.dose_table import band_of, cell_beside_band
+from steer_pipeline.lab.personas.schema import GENERATED, PAIRS
 from steer_pipeline.lab.personas.steps import PROBE, SWEEP
 from steer_pipeline.lab.vectors.doses import Recommendation, load_recommendation
 from steer_pipeline.lab.vectors.vector import PersonaVector, best_block
@@ -41,7 +42,8 @@ def contrast_shows(rows: pl.DataFrame, persona: Persona) -> Verdict:
     claim, generated = "completions_show_the_contrast", rows.filter(pl.col("source") == GENERATED)
     if generated.is_empty():
         return Verdict(claim, True, "the model generated nothing: the texts are given")
-    apart = measure_contrast(generated, trait_scorer(persona, voiced(rows)))
+    scorer = trait_scales(persona, ScaleSpec(), rows, headline_only=True).scorer
+    apart = measure_contrast(generated, scorer)
     return Verdict(
         claim,
         apart["difference_low"] > 0 and apart["auc"] >= MIN_CONTRAST_AUC,
@@ -130,7 +132,7 @@ def dose_verdicts(folder: Path) -> Iterator[Verdict]:
         recommendation.reason,
         {"dose_fraction": recommendation.fraction or 0.0},
     )
-    yield random_moves_nothing(sweep_of(folder), recommendation)
+    yield beyond_random(sweep_of(folder), recommendation)
 
 
 def sweep_of(folder: Path) -> pl.DataFrame:
@@ -174,18 +176,40 @@ def takes_effect(folder: Path) -> Verdict:
     )
 
 
-def random_moves_nothing(sweep: pl.DataFrame, recommendation: Recommendation) -> Verdict:
-    """A random direction of the recommended norm (the largest swept, where there is none) leaves the trait."""
-    claim, random = "random_direction_moves_nothing", sweep.filter(direction="random")
-    if recommendation.found:
-        random = random.filter(fraction=recommendation.fraction)
-    if random.is_empty():
+def beyond_random(sweep: pl.DataFrame, recommendation: Recommendation) -> Verdict:
+    """The persona moves its trait further than every random direction at its block and of its norm does.
+
+    At the recommended dose, or, where there is none, where the trait moved most; at the opposite dose too where the
+    persona is used with both signs.
+    """
+    claim, cell = "beyond_random_directions", cell_beside_band(sweep)
+    if cell is None:
         return Verdict(claim, True, "no positive dose was swept")
-    row = random.sort("fraction").row(-1, named=True)
-    return Verdict(
-        claim,
-        row["shift_low"] <= 0 <= row["shift_high"],
-        f"shift {row['shift']:+.3f} [{row['shift_low']:+.3f}, {row['shift_high']:+.3f}] at dose {row['fraction']:+g}; "
-        "the interval must include 0",
-        {"random_shift": row["shift"], "dose_fraction": row["fraction"]},
+    shifts = band_of(sweep)["shift"].to_numpy()
+    message = (
+        f"shift {_interval(cell)} at dose {cell['fraction']:+g} of block {cell['block']}; {len(shifts)} random "
+        f"directions of that norm {shifts.mean():+.3f}, from {shifts.min():+.3f} to {shifts.max():+.3f}, all of which "
+        f"must lie below the interval; rank p {recommendation.random_rank_p:.3g}"
     )
+    passed = bool(cell["shift_low"] > shifts.max())
+    numbers = {
+        "shift": cell["shift"],
+        "dose_fraction": cell["fraction"],
+        "random_mean": float(shifts.mean()),
+        "random_min": float(shifts.min()),
+        "random_max": float(shifts.max()),
+        "random_rank_p": recommendation.random_rank_p,
+    }
+    turned = None if recommendation.negative_rank_p is None else cell_beside_band(sweep, turned=True)
+    if turned is not None:
+        passed = passed and bool(turned["shift_high"] < shifts.min())
+        numbers |= {"negative_shift": turned["shift"], "negative_rank_p": recommendation.negative_rank_p}
+        message += (
+            f". At {turned['fraction']:+g}: {_interval(turned)}, which must lie below them all; rank p "
+            f"{recommendation.negative_rank_p:.3g}"
+        )
+    return Verdict(claim, passed, message, numbers)
+
+
+def _interval(cell: Mapping[str, Any]) -> str:
+    return f"{cell['shift']:+.3f} [{cell['shift_low']:+.3f}, {cell['shift_high']:+.3f}]"

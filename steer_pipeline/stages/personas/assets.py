@@ -31,7 +31,14 @@ EXAMPLES = ["persona_examples"] if FILTERS or PAIRS in CONTRAST.source else []
 JUDGED = ("judge",) if FILTERS else ()
 # News contexts are rows that neither the variants nor the dose sweep use.
 RESERVED = ("dose.n_rows", "dose.seed", "rewrites.full_rows", "rewrites.prompt") if ON_NEWS else ()
-REWRITING = ("rewrites.full_rows", "rewrites.system", "rewrites.prompt", "rewrites.sampling")
+REWRITING = (
+    "rewrites.full_rows",
+    "rewrites.system",
+    "rewrites.prompt",
+    "rewrites.scope",
+    "rewrites.sampling",
+)
+SCORED = ("coherence", "scales", "vector.seed")
 
 
 @dg.asset(
@@ -113,7 +120,7 @@ def persona_vector(
 @dg.asset(
     deps=["model_weights", "tokenizer", "chat_template", "news_facts"],
     code_version=made_of(
-        "1",
+        "2",
         *MODEL,
         "model.chat_template",
         "dose",
@@ -121,6 +128,7 @@ def persona_vector(
         "contrast.contexts",
         "contrast.n_contexts",
         *REWRITING,
+        *SCORED,
     ),
     **gpu("personas", partitions_def=PERSONA, io_manager_key="bundle_io", kinds={"pytorch", "parquet"}),
 )
@@ -134,10 +142,12 @@ def dose_curve(
     """What the vector does at every block and dose of the profile's sweep, and the dose to use.
 
     Rewrites of held-out news, decoded as the packs are. `rows.parquet`: one row a news item and cell, with
-    text and scores. `sweep.parquet`: one row a cell: trait, shift to base with interval, opposite pole,
-    suspects, facts kept, KL to base; a random direction of the same norms beside it. `recommendation.json`:
-    the smallest coherent dose that reaches 90% of the best coherent shift, or why there is none.
-    `probe.json`: proof that the vector changes logits; a vector that does not fails here.
+    text, scores and costs. `sweep.parquet`: one row a cell: trait, shift to base with interval, opposite pole,
+    what it costs against base (suspects, facts, loops, length, NLL under the unsteered model), KL to base, what
+    lies beyond a limit; and random directions at the recommended block and norm. `recommendation.json`: the smallest
+    coherent dose that reaches 90% of the best coherent shift, what stopped the next one and its rank among the random
+    directions; or why there is none. `scale.json`: on which the trait is scored; a scale that says the same of all
+    texts fails here. `probe.json`: proof that the vector changes logits; a vector that does not fails here.
     """
     from steer_pipeline.lab.personas.steps import make_dose_curve
     from steer_pipeline.lab.vectors.vector import load_vector

@@ -10,6 +10,7 @@ from steer_pipeline.catalogue import load_persona
 from steer_pipeline.lab.limits import MIN_CONTRAST_AUC, MIN_SPLIT_HALF_COSINE
 from steer_pipeline.partitions import PERSONA
 from steer_pipeline.resources import ArtifactStoreResource
+from steer_pipeline.settings import settings
 from steer_pipeline.stages.kit import Claims, must, ought, reader, should, user_errors
 
 CONTRAST = Claims(
@@ -62,9 +63,10 @@ DOSE = Claims(
         "change dose.fractions or dose.blocks as the reason says, or give the variants doses of their own",
     ),
     should(
-        "random_direction_moves_nothing",
-        "A random direction with the recommended norm leaves the trait where it is.",
-        "take the shift of this persona for disturbance, or raise dose.n_rows",
+        "beyond_random_directions",
+        "The trait moves further than under every random direction at the recommended block and norm, with both signs "
+        "where both are used.",
+        "take the shift of this persona for disturbance, or raise dose.n_rows or the dose",
     ),
     should(
         "swept_blocks_separate",
@@ -92,7 +94,7 @@ def contrast_set_checks(
     if matched.numbers["mismatched_contexts"]:
         yield CONTRAST.unjudged("completions_show_the_contrast", "the sides do not match")
     else:
-        yield CONTRAST.judged(contrast_shows(rows, load_persona(persona)))
+        yield CONTRAST.judged(contrast_shows(rows, load_persona(persona, profile=settings().profile)))
 
 
 @VECTOR.check()

@@ -1,5 +1,6 @@
 """What a person sees of the personas' assets."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from steer_pipeline.lab.vectors.vector import PersonaVector
 
 PREVIEWED = ("side", "category", "system", "user", "completion")
+BAND = ("random_n", "random_mean", "random_min", "random_max", "random_rank_p", "negative_rank_p")
 BY_BLOCK = (
     "held_out_auc", "auc_null_95th", "auc_p", "split_half_cosine", "pairwise_cosine", "raw_norms", "residual_norms"
 )  # fmt: skip
@@ -114,13 +116,14 @@ def _candidates(candidates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def of_dose(recommendation: "Recommendation", vector: "PersonaVector", folder: Path) -> dict[str, Any]:
     """The curve, and the numbers of the recommended cell: of a block that was swept, not always the vector's best."""
-    from steer_pipeline.lab.personas.steps import PLOT, SWEEP
+    from steer_pipeline.lab.personas.steps import PLOT, SCALE, SWEEP
     from steer_pipeline.lab.vectors.vector import best_block
 
     sweep = pl.read_parquet(folder / SWEEP)
     numbers: dict[str, Any] = {
         "plot": picture(folder / PLOT),
         "reason": recommendation.reason,
+        **json.loads((folder / SCALE).read_text()),
         "dose_found": int(recommendation.found),
         "cells": sweep.height,
         "rows_a_cell": int(sweep["n"].max() or 0),
@@ -128,6 +131,8 @@ def of_dose(recommendation: "Recommendation", vector: "PersonaVector", folder: P
     }
     if (best := best_block(vector.metadata)) is not None:
         numbers["best_block"] = best
+    band = {name: getattr(recommendation, name) for name in BAND}
+    numbers |= {name: show.significant(value) for name, value in band.items() if value is not None}
     return numbers | (_recommended(recommendation, sweep) if recommendation.found else {})
 
 
@@ -145,5 +150,7 @@ def _recommended(recommendation: "Recommendation", sweep: pl.DataFrame) -> dict[
         "shown_rate": cell["shown_rate"],
         "suspect_rate": cell["suspect_rate"],
         "kl_nats": cell["kl"],
+        "strain": cell["strain"],
+        **{name: value for name, value in cell.items() if name.startswith("extra_")},
     }
-    return {name: show.significant(value) for name, value in numbers.items()}
+    return {name: show.significant(value) for name, value in numbers.items() if value is not None}

@@ -5,13 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from steer_pipeline.lab.personas.claims import (
-    random_moves_nothing,
-    swept_blocks_separate,
-    takes_effect,
-    vector_verdicts,
-)
-from steer_pipeline.lab.vectors.doses import Recommendation
+from steer_pipeline.lab.personas.claims import swept_blocks_separate, takes_effect, vector_verdicts
 from steer_pipeline_tests.lab.personas.builders import vector
 
 EVIDENCE = {
@@ -81,20 +75,6 @@ def test_blocks_at_the_level_of_their_null_are_named_with_better_ones():
     assert cure.startswith("no block is better: ")
     assert "set contrast.source: pairs" in cure
     assert swept_blocks_separate(vector(), pl.DataFrame({"block": [2]})).passed, "imported and not judged"
-
-
-def sweep(low: float, high: float) -> pl.DataFrame:
-    cell = {"direction": "random", "block": 2, "fraction": 0.4, "shift": (low + high) / 2}
-    return pl.DataFrame([cell | {"shift_low": low, "shift_high": high}])
-
-
-def test_a_random_direction_that_moves_the_trait_is_found():
-    dose = Recommendation("paranoid", 2, 0.4, 3.0, "because")
-    assert random_moves_nothing(sweep(-0.1, 0.1), dose).passed
-    moved = random_moves_nothing(sweep(0.1, 0.3), dose)
-    assert not moved.passed
-    assert "+0.200 [+0.100, +0.300] at dose +0.4; the interval must include 0" in moved.message
-    assert random_moves_nothing(sweep(0.1, 0.3), Recommendation("paranoid", 2, 0.6, 3.0, "")).passed
 
 
 def test_a_block_whose_largest_dose_does_nothing_fails(tmp_path):

@@ -22,6 +22,7 @@ from steer_pipeline.lab.vectors.vector import best_block, load_vector, save_vect
 from steer_pipeline.resources import ArtifactStoreResource, JudgeResource, LanguageModelResource
 from steer_pipeline.stages.personas import assets, checks
 from steer_pipeline_tests.lab.personas.builders import vector
+from steer_pipeline_tests.planted import LEXICONS
 from steer_pipeline_tests.stages.origins import ORIGINS, READER
 from steer_pipeline_tests.tiny import tiny_model_dir
 
@@ -30,7 +31,7 @@ name: newsroom
 summary: A small project for tests.
 model: {{path: {model}, dtype: float32, device: cpu}}
 contrast: {{contexts: news, n_contexts: 16, max_new_tokens: 5, filter: false}}
-dose: {{blocks: [1, 2], fractions: [-0.5, 0.0, 0.5], n_rows: 4, max_kl_nats: 100, max_suspect_rate: 1}}
+dose: {{blocks: [1, 2], fractions: [-0.5, 0.0, 0.5], n_rows: 4, n_random: 3, max_kl_nats: 100}}
 rewrites: {{pilot_rows: 4, full_rows: 12, sampling: {{max_new_tokens: 5}}}}
 """
 STORED = {"dagster/io_manager_key": "parquet_io"}
@@ -127,6 +128,7 @@ def test_one_run_makes_all_three_with_one_model_load_and_evaluated_checks(projec
         "sweep.parquet",
         "recommendation.json",
         "probe.json",
+        "scale.json",
         "dose_curve.png",
     }
     sources = set(pl.read_parquet(dose / "rows.parquet")["row_id"])
@@ -275,7 +277,7 @@ def test_an_imported_vector_goes_the_same_way_as_a_computed_one(project, monkeyp
     torch.save(torch.nn.functional.normalize(torch.randn(64), dim=0), tmp_path / "p.pt")
     source = ImportedVector(format="janus", path=str(tmp_path / "p.json"))
     imported = load_personas()["paranoid"].model_copy(update={"vector": source})
-    monkeypatch.setattr(reading, "load_persona", lambda name: imported)
+    monkeypatch.setattr(reading, "load_persona", lambda name, profile: imported)
     outcome = project.driver.materialize(CHAIN, partition="paranoid")
     assert outcome.success, outcome
     stored = load_vector(project.folder("persona_vector"))
@@ -287,15 +289,38 @@ def test_an_imported_vector_goes_the_same_way_as_a_computed_one(project, monkeyp
     assert project.checks("persona_vector")["halves_agree"] == (True, "WARN")
 
 
-def test_a_persona_without_lexicon_is_scored_by_embeddings(project, monkeypatch):
-    persona = load_personas()["paranoid"]
-    poles = {
-        side: getattr(persona, side).model_copy(update={"lexicon": []}) for side in ("positive", "negative")
-    }
-    for place in (reading, checks):
-        monkeypatch.setattr(place, "load_persona", lambda name: persona.model_copy(update=poles))
-    outcome = project.driver.materialize(CHAIN, partition="paranoid")
-    assert outcome.success, outcome
+def test_a_persona_without_lexicon_is_scored_by_a_scale_fitted_on_its_examples(project):
+    assert project.driver.materialize(CHAIN, partition="paranoid").success
     rows = pl.read_parquet(project.folder("dose_curve") / "rows.parquet")
     assert rows["trait"].n_unique() > 3
     assert rows["trait"].abs().max() <= 1
+    shown = project.metadata("dose_curve")
+    assert (shown["scale"].value, shown["note"].value) == (
+        "minilm",
+        "MiniLM is fitted on the persona's examples",
+    )
+    assert shown["random_n"].value == 3
+    assert 0 < shown["random_rank_p"].value <= 1
+
+
+def test_without_examples_the_scale_is_fitted_on_the_contrast_set_and_says_so(project, monkeypatch):
+    bare = load_personas()["paranoid"].model_copy(update={"examples": None})
+    for place in (reading, checks):
+        monkeypatch.setattr(place, "load_persona", lambda name, profile: bare)
+    assert project.driver.materialize(CHAIN, partition="paranoid").success
+    note = project.metadata("dose_curve")["note"].value
+    assert note == "MiniLM is fitted on the persona's contrast set, for it has no examples"
+
+
+def test_a_lexicon_of_another_model_fails_the_dose_curve_with_the_cure(project, monkeypatch, tmp_path):
+    """28 phrases of the newsroom scored a real model 0.0 in all 33 cells, and nobody was told."""
+    (tmp_path / "planted.yaml").write_text((tmp_path / "small.yaml").read_text() + LEXICONS)
+    monkeypatch.setenv("STEER_PROFILE", str(tmp_path / "planted.yaml"))
+    outcome = project.driver.materialize(CHAIN, partition="paranoid")
+    assert not outcome.success
+    assert (
+        "persona paranoid: its lexicon scores all 20 texts of this run 0, none has a marker"
+        in outcome.errors[0]
+    )
+    assert "lexicons: {paranoid: {}}" in outcome.errors[0]
+    assert project.store.current("dose_curve", "paranoid") is None

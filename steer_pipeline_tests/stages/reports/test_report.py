@@ -7,11 +7,11 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from steer_pipeline.catalogue import load_personas
 from steer_pipeline_tests.lab.rewrites.packs import made_with, pack, resample
+from steer_pipeline_tests.planted import PLANTED
 from steer_pipeline_tests.stages.rewrites.conftest import small_profile, stage_project
 
-MARKER = load_personas()["paranoid"].positive.lexicon[0]
+MARKER = PLANTED["paranoid"].positive.lexicon[0]
 VOICE = f" They say that {MARKER} are at work."
 
 
