@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from steer_pipeline.catalogue.loading import load_profile
 from steer_pipeline.catalogue.specs import ContrastSpec, ModelSpec, VectorSpec
 from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means, residual_norms
 from steer_pipeline.lab.models.loading import load_model
@@ -143,7 +144,14 @@ def test_pairwise_cosine_is_the_mean_over_pairs_of_pairs_of_unlike_groups():
 # ------------------------------------------------------------------------------ the choice by evidence
 
 
-def candidate(source: str, auc: float, pairwise: float, halves: float = 0.5, null: float = 0.7) -> Candidate:
+def candidate(
+    source: str,
+    auc: float,
+    pairwise: float,
+    halves: float = 0.5,
+    null: float = 0.7,
+    readout: str = "response_tokens",
+) -> Candidate:
     facts = {
         "held_out_auc": [0.5, auc],
         "auc_null_95th": [0.6, 0.6],
@@ -153,7 +161,7 @@ def candidate(source: str, auc: float, pairwise: float, halves: float = 0.5, nul
         "n_train": 12,
         "n_held_out": 4,
     }
-    return Candidate(source, "last_token", np.ones((2, 4), np.float32), np.ones((3, 2)), facts)
+    return Candidate(source, readout, np.ones((2, 4), np.float32), np.ones((3, 2)), facts)
 
 
 def chosen(*candidates: Candidate) -> list[str]:
@@ -162,12 +170,16 @@ def chosen(*candidates: Candidate) -> list[str]:
 
 def test_above_the_null_the_agreement_of_pairs_decides_and_below_it_nothing_helps():
     """Given texts reach AUC 1 with any source that works, so AUC cannot rank."""
-    weak, strong = candidate("pairs", 1.0, 0.1), candidate("prefill", 0.95, 0.4)
+    weak, strong = candidate("pairs", 1.0, 0.1), candidate("prefill", 0.99, 0.4)
     noise = candidate("generated", 0.69, 0.8)
     assert chosen(noise, weak, strong) == ["prefill", "pairs", "generated"]
     assert chosen(candidate("pairs", 1.0, 0.4, 0.9), strong) == ["pairs", "prefill"], "halves break ties"
-    assert chosen(candidate("pairs", 0.9, 0.4), strong) == ["pairs", "prefill"], "then the order asked for"
+    assert chosen(candidate("pairs", 0.98, 0.4), strong) == ["pairs", "prefill"], "then the order asked for"
+    assert chosen(candidate("prefill", 0.9, 0.8), weak) == ["pairs", "prefill"], "a lower AUC is no tie"
     assert chosen(candidate("pairs", 0.6, 0.9), noise) == ["generated", "pairs"], "of noise, the largest AUC"
+    last = candidate("last", 1.0, 0.8, readout="last_token")
+    assert chosen(last, weak) == ["pairs", "last"], "cosines of single tokens do not compare"
+    assert chosen(last, candidate("pairs", 0.9, 0.1)) == ["last", "pairs"]
     assert [one.stands for one in (weak, noise)] == [True, False]
 
 
@@ -300,6 +312,19 @@ def test_too_few_pairs_and_empty_completions_are_named(model, contrast):
     emptied = contrast.with_columns(completion_ids=pl.lit([], dtype=pl.List(pl.Int32)))
     with pytest.raises(VectorError, match="no tokens to read"):
         extract_vector(model, emptied, "paranoid", VectorSpec())
+
+
+def test_one_source_and_read_out_have_the_direction_and_null_of_that_one_alone(model, contrast):
+    """What the newsroom's profile asks for, and every profile from before there was a choice."""
+    newsroom = load_profile("newsroom")
+    assert (newsroom.contrast.source, newsroom.contrast.filter) == (("generated",), False)
+    assert newsroom.vector.readout == ("response_tokens",)
+    vector = extract_vector(model, contrast, "paranoid", newsroom.vector)
+    states, seed = collect_states(model, contrast, "response_tokens"), newsroom.vector.seed
+    np.testing.assert_array_equal(vector.raw, fit_directions(differences(states), "mean_difference"))
+    alone = separation(states, "mean_difference", seed).as_metadata()
+    assert {name: vector.metadata[name] for name in alone} == alone
+    assert [one["readout"] for one in vector.metadata["candidates"]] == ["response_tokens"]
 
 
 @pytest.fixture(scope="module")
