@@ -21,6 +21,7 @@ PACK = {
     "profile": "Profile that it was made with.",
     "size": "Size that the pack was asked in, `pilot` or `full`.",
     "made_with": "JSON of what all variants that are compared with each other must share.",
+    "nll": "Nats a token under the unsteered model, given the neutral prompt; null for an empty text.",
 }
 KEEP = PACK | {
     "suspects": "Names of the suspect rules that the rewrite trips.",

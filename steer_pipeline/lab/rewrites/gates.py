@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 from pydantic import ValidationError
 
-from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, RewriteRow
+from steer_pipeline.lab.generation.schema import ADDED_LATER, REWRITE_SCHEMA, RewriteRow
 from steer_pipeline.lab.quality import OUR_RULES
 from steer_pipeline.lab.rewrites import AGAIN, ALIGNED, DIFFERS, ROW_COUNT, SAME, SCHEMA, SUSPECTS, UNIQUE
 from steer_pipeline.lab.rewrites.comparison import difference_from_base
@@ -64,7 +64,8 @@ def schema(pack: pl.DataFrame) -> Verdict:
 
     A `personas` column that arrives as text is read as JSON, so that a torn record is named by its row.
     """
-    problems = [f"column {name} is missing" for name in REWRITE_SCHEMA if name not in pack.columns]
+    absent = [name for name in REWRITE_SCHEMA if name not in pack.columns]
+    problems = [f"column {name} is missing" for name in absent if name not in ADDED_LATER]
     problems += [f"column {name} is not in the schema" for name in pack.columns if name not in REWRITE_SCHEMA]
     for name, wanted in REWRITE_SCHEMA.items():
         kind = pack.schema.get(name)
@@ -75,7 +76,10 @@ def schema(pack: pl.DataFrame) -> Verdict:
         errors = _row_errors(row)
         bad_rows += bool(errors)
         problems += [f"row {number} (row_id {row.get('row_id')}), {error}" for error in errors]
-    message = _listing(problems, f"{bad_rows} invalid rows") if problems else "every row is valid"
+    unmeasured = "".join(f"; {name} was not measured" for name in absent if name in ADDED_LATER)
+    message = (
+        _listing(problems, f"{bad_rows} invalid rows") if problems else f"every row is valid{unmeasured}"
+    )
     return Verdict(
         SCHEMA,
         not problems,

@@ -115,12 +115,13 @@ def make_raw(
     seen = _Latest(progress)
     fanout = Fanout(request.workers, request.settings.home) if request.workers > 1 else None
     sampling = request.profile.rewrites.sampling
-    finished = generate(model, rows, plans, sampling, journal=journal, progress=seen, fanout=fanout)
+    finished = list(generate(model, rows, plans, sampling, journal=journal, progress=seen, fanout=fanout))
+    nll = work.unsteered_nll(model, rows, finished)
     corpus = read.store.current("truncated_news", None)
     shared = work.made_with(request.profile, model, corpus.sha if corpus else None)
-    packs = work.pack_rows(finished, items, identities, model.name, request.profile, request.size, shared) | {
-        name: pl.DataFrame(schema=REWRITE_SCHEMA) for name in planned.refused
-    }
+    packs = work.pack_rows(
+        finished, items, identities, model.name, request.profile, request.size, shared, nll
+    ) | {name: pl.DataFrame(schema=REWRITE_SCHEMA) for name in planned.refused}
     made_on = {
         plan.variant: {term.name: term.made_on for term in plan.terms if term.made_on} for plan in plans
     }

@@ -26,6 +26,16 @@ from steer_pipeline.stages.kit import cpu, folder, gpu, reader, user_errors
 TABLE: dict[str, Any] = {"io_manager_key": "parquet_io", "kinds": {"polars", "parquet"}}
 # How many rows a pack has, as its gates judge it.
 SIZES = ("rewrites.pilot_rows", "rewrites.full_rows")
+# What a rewrite depends on beside what is added to the model.
+REWRITING = (
+    "name",
+    *MODEL,
+    "model.chat_template",
+    "rewrites.system",
+    "rewrites.prompt",
+    "rewrites.sampling",
+    "corpus.max_tokens",
+)
 BASE_ONLY = dg.SpecificPartitionsPartitionMapping(["base"])
 SUMMARY_SHOWN = ("facts_kept", "suspect")  # beside the traits
 
@@ -73,7 +83,7 @@ class ReleaseConfig(dg.Config):
         dg.AssetDep("dose_curve", partition_mapping=VARIANT_NEEDS),
     ],
     backfill_policy=dg.BackfillPolicy.single_run(),
-    code_version=made_of("1", "name", *MODEL, "model.chat_template", "rewrites", "corpus.max_tokens"),
+    code_version=made_of("2", *REWRITING, *SIZES),
 )
 def rewrite_raw(
     context: dg.AssetExecutionContext,
@@ -84,9 +94,10 @@ def rewrite_raw(
 ) -> dict[str, pl.DataFrame]:
     """Every requested variant of the first N news items, from one model load and one call of the engine.
 
-    One row is one news item in one variant. Finished rows are journalled: a killed run does only what is
-    missing, and a full pack takes the pilot's rows as they are. Before anything is generated a probe compares
-    steered with unsteered logits; a plan that changes nothing fails the run.
+    One row is one news item in one variant, with its likelihood under the unsteered model. Finished rows are
+    journalled: a killed run generates only what is missing, and a full pack takes the pilot's rows as they are;
+    likelihoods are measured anew, to the same values. Before anything is generated a probe compares steered with
+    unsteered logits; a plan that changes nothing fails the run.
     """
     from steer_pipeline.lab.generation.fanout import FanoutError
     from steer_pipeline.lab.generation.probe import SteeringHasNoEffect

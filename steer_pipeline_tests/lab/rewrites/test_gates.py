@@ -57,6 +57,12 @@ def test_a_dropped_row_is_counted_and_named(source):
     assert verdicts[gate.ALIGNED].message.endswith("(1 missing, 0 extra rows, limit 0)")
 
 
+def test_a_pack_of_before_likelihoods_were_measured_is_read_and_says_so(source):
+    verdicts = judge(pack("paranoid", tail=VOICE).drop("nll"), source)
+    assert failed(verdicts) == set()
+    assert verdicts[gate.SCHEMA].message == "every row is valid; nll was not measured"
+
+
 def test_a_duplicated_row_is_named(source):
     sound = pack("paranoid", tail=VOICE)
     verdicts = judge(pl.concat([sound, sound[3:4]]), source)
