@@ -18,9 +18,9 @@ from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.settings import Settings
 
 # How a text is recognised as a persona's; all else of a persona says how it is asked for.
-SCALE_FIELDS = ("lexicon", "judge_rubric")
-# Told to people, or read by no asset yet: what is made of a persona does not depend on them.
-UNREAD_FIELDS = ("summary", "examples")
+SCALE_FIELDS = ("lexicon", "judge_rubric", "examples")
+# Told to people: what is made of a persona does not depend on it.
+UNREAD_FIELDS = ("summary",)
 SHOWN = 16
 
 
@@ -77,7 +77,8 @@ def _persona(current: Settings, name: str) -> Found:
 def _scale(current: Settings, name: str) -> Found:
     persona = load_persona(name)
     lexicons = [persona.positive.lexicon, persona.negative.lexicon]
-    return Found(_digest([persona.kind, lexicons, persona.judge_rubric]))
+    examples = persona.examples and _plain(persona.examples)
+    return Found(_digest([persona.kind, lexicons, persona.judge_rubric, examples]))
 
 
 def _variant(current: Settings, name: str) -> Found:
@@ -164,7 +165,8 @@ ORIGINS = (
     ),
     Origin(
         "persona_scale",
-        "How a text is recognised as a persona's: marker words of both poles and the judge's rubric. Of the same files "
+        "How a text is recognised as a persona's: marker words and examples of both poles, the judge's rubric. Of the "
+        "same files "
         "as `persona_spec`, apart from it, so that better scoring extracts no vector again.",
         "persona",
         _scale,

@@ -21,6 +21,24 @@ class TraitScorer(Protocol):
     def shows_opposite(self, text: str) -> bool: ...
 
 
+def require_telling(persona: str, scale: str, scores: Sequence[float] | np.ndarray | pl.Series) -> None:
+    """Refuses a scale that says the same of every text of a run: its zeros would read as a result.
+
+    Args:
+        scores: of all texts of the run, steered and not.
+
+    Raises:
+        ValueError: they are all equal; persona, scale and cure are named.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if len(values) > 1 and np.ptp(values) == 0:
+        raise ValueError(
+            f"persona {persona}, scale {scale}: all {len(values)} texts of this run score {values[0]:g}, so it tells "
+            "nothing here. Markers of a lexicon must occur in what this model says: take the lexicon out for this "
+            "model, and give the persona `examples`, on which the scale of any model is fitted"
+        )
+
+
 def trait_scorer(persona: Persona, contrast: pl.DataFrame) -> TraitScorer:
     """The persona's lexicon, or, where it has none, a MiniLM classifier fitted on its contrast set.
 

@@ -90,4 +90,6 @@ REWRITE_SCHEMA = pl.Schema(
         "nll": pl.Float64(),
     }
 )
+# Rewrites under random directions: rows of a pack, one direction a variant, and what was drawn.
+BAND_SCHEMA = pl.Schema({**REWRITE_SCHEMA, "token_ids": pl.List(pl.Int64())})
 ADDED_LATER = ("nll",)  # packs from before it was measured are read without it

@@ -23,6 +23,10 @@ PACK = {
     "made_with": "JSON of what all variants that are compared with each other must share.",
     "nll": "Nats a token under the unsteered model, given the neutral prompt; null for an empty text.",
 }
+BAND = PACK | {
+    "variant": "`random_00`, `random_01`, …: one random direction each.",
+    "token_ids": "Tokens of the rewrite, without the end token.",
+}
 KEEP = PACK | {
     "suspects": "Names of the suspect rules that the rewrite trips.",
     "facts_kept": "Share of the lead's facts that it keeps; null where the lead has none.",
