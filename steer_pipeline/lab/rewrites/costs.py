@@ -106,7 +106,7 @@ def combined_table(
             continue
         aim = own_aims[0]
         beside = prompted.get(aim.persona) if aim.wanted == "up" else None
-        other = score(beside, aim) if beside is not None and (beside,) in tables else None
+        other = score(beside, aim) if beside not in (None, variant) and (beside,) in tables else None
         of_base = score(base, aim)
         found.append(
             {"variant": variant, "persona": aim.persona, "wanted": aim.wanted, "scale": aim.scale}
