@@ -152,7 +152,10 @@ def test_every_variant_says_what_it_costs_and_each_target_lies_beyond_the_random
             assert numbers["coherence"]["extra_suspects"]["within"], name
         for persona in variant.targets:
             assert 0 <= numbers["combined"]["score"] <= 2
-            assert numbers["trait"][persona]["random_rank_p"] == pytest.approx(1 / 11, abs=1e-3), (name, persona)
+            assert numbers["trait"][persona]["random_rank_p"] == pytest.approx(1 / 11, abs=1e-3), (
+                name,
+                persona,
+            )
 
 
 def test_controls_include_zero(last_line):

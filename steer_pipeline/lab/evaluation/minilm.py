@@ -113,11 +113,9 @@ def embed(texts: Sequence[str]) -> np.ndarray:
 _embedded: OrderedDict[str, np.ndarray] = OrderedDict()
 
 
-def _embed_once(texts: Sequence[str]) -> np.ndarray:
-    """`embed` of texts without repeats. Scorers of several personas score the same texts in turn; the last
-    `REMEMBERED` are embedded once.
-    """
-    new = [text for text in texts if text not in _embedded]
+def embed_once(texts: Sequence[str]) -> np.ndarray:
+    """`embed`, the last `REMEMBERED` texts from memory: scorers of several personas see the same ones in turn."""
+    new = list(dict.fromkeys(text for text in texts if text not in _embedded))
     _embedded.update(zip(new, embed(new), strict=True))
     found = np.stack([_embedded[text] for text in texts])
     while len(_embedded) > REMEMBERED:
@@ -200,7 +198,7 @@ class MiniLMScorer:
         if len(keys) != len(texts):
             raise ValueError(f"{len(keys)} groups for {len(positive_texts)} + {len(negative_texts)} texts")
         labels = np.r_[np.ones(len(positive_texts), int), np.zeros(len(negative_texts), int)]
-        features = embed(texts)
+        features = embed_once(texts)
         folds = grouped_folds(keys, self.n_folds, self.seed)
         held_out = cross_fitted(features, labels, folds)
         shuffled = shuffled_aucs(features, labels, keys, folds, n=self.n_shuffles, seed=self.seed)
@@ -225,7 +223,7 @@ class MiniLMScorer:
         self._known |= {text: 0.0 for text in texts if not text.strip()}
         new = list(dict.fromkeys(text for text in texts if text not in self._known))
         if new:
-            probabilities = self._model.predict_proba(_embed_once(new))[:, 1]
+            probabilities = self._model.predict_proba(embed_once(new))[:, 1]
             self._known |= dict(zip(new, (2 * probabilities - 1).tolist(), strict=True))
         return np.array([self._known[text] for text in texts], dtype=np.float64)
 

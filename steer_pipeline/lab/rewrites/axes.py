@@ -30,7 +30,7 @@ MATRIX_COLUMNS = {
     "high": "Upper end of it.",
     "band_low": "Smallest movement of a random direction.",
     "band_high": "Largest movement of a random direction.",
-    "beyond_band": "Whether the movement lies outside the band.",
+    "beyond_band": "Whether the movement lies outside the band, on the news items that the band has.",
 }
 STORED_MATRIX = pl.Schema({name: MATRIX_SCHEMA.get(name, pl.String()) for name in MATRIX_COLUMNS})
 

@@ -23,7 +23,7 @@ MATRIX_SCHEMA = pl.Schema(
         "high": pl.Float64(),
         "band_low": pl.Float64(),  # smallest and largest movement of the random directions
         "band_high": pl.Float64(),
-        "beyond_band": pl.Boolean(),
+        "beyond_band": pl.Boolean(),  # on the news items that the random directions have
     }
 )
 AIM_SCHEMA = pl.Schema(
@@ -96,17 +96,19 @@ def steerability(
     means = {name: table.mean(axis=0) for name, table in differences.items()}
     drawn = np.stack([means[name] for name in band]) if band else np.zeros((1, len(axes)))
     low, high = drawn.min(axis=0), drawn.max(axis=0)
+    beside = _rows_of(scores, base, band)
     matrix, aims = [], []
     for variant, table in differences.items():
         if variant == base:
             continue
         aim = _aim(axes, targets.get(variant, {}), variant)
+        there = (table if variant in band else table[beside]).mean(axis=0)
         for index, interval in enumerate(mean_intervals(table, seed=seed)):
             matrix.append(
                 {"variant": variant, "axis": axes[index], "aimed": int(np.sign(aim[index]))}
                 | {"moved": interval.estimate, "low": interval.low, "high": interval.high}
                 | {"band_low": float(low[index]), "band_high": float(high[index])}
-                | {"beyond_band": not low[index] <= interval.estimate <= high[index]}
+                | {"beyond_band": not low[index] <= there[index] <= high[index]}
             )
         along, side = _parts(table, aim, seed)
         aims.append(
@@ -115,6 +117,13 @@ def steerability(
             | dict(zip(("side", "side_low", "side_high"), side, strict=True))
         )
     return pl.DataFrame(matrix, schema=MATRIX_SCHEMA), pl.DataFrame(aims, schema=AIM_SCHEMA)
+
+
+def _rows_of(scores: pl.DataFrame, base: str, band: Sequence[str]) -> np.ndarray:
+    """Which of base's rows, in the order of `moved`, the random directions have: bool [rows]; all without a band."""
+    ids = scores.filter(pl.col("variant") == base)["row_id"].unique().sort()
+    drawn = scores.filter(pl.col("variant").is_in(list(band)))["row_id"].unique()
+    return ids.is_in(drawn.implode()).to_numpy() if len(drawn) else np.ones(len(ids), dtype=bool)
 
 
 def _aim(axes: Sequence[str], targets: Mapping[str, int], variant: str) -> np.ndarray:

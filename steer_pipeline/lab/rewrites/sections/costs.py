@@ -34,11 +34,15 @@ def costs(tables: ComparisonTables, context: ReportContext) -> list[Block]:
             cost_figures.costs(tables),
             "Paired difference to base with its 95% interval. Green: what the profile's `coherence` allows.",
         ),
-        table(_cost_columns(), tables.costs.iter_rows(named=True), _meanings()),
+        table(_cost_columns(), [row for cost in COSTS for row in _of(tables, cost)], _meanings()),
         Heading("Trait, facts and fluency in one number", 3),
         table(_combined_columns(), tables.combined.iter_rows(named=True), COMBINED_SAYS),
     ]
     return [*blocks, *_band(tables, context)]
+
+
+def _of(tables: ComparisonTables, cost: str) -> list[dict[str, Any]]:
+    return tables.costs.filter(cost=cost).to_dicts()
 
 
 def _meanings() -> str:
