@@ -60,7 +60,7 @@ class Chains(Pilot):
         failed = [f"{name}: no coherent dose" for name in assets if (name, partition) in self.broken]
         return Outcome("run", not failed, tuple(failed), (), ())
 
-    def summary(self):
+    def tables(self):
         return None
 
 
