@@ -217,7 +217,8 @@ def test_an_edit_makes_stale_exactly_what_was_made_of_it(place, last_line):
     with place.edited(profile, lambda content: content["rewrites"]["sampling"].update(temperature=0.55)):
         found = place.stale()
         assert set(found) == of("dose_curve", *STEERED) | of("rewrite_raw", *VARIANTS) | {
-            "vector_eval_report"
+            "model_diagnosis",
+            "vector_eval_report",
         }
         assert found["dose_curve[paranoid]"] == "profile section rewrites.sampling has changed"
     with place.edited(profile, lambda content: content.update(judge={"model": "another"})):
@@ -234,6 +235,7 @@ def test_another_chat_template_and_other_weights_are_seen(place, last_line):
     before = template.read_text()
     template.write_text(before.replace("<|im_start|>", "<|im_start|> ", 1))
     prompts = of("contrast_set", *STEERED) | of("dose_curve", *STEERED) | of("rewrite_raw", *VARIANTS)
+    prompts |= {"model_diagnosis"}
     assert set(place.stale()) == prompts
     template.write_text(before)
     kept = weights.read_bytes()

@@ -20,6 +20,7 @@ from steer_pipeline.lab.rewrites import GATES
 from steer_pipeline.settings import settings
 
 CORPUS = ("cc_news", "truncated_news")
+DIAGNOSIS = "model_diagnosis"
 PERSONA_CHAIN = ("contrast_set", "persona_vector", "dose_curve")
 RAW = "rewrite_raw"
 RELEASE = "rewrite_release"
@@ -39,9 +40,14 @@ class Pilot(Campaign):
         """Makes what is out of date; the comparison's summary, or None if it could not be made.
 
         A persona or variant that fails is kept in `problems`, and the others go on.
+
+        Raises:
+            Stopped: there are no news, or the model does not do the job at all.
         """
         self.driver.observe()
         self.bring_up(CORPUS, None)
+        self.bring_up((DIAGNOSIS,), None)
+        self.say(self.diagnosed())
         failed = {name for name in self.personas if not self.bring_up(PERSONA_CHAIN, name, stop=False)}
         able = {name: spec for name, spec in self.variants.items() if not failed & set(_personas(spec))}
         self.problems += [
@@ -58,7 +64,7 @@ class Pilot(Campaign):
 
     def places(self) -> list[Place]:
         return [
-            *((asset, None) for asset in CORPUS),
+            *((asset, None) for asset in (*CORPUS, DIAGNOSIS)),
             *((asset, persona) for persona in self.personas for asset in PERSONA_CHAIN),
             *((RAW, variant) for variant in self.variants),
             *((asset, variant) for variant in self.variants for asset in VARIANT_CHAIN),
@@ -75,6 +81,19 @@ class Pilot(Campaign):
     def personas(self) -> list[str]:
         """Personas whose vectors the variants add, in order of first use."""
         return list(dict.fromkeys(name for spec in self.variants.values() for name in _personas(spec)))
+
+    def diagnosed(self) -> str:
+        """What the model does at its job, what to expect of time, and what to look at, in a few lines."""
+        from steer_pipeline.lab.rewrites.costs import expected_seconds, lines
+        from steer_pipeline.lab.rewrites.diagnosis import diagnosis_verdicts, load_diagnosis
+
+        profile = settings().profile
+        found = load_diagnosis(self.store.current(DIAGNOSIS, None).path)
+        warnings = [
+            f"warning: {each.message}" for each in diagnosis_verdicts(found, profile) if not each.passed
+        ]
+        told = lines(found, expected_seconds(found, profile, self.variants, self.size))
+        return "\n".join(f"{'':11}{line}" for line in [*told, *warnings])
 
     def summary(self) -> pl.DataFrame:
         """The comparison's summary of the variants that this pass was asked for."""
