@@ -31,8 +31,9 @@ SAMPLES = 4  # rewrites a row: with 8 rows the 32 sequences that a decoding batc
 LOOKED_AT = 64  # first rows, among which those with facts are taken
 ECHO = "prompt_echo"  # the suspect rule of a rewrite that only copies
 LEVEL = 0.05  # of the test whether base breaks the gate on suspects
+FOLLOWS = "base_follows_the_prompt"  # the only claim that stops the pilot
 CURES = {
-    "base_follows_the_prompt": "use an instruction-tuned model, or another rewrites.prompt (what base says is in the "
+    FOLLOWS: "use an instruction-tuned model, or another rewrites.prompt (what base says is in the "
     "rows of model_diagnosis); diagnosis.min_facts_kept: null goes on all the same",
     "base_keeps_the_facts": "judge variants by what they lose against base, or take a more able model or another "
     "rewrites.prompt",
@@ -238,12 +239,12 @@ def diagnosis_verdicts(diagnosis: Diagnosis, profile: Profile) -> Iterator[Verdi
         does_not_copy(diagnosis),
         fits_into_memory(diagnosis, profile.model.batch_tokens),
     ):
-        yield replace(verdict, cure=CURES[verdict.claim])
+        yield replace(verdict, cure=CURES[verdict.claim], blocking=verdict.claim == FOLLOWS)
 
 
 def follows_the_prompt(diagnosis: Diagnosis, limit: float | None) -> Verdict:
     """Something of the news is left in what base makes of it."""
-    claim, kept = "base_follows_the_prompt", diagnosis.facts_kept
+    claim, kept = FOLLOWS, diagnosis.facts_kept
     if kept is None:
         return Verdict(
             claim, True, f"not judged: none of {diagnosis.rows} leads has a number or name to keep"
