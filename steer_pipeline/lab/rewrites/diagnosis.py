@@ -102,11 +102,7 @@ def diagnose(
     """
     source = read_source(news.head(LOOKED_AT), known_facts)
     asked = prompts(_chosen(news, source, profile.diagnosis.n_rows), {}, profile, {}, model)
-    prefill_rate = _prefill_rate(model, asked[: (len(asked) + 1) // 2], profile.rewrites.sampling)
-    plans = [SteeringPlan(f"base_{number}") for number in range(SAMPLES)]
-    started = time.perf_counter()
-    finished = list(generate(model, asked, plans, profile.rewrites.sampling))
-    decoding = max(time.perf_counter() - started - _tokens(asked) / prefill_rate, 1e-3)
+    finished, speed = _timed(model, asked, profile.rewrites.sampling)
     rows = _scored(finished, source, model.tokenizer.all_special_tokens)
     return Diagnosis(
         model=model.known_as,
@@ -119,8 +115,8 @@ def diagnose(
         rewrites=rows.height,
         **_shares(rows),
         prompt_tokens=_tokens(asked) / len(asked),
-        prefill_rate=prefill_rate,
-        decode_rate=sum(row.n_new_tokens for row in finished) / decoding,
+        prefill_rate=speed[0],
+        decode_rate=speed[1],
         weights_bytes=_weights_bytes(model),
         cache_bytes=_cache_bytes(model),
         free_bytes=_free_bytes(model.device),
@@ -145,11 +141,25 @@ def _chosen(news: pl.DataFrame, source: Source, wanted: int) -> pl.DataFrame:
     return news.filter(pl.col("row_id").is_in(first))
 
 
-def _prefill_rate(model: LoadedModel, asked: list[PromptRow], sampling: SamplingSpec) -> float:
-    """Tokens per second: one token a row is all prefill but for a step of decoding."""
+def _timed(
+    model: LoadedModel, asked: list[PromptRow], sampling: SamplingSpec
+) -> tuple[list[FinishedRow], tuple[float, float]]:
+    """Base's rewrites, and tokens read and written per second.
+
+    Half of the rows with one new token each are all reading but for a step. A token that is written is read, too: what
+    is written takes at least as long, however short the run and noisy the clock.
+    """
+    first, one = asked[: (len(asked) + 1) // 2], sampling.model_copy(update={"max_new_tokens": 1})
     started = time.perf_counter()
-    list(generate(model, asked, [SteeringPlan("base")], sampling.model_copy(update={"max_new_tokens": 1})))
-    return _tokens(asked) / (time.perf_counter() - started)
+    list(generate(model, first, [SteeringPlan("base")], one))
+    read_first = time.perf_counter() - started
+    plans = [SteeringPlan(f"base_{number}") for number in range(SAMPLES)]
+    started = time.perf_counter()
+    finished = list(generate(model, asked, plans, sampling))
+    total = time.perf_counter() - started
+    read, written = _tokens(asked), sum(row.n_new_tokens for row in finished)
+    prefill = max(_tokens(first) / read_first, (read + written) / total)
+    return finished, (prefill, written / max(total - read / prefill, written / prefill))
 
 
 def _tokens(asked: list[PromptRow]) -> int:
