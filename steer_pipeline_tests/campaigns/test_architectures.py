@@ -106,9 +106,16 @@ def test_a_model_that_ignores_its_prompt_is_a_diagnosis_before_any_work(pilot, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gemma3", "qwen3_moe", "gpt_neox", "olmo2"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_neox", "olmo2"])
 def test_other_architectures_go_through_all_stages(pilot, name):
     assert_every_stage_is_made(pilot(architecture_dir(name)))
+
+
+@pytest.mark.slow
+def test_gemma_with_windows_and_no_system_turn_goes_through_all_stages(pilot, tmp_path):
+    made = pilot(tiny_model_dir(tmp_path, "gemma"))
+    assert "puts system text before the user's" in made.said
+    assert_every_stage_is_made(made)
 
 
 @pytest.mark.slow
