@@ -46,8 +46,10 @@ class Pilot(Campaign):
         """
         self.driver.observe()
         self.bring_up(CORPUS, None)
+        known = not self.is_stale(DIAGNOSIS, None)
         self.bring_up((DIAGNOSIS,), None)
-        self.say(self.diagnosed())
+        if not known:
+            self.say(self.diagnosed())
         failed = {name for name in self.personas if not self.bring_up(PERSONA_CHAIN, name, stop=False)}
         able = {name: spec for name, spec in self.variants.items() if not failed & set(_personas(spec))}
         self.problems += [

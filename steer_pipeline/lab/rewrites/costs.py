@@ -61,7 +61,7 @@ def _of_rewrites(
     for spec in variants.values():
         if spec.prompted_by:
             read += 1
-        elif spec.terms and spec.scope == "all":
+        elif spec.terms and spec.scope != "generated":
             blocks = [term.block for term in spec.terms if term.block is not None]
             read += max((_share_above(diagnosis, block) for block in blocks), default=usual)
     rows = rows_wanted(profile, size)

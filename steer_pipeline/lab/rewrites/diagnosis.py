@@ -282,16 +282,17 @@ def keeps_the_facts(diagnosis: Diagnosis) -> Verdict:
     return Verdict("base_keeps_the_facts", passed, f"{found}; at least {MIN_BASE_FACTS:.0%} is wanted")
 
 
-def is_clean(diagnosis: Diagnosis, limit: float) -> Verdict:
+def is_clean(diagnosis: Diagnosis, limit: float | None) -> Verdict:
     """Base itself would pass the gate on suspects."""
+    found = f"{diagnosis.suspects:.0%} of base's rewrites are suspect"
+    numbers = {"suspect_rate": diagnosis.suspects}
+    if limit is None:
+        return Verdict(
+            "base_is_clean", True, f"{found}; gates.max_suspect_rate of the profile is null", numbers
+        )
     count = round(diagnosis.suspects * diagnosis.rewrites)
     chance = binomtest(count, diagnosis.rewrites, limit, alternative="greater").pvalue
-    return Verdict(
-        "base_is_clean",
-        chance >= LEVEL,
-        f"{diagnosis.suspects:.0%} of base's rewrites are suspect, the gate's limit is {limit:.0%}",
-        {"suspect_rate": diagnosis.suspects},
-    )
+    return Verdict("base_is_clean", chance >= LEVEL, f"{found}, the gate's limit is {limit:.0%}", numbers)
 
 
 def ends_by_itself(diagnosis: Diagnosis, max_new_tokens: int) -> Verdict:
