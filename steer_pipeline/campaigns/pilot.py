@@ -86,8 +86,8 @@ class Pilot(Campaign):
 
     def diagnosed(self) -> str:
         """What the model does at its job, what to expect of time, and what to look at, in a few lines."""
-        from steer_pipeline.lab.rewrites.costs import expected_seconds, lines
         from steer_pipeline.lab.rewrites.diagnosis import diagnosis_verdicts, load_diagnosis
+        from steer_pipeline.lab.rewrites.expected import expected_seconds, lines
 
         profile = settings().profile
         found = load_diagnosis(self.store.current(DIAGNOSIS, None).path)

@@ -371,8 +371,8 @@ def loaded(place: Place) -> Iterator[Finding]:
 def diagnosis(place: Place) -> Iterator[Finding]:
     """What `steer make pilot` begins with, on the first news of the profile."""
     from steer_pipeline.lab.models.loading import load_model
-    from steer_pipeline.lab.rewrites.costs import expected_seconds, lines
     from steer_pipeline.lab.rewrites.diagnosis import diagnose, diagnosis_verdicts
+    from steer_pipeline.lab.rewrites.expected import expected_seconds, lines
     from steer_pipeline.lab.rewrites.source import KNOWN_FACTS
 
     current = place.settings

@@ -1,7 +1,7 @@
 """Whether a model does the job at all, how fast, and whether it fits: a minute of work before hours of it.
 
 In: a loaded model, a profile, a few news rows. Out: a `Diagnosis` (what base makes of the rewrite prompt, tokens per
-second, memory), its rewrites as rows, and verdicts with cures. `costs` turns the speed into seconds a stage.
+second, memory), its rewrites as rows, and verdicts with cures. `expected` turns the speed into seconds a stage.
 """
 
 import json

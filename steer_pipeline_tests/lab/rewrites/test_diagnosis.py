@@ -9,7 +9,6 @@ from steer_pipeline.catalogue import load_profile, load_variants
 from steer_pipeline.environment import project_home
 from steer_pipeline.lab.corpus import row_id
 from steer_pipeline.lab.models.loading import load_model
-from steer_pipeline.lab.rewrites.costs import expected_seconds, lines
 from steer_pipeline.lab.rewrites.diagnosis import (
     Diagnosis,
     diagnose,
@@ -17,6 +16,7 @@ from steer_pipeline.lab.rewrites.diagnosis import (
     load_diagnosis,
     save_diagnosis,
 )
+from steer_pipeline.lab.rewrites.expected import expected_seconds, lines
 from steer_pipeline.lab.units import shown_seconds
 from steer_pipeline_tests.tiny import tiny_model_dir
 
