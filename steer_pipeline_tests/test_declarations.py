@@ -95,6 +95,7 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
 
         make("cc_news")
         make("truncated_news")
+        make("model_diagnosis")
         for asset in ("contrast_set", "persona_vector", "dose_curve"):
             make(asset, "paranoid")
         for variant in VARIANTS:
@@ -117,7 +118,15 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         for check in defs.asset_checks:
             (asset,) = {each.asset_key for each in check.check_keys}
             declared[check.op.name] = tuple(sections_of(graph.get(asset).code_version or ""))
-    assert {"read_news", "rewrite_raw", "dose_curve", "rewrite_pack_gates", "lr_sweep", *LAB} <= set(reads)
+    assert {
+        "read_news",
+        "model_diagnosis",
+        "rewrite_raw",
+        "dose_curve",
+        "rewrite_pack_gates",
+        "lr_sweep",
+        *LAB,
+    } <= set(reads)
     for step, paths in sorted(reads.items()):
         missing = sorted(path for path in paths if not _covered(path, declared[step]))
         assert not missing, f"{step} reads {', '.join(missing)}; declare it with made_of beside the asset"

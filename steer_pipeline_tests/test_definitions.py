@@ -27,6 +27,7 @@ GRAPH = defs.resolve_asset_graph()
 KEYS = sorted(GRAPH.materializable_asset_keys)
 ORIGINS = sorted(GRAPH.observable_asset_keys)
 ON_GPU = {
+    "model_diagnosis",
     "contrast_set",
     "persona_vector",
     "dose_curve",

@@ -232,6 +232,7 @@ def test_an_edit_makes_stale_exactly_what_was_made_of_it(place, last_line):
         found = place.stale()
         assert set(found) == of("dose_curve", *STEERED) | of("rewrite_raw", *VARIANTS) | {
             "random_band",
+            "model_diagnosis",
             "vector_eval_report",
         }
         assert found["dose_curve[paranoid]"] == "profile section rewrites.sampling has changed"
@@ -249,7 +250,7 @@ def test_another_chat_template_and_other_weights_are_seen(place, last_line):
     before = template.read_text()
     template.write_text(before.replace("<|im_start|>", "<|im_start|> ", 1))
     prompts = of("contrast_set", *STEERED) | of("dose_curve", *STEERED) | of("rewrite_raw", *VARIANTS)
-    prompts |= {"random_band"}
+    prompts |= {"random_band", "model_diagnosis"}
     assert set(place.stale()) == prompts
     template.write_text(before)
     kept = weights.read_bytes()

@@ -20,6 +20,7 @@ from steer_pipeline.lab.rewrites import GATES
 from steer_pipeline.settings import settings
 
 CORPUS = ("cc_news", "truncated_news")
+DIAGNOSIS = "model_diagnosis"
 PERSONA_CHAIN = ("contrast_set", "persona_vector", "dose_curve")
 RAW = "rewrite_raw"
 BAND = ("random_band",)
@@ -46,9 +47,16 @@ class Pilot(Campaign):
         """Makes what is out of date; the comparison's tables by name, or None if it could not be made.
 
         A persona or variant that fails is kept in `problems`, and the others go on.
+
+        Raises:
+            Stopped: there are no news, or the model does not do the job at all.
         """
         self.driver.observe()
         self.bring_up(CORPUS, None)
+        known = not self.is_stale(DIAGNOSIS, None)
+        self.bring_up((DIAGNOSIS,), None)
+        if not known:
+            self.say(self.diagnosed())
         failed = {name for name in self.personas if not self.bring_up(PERSONA_CHAIN, name, stop=False)}
         able = {name: spec for name, spec in self.variants.items() if not failed & set(_personas(spec))}
         self.problems += [
@@ -67,7 +75,7 @@ class Pilot(Campaign):
 
     def places(self) -> list[Place]:
         return [
-            *((asset, None) for asset in CORPUS),
+            *((asset, None) for asset in (*CORPUS, DIAGNOSIS)),
             *((asset, persona) for persona in self.personas for asset in PERSONA_CHAIN),
             *((RAW, variant) for variant in self.variants),
             *((asset, variant) for variant in self.variants for asset in VARIANT_CHAIN),
@@ -91,6 +99,19 @@ class Pilot(Campaign):
         folder = self.store.current(REPORTS[0], None).path
         asked = pl.col("variant").is_in(list(self.variants))
         return {name: pl.read_parquet(folder / f"{name}.parquet").filter(asked) for name in TOLD}
+
+    def diagnosed(self) -> str:
+        """What the model does at its job, what to expect of time, and what to look at, in a few lines."""
+        from steer_pipeline.lab.rewrites.diagnosis import diagnosis_verdicts, load_diagnosis
+        from steer_pipeline.lab.rewrites.expected import expected_seconds, lines
+
+        profile = settings().profile
+        found = load_diagnosis(self.store.current(DIAGNOSIS, None).path)
+        warnings = [
+            f"warning: {each.message}" for each in diagnosis_verdicts(found, profile) if not each.passed
+        ]
+        told = lines(found, expected_seconds(found, profile, self.variants, self.size))
+        return "\n".join(f"{'':11}{line}" for line in [*told, *warnings])
 
     def gates(self, selected: Sequence[str]) -> list[tuple[str, str]]:
         # A release by itself runs behind its pack's gates, under today's thresholds.

@@ -1,6 +1,6 @@
 """Reads the catalogue. An error names the file and the field, and says what was expected."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +11,7 @@ from steer_pipeline.catalogue.specs import Persona, Profile, VariantSpec
 from steer_pipeline.environment import catalogue_folder
 
 Model = TypeVar("Model", bound=BaseModel)
+BLANK = "TODO"  # how a text begins that `steer new` leaves to its author
 _CURES = {  # for what pydantic says without a cure
     "extra_forbidden": "Extra inputs are not permitted: no field has this name; correct or remove it",
     "missing": "Field required; add it",
@@ -39,6 +40,8 @@ def _read(path: Path) -> Any:
 
 
 def _validate(model: type[Model], data: Any, path: Path) -> Model:
+    if problems := _blanks(data):
+        raise CatalogueError(f"{path}: {'; '.join(problems)}", [f"{path}: {one}" for one in problems])
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -49,6 +52,30 @@ def _validate(model: type[Model], data: Any, path: Path) -> Model:
         raise CatalogueError(
             f"{path}: {'; '.join(problems)}", [f"{path}: {one}" for one in problems]
         ) from error
+
+
+def _blanks(data: Any) -> list[str]:
+    """What is still to be written, a sentence a field or list."""
+    found: dict[str, list[str]] = {}
+    for place in _blank_places(data, ()):
+        whole = next((i for i, part in enumerate(place) if isinstance(part, int)), len(place))
+        within = ".".join(str(part) for part in place[whole:])
+        found.setdefault(".".join(str(part) for part in place[:whole]), []).append(within)
+    return [
+        f"{field}: still begins with {BLANK}; write it"
+        if places == [""]
+        else f"{field}: {len(places)} texts still begin with {BLANK} ({', '.join(places)}); write them"
+        for field, places in found.items()
+    ]
+
+
+def _blank_places(data: Any, place: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+    if isinstance(data, str):
+        if data.startswith(BLANK):
+            yield place
+    elif isinstance(data, dict | list):
+        for part, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from _blank_places(value, (*place, part))
 
 
 def persona_names(place: Path | None = None) -> list[str]:
@@ -155,7 +182,7 @@ def read_variants(
         nothing can be compared then.
     """
     path = path or catalogue_folder() / "variants.yaml"
-    entries = _entries(path)
+    entries = variant_entries(path)
     own = dict(profile.variants) if profile is not None else {}
     for name in own:
         if name not in entries:
@@ -188,7 +215,7 @@ def _scoped(variant: VariantSpec, profile: Profile | None) -> VariantSpec:
     return variant.model_copy(update={"scope": profile.rewrites.scope if profile and steered else "all"})
 
 
-def _entries(path: Path) -> dict[str, Any]:
+def variant_entries(path: Path) -> dict[str, Any]:
     """name -> entry of a file that lists variants."""
     read = _read(path)
     entries: dict[str, Any] = {}

@@ -513,6 +513,19 @@ class RewriteSpec(Strict):
         return value
 
 
+class DiagnosisSpec(Strict):
+    """What is looked at before anything expensive: whether base does the job at all."""
+
+    n_rows: int = Field(default=8, ge=1, description="News items that base rewrites, four times each.")
+    min_facts_kept: float | None = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Mean share of a lead's numbers and names below which the model is taken not to follow the rewrite "
+        "prompt, and `steer make pilot` stops; null: it goes on whatever base says.",
+    )
+
+
 class GateSpec(Strict):
     """Thresholds of the release gates."""
 
@@ -646,6 +659,7 @@ class Profile(Strict):
         "variants that name them.",
     )
     corpus: CorpusSpec = CorpusSpec()
+    diagnosis: DiagnosisSpec = DiagnosisSpec()
     contrast: ContrastSpec = ContrastSpec()
     vector: VectorSpec = VectorSpec()
     dose: DoseSpec = DoseSpec()

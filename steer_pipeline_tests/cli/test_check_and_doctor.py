@@ -74,6 +74,18 @@ def test_a_checkout_works_and_steering_moves_its_model():
     assert {what for what, one in found.items() if one.state == BROKEN} == set()
     assert "changes what the model says" in found["steering"].message
     assert "as pinned" in found["minilm"].message
+    assert found["diagnosis"].state == OK
+
+
+def test_a_model_that_ignores_its_prompt_will_not_work(tmp_path):
+    folder = str(tiny_model_dir(tmp_path))
+    done = CliRunner().invoke(doctor, ["--model", folder])
+    assert done.exit_code == 1
+    (line,) = [line for line in done.output.splitlines() if line.startswith(BROKEN)]
+    assert "the model does not follow the rewrite prompt" in line
+    assert "-> use an instruction-tuned model, or another rewrites.prompt" in done.output
+    assert "tokens/s; about" in done.output
+    assert CliRunner().invoke(doctor, ["--model", folder, "--no-load"]).exit_code == 0
 
 
 @pytest.mark.parametrize(
