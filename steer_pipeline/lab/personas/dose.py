@@ -131,9 +131,8 @@ def sweep_rows(
 ) -> pl.DataFrame:
     """Rewrites of every row in every cell, scored.
 
-    Base and all persona cells first, and with `spec.refine` only the best of these on all rows. Then, in one call,
-    `spec.n_random` random directions at the block and norm that are recommended (or, when none is, where the
-    trait moved most), on all rows.
+    Base and all persona cells first, and with `spec.refine` only the best of these on all rows. Then, in one call and
+    on all rows, random directions at the block and norm that are recommended, or where the trait moved most.
 
     Args:
         model: LoadedModel on which the vector was made.

@@ -13,7 +13,7 @@ import polars as pl
 
 from steer_pipeline.catalogue.specs import Persona, Profile
 from steer_pipeline.lab.evaluation import Scales, trait_scales
-from steer_pipeline.lab.generation.probe import probe_steering
+from steer_pipeline.lab.generation.probe import ProbeResult, probe_steering
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.personas.contexts import (
     Context,
@@ -169,14 +169,8 @@ def make_dose_curve(
     """
     scales = dose_scales(persona, profile, contrast)
     rows = _with_facts(dose_rows(profile, news), known_facts)
-    blocks, chat = sweep_blocks(vector, profile.dose), profile.model.chat_template
-    largest = max(profile.dose.fractions, key=abs)
-    probes = probe_steering(
-        model,
-        prompt_rows(model, rows.head(PROBED_ROWS), profile.rewrites, chat),
-        [cell.plan for cell in steered_cells(vector, blocks, [largest], profile.rewrites.scope)],
-    )
-    both_poles = persona.kind == "axis"
+    chat, both_poles = profile.model.chat_template, persona.kind == "axis"
+    probes = _probed(model, vector, profile, rows)
     scored = sweep_rows(
         model,
         vector,
@@ -198,6 +192,16 @@ def make_dose_curve(
     (folder / SCALE).write_text(json.dumps({"scale": scales.headline, "note": scales.note}) + "\n")
     plot_sweep(table, recommendation, profile.coherence, folder / PLOT)
     return recommendation
+
+
+def _probed(
+    model: LoadedModel, vector: PersonaVector, profile: Profile, rows: pl.DataFrame
+) -> list[ProbeResult]:
+    """What the largest dose of every block does to the logits of the first rows."""
+    largest = [max(profile.dose.fractions, key=abs)]
+    cells = steered_cells(vector, sweep_blocks(vector, profile.dose), largest, profile.rewrites.scope)
+    probed = prompt_rows(model, rows.head(PROBED_ROWS), profile.rewrites, profile.model.chat_template)
+    return probe_steering(model, probed, [cell.plan for cell in cells])
 
 
 def dose_scales(persona: Persona, profile: Profile, contrast: pl.DataFrame) -> Scales:
