@@ -31,8 +31,8 @@ PROFILE = """
 name: newsroom
 summary: All of it, tiny.
 model: {path: assets_data/newsroom/model, dtype: float32, device: cpu}
-contrast: {contexts: news, n_contexts: 24, max_new_tokens: 6}
-dose: {blocks: [2], fractions: [0.0, 0.4], n_rows: 4}
+contrast: {contexts: news, n_contexts: 24, max_new_tokens: 6, filter: false}
+dose: {blocks: [2], fractions: [0.0, 0.4], n_rows: 4, n_random: 2}
 rewrites: {prompt: "Rewrite: {text}", pilot_rows: 4, full_rows: 6, sampling: {max_new_tokens: 6}}
 behaviour: {source: {kind: newsroom}, train_tokens: 600, validation_tokens: 300, test_tokens: 300, min_count: 2}
 training: {learning_rates: [0.02, 0.05], epochs: 1, seeds: [41, 42]}

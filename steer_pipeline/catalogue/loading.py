@@ -106,29 +106,38 @@ def studied_names(profile: Profile, place: Path | None = None) -> list[str]:
     return [name for name in names if name not in profile.without_personas]
 
 
-def load_persona(name: str, place: Path | None = None) -> Persona:
-    """`personas/<name>.yaml`; the file's stem is the persona's name."""
+def load_persona(name: str, place: Path | None = None, *, profile: Profile | None = None) -> Persona:
+    """`personas/<name>.yaml`, with the profile's lexicon in place of the file's; the stem is the persona's name."""
     path = (place or catalogue_folder() / "personas") / f"{name}.yaml"
     if not path.is_file():
         raise CatalogueError(f"{path}: no such file; known: {', '.join(persona_names(path.parent))}")
     persona = _validate(Persona, _read(path), path)
     if persona.name != name:
         raise CatalogueError(f"{path}: name is {persona.name!r}; rename the file or the persona")
-    return persona
+    own = None if profile is None else profile.lexicons.get(name)
+    if own is None:
+        return persona
+    poles = {
+        side: getattr(persona, side).model_copy(update={"lexicon": getattr(own, side)})
+        for side in ("positive", "negative")
+    }
+    return persona.model_copy(update=poles)
 
 
-def load_personas(place: Path | None = None) -> dict[str, Persona]:
+def load_personas(place: Path | None = None, *, profile: Profile | None = None) -> dict[str, Persona]:
     """All personas by name, sorted. One broken file is an error; `read_personas` leaves it out."""
-    return {name: load_persona(name, place) for name in persona_names(place)}
+    return {name: load_persona(name, place, profile=profile) for name in persona_names(place)}
 
 
-def read_personas(place: Path | None = None) -> tuple[dict[str, Persona], dict[str, CatalogueError]]:
+def read_personas(
+    place: Path | None = None, *, profile: Profile | None = None
+) -> tuple[dict[str, Persona], dict[str, CatalogueError]]:
     """The personas whose files are sound, and what is wrong with the others."""
     sound: dict[str, Persona] = {}
     broken: dict[str, CatalogueError] = {}
     for name in persona_names(place):
         try:
-            sound[name] = load_persona(name, place)
+            sound[name] = load_persona(name, place, profile=profile)
         except CatalogueError as error:
             broken[name] = error
     return sound, broken
@@ -184,6 +193,7 @@ def read_variants(
         try:
             variant = _validate(VariantSpec, entry, path)
             variant = variant.model_copy(update={"terms": own[name]}) if name in own else variant
+            variant = _scoped(variant, profile)
             _check_references(variant, path)
             if profile is not None and _named(variant) & set(profile.without_personas):
                 continue
@@ -195,6 +205,14 @@ def read_variants(
     if [v.name for v in sound.values() if v.role == "base"] != ["base"]:
         raise CatalogueError(f"{path}: exactly one variant has role base, and it is called base")
     return sound, broken
+
+
+def _scoped(variant: VariantSpec, profile: Profile | None) -> VariantSpec:
+    """With a scope: of what is steered the profile's, where the variant has none of its own."""
+    if variant.scope is not None:
+        return variant
+    steered = profile is not None and bool(variant.terms)
+    return variant.model_copy(update={"scope": profile.rewrites.scope if profile and steered else "all"})
 
 
 def variant_entries(path: Path) -> dict[str, Any]:

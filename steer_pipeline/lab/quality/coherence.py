@@ -45,10 +45,24 @@ class Cost:
     @property
     def within(self) -> bool:
         """Whether the estimate lies within the limit; a cost that cannot be measured is not held against a text."""
-        if self.limit is None or self.difference is None:
-            return True
+        return self.limit is None or self.loss is None or self.loss <= self.limit + 1e-12
+
+    @property
+    def loss(self) -> float | None:
+        """The estimate of what is lost: the difference, of two-sided costs its size."""
+        if self.difference is None:
+            return None
         moved = self.difference.estimate
-        return (abs(moved) if self.name in TWO_SIDED else moved) <= self.limit + 1e-12
+        return abs(moved) if self.name in TWO_SIDED else moved
+
+    @property
+    def strain(self) -> float | None:
+        """The share of its limit that is used, 1 for all of it; None where there is no limit or no measurement."""
+        if self.limit is None or self.loss is None:
+            return None
+        if self.loss <= 0:
+            return 0.0
+        return self.loss / self.limit if self.limit else float("inf")
 
     def sentence(self) -> str:
         """`suspects +2.0 points [0.0, 6.0], limit 5.0` and the like."""

@@ -8,11 +8,15 @@ from collections.abc import Mapping
 
 from steer_pipeline.catalogue.specs import Profile, VariantSpec
 from steer_pipeline.lab.models.sites import resolve_site
+from steer_pipeline.lab.personas.schema import GENERATED, PAIRS, PREFILL
 from steer_pipeline.lab.rewrites.diagnosis import Diagnosis
 from steer_pipeline.lab.rewrites.work import rows_wanted
 from steer_pipeline.lab.units import shown_bytes, shown_seconds
 
 GENERAL_PROMPT = 60  # tokens of a prompt of our own contexts, instruction included
+STATEMENT = 25  # tokens of a given text
+GIVEN_PAIRS = 30  # of a persona's examples
+KEPT_CELLS = 8  # of a coarse pass, about
 
 
 def expected_seconds(
@@ -34,21 +38,39 @@ def expected_seconds(
 
 
 def _of_contrast(diagnosis: Diagnosis, profile: Profile) -> tuple[list[float], list[float]]:
-    """(tokens read, tokens written) of a persona's contrast set, and of its vector."""
+    """(tokens read, tokens written) of a persona's contrast set, and of its vector, which reads all of it."""
     spec = profile.contrast
-    prompt = diagnosis.prompt_tokens if spec.contexts == "news" else GENERAL_PROMPT
-    sides = 2 * spec.n_contexts
-    return [sides * prompt, sides * spec.max_new_tokens], [sides * (prompt + spec.max_new_tokens), 0]
+    read = written = given = 0.0
+    if GENERATED in spec.source:
+        prompt = diagnosis.prompt_tokens if spec.contexts == "news" else GENERAL_PROMPT
+        read, written = 2.0 * spec.n_contexts * prompt, 2.0 * spec.n_contexts * spec.max_new_tokens
+    if PAIRS in spec.source:
+        given += 2 * GIVEN_PAIRS * spec.pair_prompts * (GENERAL_PROMPT + STATEMENT)
+    if PREFILL in spec.source:
+        given += 2 * GIVEN_PAIRS * spec.prefill_cuts * (GENERAL_PROMPT + STATEMENT)
+    return [read, written], [read + written + given, 0]
 
 
 def _of_doses(diagnosis: Diagnosis, profile: Profile) -> list[float]:
-    """(tokens read, tokens written) of a persona's sweep: a prompt is read again from the steered block on."""
-    spec, rows = profile.dose, profile.dose.n_rows
-    written, doses = profile.rewrites.sampling.max_new_tokens, [dose for dose in spec.fractions if dose]
+    """(tokens read, tokens written) of a persona's sweep.
+
+    A prompt is read again from the steered block on. What was written is read once more for its likelihood without
+    steering, and on some rows twice for its divergence.
+    """
+    spec, length = profile.dose, profile.rewrites.sampling.max_new_tokens
     above = [_share_above(diagnosis, block) for block in spec.blocks]
-    cells = len(above) * len(doses) + sum(dose > 0 for dose in doses)
-    read_again = sum(above) * cells / max(len(above), 1)
-    return [rows * diagnosis.prompt_tokens * (1 + read_again), rows * written * (1 + cells)]
+    usual = sum(above) / max(len(above), 1)
+    grid = len(above) * sum(dose != 0 for dose in spec.fractions)
+    coarse = min(spec.coarse_rows, spec.n_rows) if spec.refine else spec.n_rows
+    # (rows, steered cells): the grid, what a coarse pass leaves over, random directions
+    passes = [(coarse, grid), (spec.n_rows - coarse, min(grid, KEPT_CELLS)), (spec.n_rows, spec.n_random)]
+    prompt = diagnosis.prompt_tokens * (1 if profile.rewrites.scope == "generated" else usual)
+    read = sum(
+        rows * (2 * diagnosis.prompt_tokens + cells * (prompt + length)) for rows, cells in passes if rows
+    )
+    written = sum(rows * (1 + cells) * length for rows, cells in passes if rows)
+    divergence = 2 * grid * spec.kl_rows * (diagnosis.prompt_tokens + length)
+    return [read + divergence, written]
 
 
 def _of_rewrites(

@@ -134,7 +134,7 @@ def plan(request: Request, read: Reader, model: LoadedModel) -> Planned:
     Raises:
         Refused: no variant has one.
     """
-    personas, unread = read_personas()
+    personas, unread = read_personas(profile=request.profile)
     known = request.settings.variants
     variants = {name: spec for name, spec in known.items() if name in request.variants}
     refused = {

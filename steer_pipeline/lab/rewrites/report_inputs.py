@@ -11,9 +11,10 @@ from typing import Any
 import polars as pl
 
 from steer_pipeline.io.reader import Reader, read_rows
+from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.rewrites.comparison import BASE, ComparisonTables
 from steer_pipeline.lab.rewrites.stored import Compared, PackSize, is_mixed, read_tables
-from steer_pipeline.lab.vectors.doses import load_recommendation
+from steer_pipeline.lab.vectors.doses import Recommendation, load_recommendation
 from steer_pipeline.lab.vectors.vector import best_block, load_vector
 from steer_pipeline.settings import Settings
 
@@ -39,15 +40,12 @@ class VectorInfo:
 
 @dataclass(frozen=True, eq=False)
 class DoseInfo:
-    """A dose sweep (one row a direction, block and fraction) and what it recommends; None when nothing will do."""
+    """A dose sweep (one row a direction, block and fraction) and what it recommends."""
 
     persona: str
     version: str
     sweep: pl.DataFrame
-    block: int | None
-    fraction: float | None
-    alpha: float | None
-    reason: str
+    advice: Recommendation
 
 
 @dataclass(frozen=True)
@@ -147,13 +145,12 @@ def _doses(read: Reader, personas: Sequence[str]) -> list[DoseInfo]:
     infos = []
     for persona in personas:
         if (version := read.current("dose_curve", persona)) is not None:
-            advice = load_recommendation(version.path)
             sweep = pl.read_parquet(version.path / "sweep.parquet")
-            infos.append(
-                DoseInfo(
-                    persona, version.sha, sweep, advice.block, advice.fraction, advice.alpha, advice.reason
+            if "extra_nll" not in sweep.columns:
+                raise Refused(
+                    f"dose_curve of {persona} is of an older version of this code: materialise dose_curve again"
                 )
-            )
+            infos.append(DoseInfo(persona, version.sha, sweep, load_recommendation(version.path)))
     return infos
 
 

@@ -12,15 +12,21 @@ from typing import NamedTuple
 import polars as pl
 
 from steer_pipeline.catalogue.loading import read_personas
+from steer_pipeline.catalogue.specs import Profile
 from steer_pipeline.io.reader import Reader, read_rows
-from steer_pipeline.lab.evaluation import LexiconScorer, MiniLMScorer, TraitScorer
+from steer_pipeline.lab.evaluation import TraitScorer, needs_contrast, require_telling, trait_scales
 from steer_pipeline.lab.rewrites import Refused
-from steer_pipeline.lab.rewrites.comparison import BASE, NEEDED, ComparisonTables, compare_variants
+from steer_pipeline.lab.rewrites.comparison import (
+    BASE,
+    NEEDED,
+    ComparisonTables,
+    compare_variants,
+    trait_column,
+)
 from steer_pipeline.lab.rewrites.source import source_of
 from steer_pipeline.lab.rewrites.work import differences
 from steer_pipeline.settings import Settings
 
-MINILM_CONTEXTS = 96  # a side and persona; embedding more of the contrast set moves no held-out AUC
 NOTES = ("versions", "left_out", "sizes")
 
 
@@ -78,7 +84,8 @@ def compare_stored(read: Reader, settings: Settings, personas: Sequence[str]) ->
         personas: those whose traits every variant is scored on.
 
     Raises:
-        ValueError: base, base_resample or random_direction has no pack, or was made otherwise.
+        ValueError: base, base_resample or random_direction has no pack, or was made otherwise; or a persona that some
+            variant aims at has a scale on which all texts are the same.
     """
     current = {name: read.current("rewrite_pack", name) for name in settings.variants}
     packs = {name: read_rows(version.path) for name, version in current.items() if version}
@@ -88,14 +95,18 @@ def compare_stored(read: Reader, settings: Settings, personas: Sequence[str]) ->
     if is_mixed(sizes):
         packs = on_common_rows(packs)
     source = source_of(read, pl.concat([pack.select("row_id") for pack in packs.values()]), settings.shipped)
+    scales = scorers(read, settings.profile, personas)
     tables = compare_variants(
         packs,
         source.facts,
-        scorers(read, personas, settings.profile.vector.seed),
+        scales,
         {name: settings.variants[name].role for name in packs},
         settings.profile.rewrites.sampling.seed,
         sources=source.texts,
     )
+    for persona in {target for name in packs for target in settings.variants[name].targets} & scales.keys():
+        for scale in scales[persona]:
+            require_telling(persona, scale, tables.rows[trait_column(persona, scale)])
     versions = {name: version.sha for name, version in current.items() if version and name in packs}
     return Compared(tables, versions, left_out, sizes)
 
@@ -132,31 +143,17 @@ def obstacle(pack: pl.DataFrame, base: pl.DataFrame) -> str:
     return "; ".join(differences(pack, base))
 
 
-def scorers(read: Reader, names: Sequence[str], seed: int) -> dict[str, dict[str, TraitScorer]]:
-    """persona -> scale -> scorer: the lexicon, and MiniLM where the persona has a contrast set."""
-    personas, _ = read_personas()
-    result: dict[str, dict[str, TraitScorer]] = {}
+def scorers(read: Reader, profile: Profile, names: Sequence[str]) -> dict[str, Mapping[str, TraitScorer]]:
+    """persona -> scale -> scorer, of the named personas whose files are sound."""
+    personas, _ = read_personas(profile=profile)
+    result: dict[str, Mapping[str, TraitScorer]] = {}
     for name in (name for name in names if name in personas):
-        result[name] = {"lexicon": LexiconScorer(personas[name])} if personas[name].positive.lexicon else {}
-        contrast = read.current("contrast_set", name)
-        if contrast is not None:
-            result[name]["minilm"] = _fitted(spoken(read_rows(contrast.path)), seed)
+        needed = needs_contrast(personas[name], profile.scales)
+        contrast = read.current("contrast_set", name) if needed else None
+        rows = None if contrast is None else read_rows(contrast.path)
+        scales = trait_scales(personas[name], profile.scales, rows, seed=profile.vector.seed)
+        result[name] = scales.scorers
     return result
-
-
-def _fitted(completions: pl.DataFrame, seed: int) -> MiniLMScorer:
-    sides = [completions.filter(pl.col("side") == side) for side in ("positive", "negative")]
-    groups = [context for side in sides for context in side["context_id"]]
-    positive, negative = (side["completion"].to_list() for side in sides)
-    return MiniLMScorer(seed=seed).fit(positive, negative, groups)
-
-
-def spoken(contrast: pl.DataFrame) -> pl.DataFrame:
-    """Completions with text, of the first contexts by name that have both sides."""
-    with_text = contrast.filter(pl.col("completion").str.strip_chars().str.len_chars() > 0)
-    both = with_text.group_by("context_id").agg(sides=pl.col("side").n_unique()).filter(pl.col("sides") == 2)
-    contexts = both["context_id"].sort().head(MINILM_CONTEXTS)
-    return with_text.filter(pl.col("context_id").is_in(contexts.implode()))
 
 
 # -------------------------------------------------------------------------------------- as a folder

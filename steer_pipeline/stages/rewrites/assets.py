@@ -179,7 +179,7 @@ def keep_set(
         dg.AssetDep("persona_scale", partition_mapping=TARGETED_PERSONAS),
         dg.AssetDep("contrast_set", partition_mapping=TARGETED_PERSONAS),
     ],
-    code_version=made_of("3", "rewrites.sampling.seed", "vector.seed"),
+    code_version=made_of("4", "rewrites.sampling.seed", "vector.seed", "scales"),
 )
 def rewrite_comparison(
     context: dg.AssetExecutionContext, store: ArtifactStoreResource
@@ -189,7 +189,8 @@ def rewrite_comparison(
     Files: `rows.parquet` (one row a variant and news item), `summary.parquet` (one row a variant and metric,
     paired differences with 95% intervals, controls beside them), `distances`, `agreement`, `alignment` and
     `scorers`; `versions.json` names the packs, `sizes.json` their sizes: of packs of several sizes the rows that
-    all have are compared. The MiniLM scale is fitted on each persona's contrast set.
+    all have are compared. The MiniLM scale is fitted on each persona's examples or
+    contrast set, as the profile's `scales` say.
     """
     from steer_pipeline.lab.rewrites import stored
 

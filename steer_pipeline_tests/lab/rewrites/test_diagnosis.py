@@ -149,6 +149,22 @@ def test_the_time_to_expect_is_counted_in_tokens():
     assert alone["rewrite_raw"] < both["rewrite_raw"] < 2 * alone["rewrite_raw"], "prompts are shared in part"
 
 
+def test_given_texts_a_coarse_pass_and_fewer_random_directions_cost_less():
+    def spent(**sections) -> dict[str, float]:
+        changed = {
+            name: getattr(NEWSROOM, name).model_copy(update=update) for name, update in sections.items()
+        }
+        return expected_seconds(MODEST, NEWSROOM.model_copy(update=changed), load_variants())
+
+    usual = spent()
+    given = spent(contrast={"source": ("pairs",)})
+    assert given["contrast_set"] == 0, "nothing is generated"
+    assert 0 < given["persona_vector"] < usual["persona_vector"]
+    coarse = spent(dose={"refine": True, "coarse_rows": 4})
+    assert coarse["dose_curve"] < usual["dose_curve"]
+    assert spent(dose={"n_random": 1})["dose_curve"] < usual["dose_curve"]
+
+
 def test_a_few_lines_tell_it_all():
     text = "\n".join(lines(MODEST, {"contrast_set": 600.0, "rewrite_raw": 6000.0}))
     assert (
