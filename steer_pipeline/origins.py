@@ -20,7 +20,7 @@ from steer_pipeline.settings import Settings
 
 # How a text is recognised as a persona's; all else of a persona says how it is asked for.
 SCALE_FIELDS = ("lexicon", "judge_rubric")
-# Told to people, of the persona's scale, or of an origin of its own: how a persona is asked for does not depend on them.
+# Told to people, or of an origin of its own: how a persona is asked for does not depend on them.
 APART_FIELDS = ("summary", "examples")
 SHOWN = 16
 

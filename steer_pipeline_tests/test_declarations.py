@@ -102,7 +102,7 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
             make("rewrite_raw", variant)
         for asset in ("rewrite_pack", "keep_set"):
             make(asset, *VARIANTS)
-        for asset in ("rewrite_comparison", "vector_eval_report"):
+        for asset in ("random_band", "rewrite_comparison", "vector_eval_report"):
             make(asset)
         for asset in LAB:
             make(asset, "analytical")

@@ -32,6 +32,7 @@ ON_GPU = {
     "persona_vector",
     "dose_curve",
     "rewrite_raw",
+    "random_band",
     "lr_sweep",
     "trained_vector",
     "vector_comparison",

@@ -497,6 +497,12 @@ class RewriteSpec(Strict):
         default="all",
         description="Steer every position, or only generated tokens: dose sweeps, and variants that say nothing else.",
     )
+    band_directions: int = Field(
+        default=10,
+        ge=0,
+        description="Random directions that random_band adds with the norms of the strongest variant; 0: no band.",
+    )
+    band_rows: int = Field(default=16, ge=2, description="First news items that each of them rewrites.")
     sampling: SamplingSpec = SamplingSpec()
 
     @field_validator("prompt")
@@ -523,7 +529,16 @@ class DiagnosisSpec(Strict):
 class GateSpec(Strict):
     """Thresholds of the release gates."""
 
-    max_suspect_rate: float = Field(default=0.01, ge=0, le=1)
+    max_suspect_rate: float | None = Field(
+        default=0.01, ge=0, le=1, description="Largest share of suspect rows; null: not judged by itself."
+    )
+    max_extra_suspects: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Largest share of suspect rows beyond base's, on the same rows; null: not judged against base. "
+        "For models whose base is itself often suspect.",
+    )
     alpha: float = Field(
         default=0.05, gt=0, lt=1, description="Level of the paired test against base_resample."
     )

@@ -63,7 +63,7 @@ class Chains(Pilot):
     def diagnosed(self):
         return ""
 
-    def summary(self):
+    def tables(self):
         return None
 
 

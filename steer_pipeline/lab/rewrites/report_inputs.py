@@ -13,7 +13,14 @@ import polars as pl
 from steer_pipeline.io.reader import Reader, read_rows
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.rewrites.comparison import BASE, ComparisonTables
-from steer_pipeline.lab.rewrites.stored import Compared, PackSize, is_mixed, read_tables
+from steer_pipeline.lab.rewrites.stored import (
+    BAND_VERSION,
+    NO_BAND,
+    Compared,
+    PackSize,
+    is_mixed,
+    read_tables,
+)
 from steer_pipeline.lab.vectors.doses import Recommendation, load_recommendation
 from steer_pipeline.lab.vectors.vector import best_block, load_vector
 from steer_pipeline.settings import Settings
@@ -57,12 +64,16 @@ class ReportContext:
         facts: label -> text for the head of the report, such as profile, model, size, decoding hash.
         targets: variant -> persona -> `up` or `down`, the direction that the catalogue wants.
         left_out: variant -> why its pack is not compared.
+        axes_left_out: persona -> why no variant is scored on its axis.
+        without_band: why there is no random band; empty where there is one.
     """
 
     versions: Mapping[str, str]
     facts: Mapping[str, str] = field(default_factory=dict)
     targets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    axes_left_out: Mapping[str, str] = field(default_factory=dict)
+    without_band: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +124,11 @@ def gather(read: Reader, settings: Settings, comparison: Path) -> ReportInputs:
     vectors, doses = _vectors(read, personas), _doses(read, personas)
     versions = (
         {f"rewrite_pack/{name}": sha for name, sha in compared.versions.items()}
+        | (
+            {"random_band": compared.random_band[BAND_VERSION]}
+            if BAND_VERSION in compared.random_band
+            else {}
+        )
         | {f"persona_vector/{vector.persona}": vector.version for vector in vectors}
         | {f"dose_curve/{dose.persona}": dose.version for dose in doses}
     )
@@ -121,6 +137,8 @@ def gather(read: Reader, settings: Settings, comparison: Path) -> ReportInputs:
         facts=_facts(settings, packs[BASE], compared),
         targets={name: settings.variants[name].targets for name in packs if settings.variants[name].targets},
         left_out=compared.left_out,
+        axes_left_out=compared.axes_left_out,
+        without_band=compared.random_band.get(NO_BAND, ""),
     )
     return ReportInputs(compared.tables, packs, vectors, doses, context)
 
