@@ -30,6 +30,7 @@ def expected_seconds(
         "persona_vector": [len(personas) * each for each in vector],
         "dose_curve": [len(personas) * each for each in _of_doses(diagnosis, profile)],
         "rewrite_raw": _of_rewrites(diagnosis, profile, variants, size),
+        "random_band": _of_band(diagnosis, profile) if personas else [0, 0],
     }
     return {
         asset: read / diagnosis.prefill_rate + written / diagnosis.decode_rate
@@ -58,13 +59,12 @@ def _of_doses(diagnosis: Diagnosis, profile: Profile) -> list[float]:
     steering, and on some rows twice for its divergence.
     """
     spec, length = profile.dose, profile.rewrites.sampling.max_new_tokens
-    above = [_share_above(diagnosis, block) for block in spec.blocks]
-    usual = sum(above) / max(len(above), 1)
-    grid = len(above) * sum(dose != 0 for dose in spec.fractions)
+    grid = len(spec.blocks) * sum(dose != 0 for dose in spec.fractions)
     coarse = min(spec.coarse_rows, spec.n_rows) if spec.refine else spec.n_rows
     # (rows, steered cells): the grid, what a coarse pass leaves over, random directions
     passes = [(coarse, grid), (spec.n_rows - coarse, min(grid, KEPT_CELLS)), (spec.n_rows, spec.n_random)]
-    prompt = diagnosis.prompt_tokens * (1 if profile.rewrites.scope == "generated" else usual)
+    again = 0 if profile.rewrites.scope == "generated" else _usual_share(diagnosis, profile)
+    prompt = diagnosis.prompt_tokens * again
     read = sum(
         rows * (2 * diagnosis.prompt_tokens + cells * (prompt + length)) for rows, cells in passes if rows
     )
@@ -76,10 +76,11 @@ def _of_doses(diagnosis: Diagnosis, profile: Profile) -> list[float]:
 def _of_rewrites(
     diagnosis: Diagnosis, profile: Profile, variants: Mapping[str, VariantSpec], size: str
 ) -> list[float]:
-    """(tokens read, tokens written) of all variants of all rows; prompts are shared below the steered block."""
-    swept = [_share_above(diagnosis, block) for block in profile.dose.blocks]
-    usual = sum(swept) / max(len(swept), 1)
-    read = 1.0
+    """(tokens read, tokens written) of all variants of all rows.
+
+    Prompts are shared below the steered block, and read once more with what was written, for its likelihood.
+    """
+    usual, read = _usual_share(diagnosis, profile), 2.0
     for spec in variants.values():
         if spec.prompted_by:
             read += 1
@@ -88,7 +89,22 @@ def _of_rewrites(
             read += max((_share_above(diagnosis, block) for block in blocks), default=usual)
     rows = rows_wanted(profile, size)
     written = len(variants) * profile.rewrites.sampling.max_new_tokens
-    return [rows * diagnosis.prompt_tokens * read, rows * written]
+    return [rows * (diagnosis.prompt_tokens * read + written), rows * written]
+
+
+def _of_band(diagnosis: Diagnosis, profile: Profile) -> list[float]:
+    """(tokens read, tokens written) under the random directions of the comparison."""
+    spec = profile.rewrites
+    again = 0 if spec.scope == "generated" else _usual_share(diagnosis, profile)
+    read = 2 + spec.band_directions * again if spec.band_directions else 0
+    written = spec.band_directions * spec.sampling.max_new_tokens
+    return [spec.band_rows * (diagnosis.prompt_tokens * read + written), spec.band_rows * written]
+
+
+def _usual_share(diagnosis: Diagnosis, profile: Profile) -> float:
+    """Of the depth above a steered block, over the blocks of the sweep."""
+    swept = [_share_above(diagnosis, block) for block in profile.dose.blocks]
+    return sum(swept) / max(len(swept), 1)
 
 
 def _share_above(diagnosis: Diagnosis, block: int | float) -> float:
