@@ -107,9 +107,8 @@ class Pilot(Campaign):
 
         profile = settings().profile
         found = load_diagnosis(self.store.current(DIAGNOSIS, None).path)
-        warnings = [
-            f"warning: {each.message}" for each in diagnosis_verdicts(found, profile) if not each.passed
-        ]
+        weak = [verdict for verdict in diagnosis_verdicts(found, profile) if not verdict.passed]
+        warnings = [f"warning: {verdict.message} -> {verdict.cure}" for verdict in weak]
         told = lines(found, expected_seconds(found, profile, self.variants, self.size))
         return "\n".join(f"{'':11}{line}" for line in [*told, *warnings])
 

@@ -27,8 +27,8 @@ model: {{path: "{path}", dtype: float32, device: cpu, chat_template: {chat}}}
 without_personas: [cheerful, formal]
 corpus: {{source: {{kind: news_en, limit: 24}}, max_tokens: 160}}
 diagnosis: {{n_rows: 2, min_facts_kept: {needed}}}
-contrast: {{contexts: general, n_contexts: 24, max_new_tokens: 6}}
-dose: {{blocks: [0.5], fractions: [-0.4, 0.0, 0.4], n_rows: 4}}
+contrast: {{source: pairs, pair_prompts: 1}}
+dose: {{blocks: [0.5], fractions: [-0.4, 0.0, 0.4], n_rows: 4, n_random: 2}}
 rewrites:
   system: You are a news editor.
   prompt: "Rewrite: {{text}}"

@@ -37,7 +37,8 @@ CURES = {
     "rows of model_diagnosis); diagnosis.min_facts_kept: null goes on all the same",
     "base_keeps_the_facts": "judge variants by what they lose against base, or take a more able model or another "
     "rewrites.prompt",
-    "base_is_clean": "read the rewrites; raise gates.max_suspect_rate above base's own rate, or take a more able model",
+    "base_is_clean": "read the rewrites; judge packs against base (gates.max_extra_suspects, with "
+    "gates.max_suspect_rate: null), or take a more able model",
     "answers_end_by_themselves": "raise rewrites.sampling.max_new_tokens, ask for a length in rewrites.prompt, or see "
     "with `steer doctor` whether eos_token of the tokenizer is what ends a turn",
     "rewrites_are_no_copies": "ask for other words in rewrites.prompt, or use an instruction-tuned model",

@@ -8,11 +8,15 @@ from collections.abc import Mapping
 
 from steer_pipeline.catalogue.specs import Profile, VariantSpec
 from steer_pipeline.lab.models.sites import resolve_site
+from steer_pipeline.lab.personas.schema import GENERATED, PAIRS, PREFILL
 from steer_pipeline.lab.rewrites.diagnosis import Diagnosis
 from steer_pipeline.lab.rewrites.work import rows_wanted
 from steer_pipeline.lab.units import shown_bytes, shown_seconds
 
 GENERAL_PROMPT = 60  # tokens of a prompt of our own contexts, instruction included
+STATEMENT = 25  # tokens of a given text
+GIVEN_PAIRS = 30  # of a persona's examples
+KEPT_CELLS = 8  # of a coarse pass, about
 
 
 def expected_seconds(
@@ -26,6 +30,7 @@ def expected_seconds(
         "persona_vector": [len(personas) * each for each in vector],
         "dose_curve": [len(personas) * each for each in _of_doses(diagnosis, profile)],
         "rewrite_raw": _of_rewrites(diagnosis, profile, variants, size),
+        "random_band": _of_band(diagnosis, profile) if personas else [0, 0],
     }
     return {
         asset: read / diagnosis.prefill_rate + written / diagnosis.decode_rate
@@ -34,30 +39,48 @@ def expected_seconds(
 
 
 def _of_contrast(diagnosis: Diagnosis, profile: Profile) -> tuple[list[float], list[float]]:
-    """(tokens read, tokens written) of a persona's contrast set, and of its vector."""
+    """(tokens read, tokens written) of a persona's contrast set, and of its vector, which reads all of it."""
     spec = profile.contrast
-    prompt = diagnosis.prompt_tokens if spec.contexts == "news" else GENERAL_PROMPT
-    sides = 2 * spec.n_contexts
-    return [sides * prompt, sides * spec.max_new_tokens], [sides * (prompt + spec.max_new_tokens), 0]
+    read = written = given = 0.0
+    if GENERATED in spec.source:
+        prompt = diagnosis.prompt_tokens if spec.contexts == "news" else GENERAL_PROMPT
+        read, written = 2.0 * spec.n_contexts * prompt, 2.0 * spec.n_contexts * spec.max_new_tokens
+    if PAIRS in spec.source:
+        given += 2 * GIVEN_PAIRS * spec.pair_prompts * (GENERAL_PROMPT + STATEMENT)
+    if PREFILL in spec.source:
+        given += 2 * GIVEN_PAIRS * spec.prefill_cuts * (GENERAL_PROMPT + STATEMENT)
+    return [read, written], [read + written + given, 0]
 
 
 def _of_doses(diagnosis: Diagnosis, profile: Profile) -> list[float]:
-    """(tokens read, tokens written) of a persona's sweep: a prompt is read again from the steered block on."""
-    spec, rows = profile.dose, profile.dose.n_rows
-    written, doses = profile.rewrites.sampling.max_new_tokens, [dose for dose in spec.fractions if dose]
-    above = [_share_above(diagnosis, block) for block in spec.blocks]
-    cells = len(above) * len(doses) + sum(dose > 0 for dose in doses)
-    read_again = sum(above) * cells / max(len(above), 1)
-    return [rows * diagnosis.prompt_tokens * (1 + read_again), rows * written * (1 + cells)]
+    """(tokens read, tokens written) of a persona's sweep.
+
+    A prompt is read again from the steered block on. What was written is read once more for its likelihood without
+    steering, and on some rows twice for its divergence.
+    """
+    spec, length = profile.dose, profile.rewrites.sampling.max_new_tokens
+    grid = len(spec.blocks) * sum(dose != 0 for dose in spec.fractions)
+    coarse = min(spec.coarse_rows, spec.n_rows) if spec.refine else spec.n_rows
+    # (rows, steered cells): the grid, what a coarse pass leaves over, random directions
+    passes = [(coarse, grid), (spec.n_rows - coarse, min(grid, KEPT_CELLS)), (spec.n_rows, spec.n_random)]
+    again = 0 if profile.rewrites.scope == "generated" else _usual_share(diagnosis, profile)
+    prompt = diagnosis.prompt_tokens * again
+    read = sum(
+        rows * (2 * diagnosis.prompt_tokens + cells * (prompt + length)) for rows, cells in passes if rows
+    )
+    written = sum(rows * (1 + cells) * length for rows, cells in passes if rows)
+    divergence = 2 * grid * spec.kl_rows * (diagnosis.prompt_tokens + length)
+    return [read + divergence, written]
 
 
 def _of_rewrites(
     diagnosis: Diagnosis, profile: Profile, variants: Mapping[str, VariantSpec], size: str
 ) -> list[float]:
-    """(tokens read, tokens written) of all variants of all rows; prompts are shared below the steered block."""
-    swept = [_share_above(diagnosis, block) for block in profile.dose.blocks]
-    usual = sum(swept) / max(len(swept), 1)
-    read = 1.0
+    """(tokens read, tokens written) of all variants of all rows.
+
+    Prompts are shared below the steered block, and read once more with what was written, for its likelihood.
+    """
+    usual, read = _usual_share(diagnosis, profile), 2.0
     for spec in variants.values():
         if spec.prompted_by:
             read += 1
@@ -66,7 +89,22 @@ def _of_rewrites(
             read += max((_share_above(diagnosis, block) for block in blocks), default=usual)
     rows = rows_wanted(profile, size)
     written = len(variants) * profile.rewrites.sampling.max_new_tokens
-    return [rows * diagnosis.prompt_tokens * read, rows * written]
+    return [rows * (diagnosis.prompt_tokens * read + written), rows * written]
+
+
+def _of_band(diagnosis: Diagnosis, profile: Profile) -> list[float]:
+    """(tokens read, tokens written) under the random directions of the comparison."""
+    spec = profile.rewrites
+    again = 0 if spec.scope == "generated" else _usual_share(diagnosis, profile)
+    read = 2 + spec.band_directions * again if spec.band_directions else 0
+    written = spec.band_directions * spec.sampling.max_new_tokens
+    return [spec.band_rows * (diagnosis.prompt_tokens * read + written), spec.band_rows * written]
+
+
+def _usual_share(diagnosis: Diagnosis, profile: Profile) -> float:
+    """Of the depth above a steered block, over the blocks of the sweep."""
+    swept = [_share_above(diagnosis, block) for block in profile.dose.blocks]
+    return sum(swept) / max(len(swept), 1)
 
 
 def _share_above(diagnosis: Diagnosis, block: int | float) -> float:

@@ -135,18 +135,36 @@ def test_what_cannot_be_judged_is_not_held_against_the_model():
 
 
 def test_the_time_to_expect_is_counted_in_tokens():
-    """Base alone: 50 rows of 200 tokens read, 96 each written, and nothing of any persona."""
+    """Base alone: 50 rows of 200 tokens read twice, 96 each written and read, and nothing of any persona."""
     variants = load_variants()
     alone = expected_seconds(MODEST, NEWSROOM, {"base": variants["base"]})
     assert alone == {
         "contrast_set": 0,
         "persona_vector": 0,
         "dose_curve": 0,
-        "rewrite_raw": pytest.approx(50 * 200 / 100 + 50 * 96 / 50),
+        "rewrite_raw": pytest.approx(50 * (2 * 200 + 96) / 100 + 50 * 96 / 50),
+        "random_band": 0,
     }
     both = expected_seconds(MODEST, NEWSROOM, {name: variants[name] for name in ("base", "paranoid")})
     assert both["contrast_set"] == pytest.approx(2 * 256 * (200 / 100 + 40 / 50))
     assert alone["rewrite_raw"] < both["rewrite_raw"] < 2 * alone["rewrite_raw"], "prompts are shared in part"
+
+
+def test_given_texts_a_coarse_pass_and_fewer_random_directions_cost_less():
+    def spent(**sections) -> dict[str, float]:
+        changed = {
+            name: getattr(NEWSROOM, name).model_copy(update=update) for name, update in sections.items()
+        }
+        return expected_seconds(MODEST, NEWSROOM.model_copy(update=changed), load_variants())
+
+    usual = spent()
+    given = spent(contrast={"source": ("pairs",)})
+    assert given["contrast_set"] == 0, "nothing is generated"
+    assert 0 < given["persona_vector"] < usual["persona_vector"]
+    coarse = spent(dose={"refine": True, "coarse_rows": 4})
+    assert coarse["dose_curve"] < usual["dose_curve"]
+    assert spent(dose={"n_random": 1})["dose_curve"] < usual["dose_curve"]
+    assert spent(rewrites={"band_directions": 0})["random_band"] == 0 < usual["random_band"]
 
 
 def test_a_few_lines_tell_it_all():
