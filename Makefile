@@ -12,7 +12,7 @@ export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 
-.PHONY: help pilot behaviour status report test test-slow ui newsroom newsroom-card newsroom-data newsroom-dialogues \
+.PHONY: help pilot real behaviour status report test test-slow ui newsroom newsroom-card newsroom-data newsroom-dialogues \
 	smollm2 gpu bench-rewrite bench-extract bench-vectors chaos lint clean-store
 
 help: ## what there is to make
@@ -29,6 +29,9 @@ $(DEV): pyproject.toml constraints.txt $(CORE)
 
 pilot: $(CORE) ## vectors, a checked and released pilot pack in all variants, a report; again: only what changed
 	$(BIN)/steer make pilot $(ARGS)
+
+real: smollm2 ## the pilot on SmolLM2 and news in plain English: a real model, some twenty minutes on two cores
+	$(BIN)/steer make pilot --profile smollm2-135m $(ARGS)
 
 behaviour: $(CORE) ## trained vectors and what they do, for every trait and role; again: only what changed
 	$(BIN)/steer make behaviour $(ARGS)
