@@ -413,7 +413,10 @@ class VectorSpec(Strict):
 
 
 class CoherenceSpec(Strict):
-    """What a steered text may lose against base on the same rows, as means of paired differences; null: not judged."""
+    """What a steered text may lose against base on the same rows, as means of paired differences; null: not judged.
+
+    A loss beyond its limit counts when its interval leaves zero out: few rows stop nothing by one odd text.
+    """
 
     max_extra_suspects: float | None = Field(default=0.05, ge=0, le=1, description="Share of texts.")
     max_lost_facts: float | None = Field(default=0.1, ge=0, le=1, description="Share of the source's facts.")

@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
+import polars as pl
 import pytest
+import yaml
 
 from steer_pipeline.campaigns.campaign import Result
 from steer_pipeline.campaigns.pilot import PERSONA_CHAIN, RAW, RELEASE, REPORTS, make_pilot
+from steer_pipeline.catalogue.specs import CoherenceSpec
 from steer_pipeline.definitions import defs
+from steer_pipeline.environment import catalogue_folder, project_home
+from steer_pipeline.lab.models.installing import FOLDER
 from steer_pipeline.lab.models.loading import forget_models
 from steer_pipeline.resources import open_store
 from steer_pipeline.settings import settings
@@ -20,6 +25,7 @@ from steer_pipeline_tests.lab.models.architectures import architecture_dir
 from steer_pipeline_tests.lab.models.test_gguf import written
 from steer_pipeline_tests.tiny import tiny_model_dir
 
+SMOLLM2 = project_home() / FOLDER
 PROFILE = """
 name: newsroom
 summary: Another model on news in plain English, tiny.
@@ -137,3 +143,39 @@ def test_a_missing_chat_template_is_a_named_reason(pilot, tmp_path):
     (folder / "chat_template.jinja").unlink()
     (problem,) = pilot(folder).result.problems
     assert "model_diagnosis: the tokenizer has no chat template; set model.chat_template: false" in problem
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SMOLLM2.is_dir(), reason="SmolLM2 is not installed: make smollm2")
+def test_on_a_real_model_given_texts_steer_what_random_directions_do_not(tmp_path, monkeypatch):
+    """The shipped profile, with one block and fewer rows: the pilot's verdicts need not hold, the vector must steer."""
+    shipped = yaml.safe_load((catalogue_folder() / "profiles" / "smollm2-135m.yaml").read_text())
+    shipped["model"]["path"] = str(SMOLLM2)
+    shipped["dose"] |= {
+        "blocks": [15],
+        "fractions": [-0.25, 0.0, 0.3],
+        "n_rows": 10,
+        "n_random": 3,
+        "refine": False,
+    }
+    shipped["rewrites"] |= {"pilot_rows": 6, "full_rows": 20, "band_directions": 2, "band_rows": 2}
+    shipped["coherence"] = dict.fromkeys(CoherenceSpec.model_fields)
+    (tmp_path / "real.yaml").write_text(yaml.safe_dump(shipped))
+    monkeypatch.setenv("STEER_PROFILE", str(tmp_path / "real.yaml"))
+    with dg.DagsterInstance.ephemeral() as instance:
+        made = Made(
+            make_pilot(defs, "pilot", ["paranoid", "trusting"], instance=instance, say=lambda _: None), ""
+        )
+    store = open_store(settings())
+    sweep = pl.read_parquet(store.current("dose_curve", "paranoid").path / "sweep.parquet")
+    up = sweep.filter(direction="persona", fraction=0.3).row(0, named=True)
+    down = sweep.filter(direction="persona", fraction=-0.25).row(0, named=True)
+    random = sweep.filter(direction="random")["shift"]
+    assert up["shift_low"] > 0
+    assert up["shift"] > random.max()
+    assert down["shift_high"] < 0
+    assert down["shift"] < random.min()
+    shifts = {
+        name: made.result.numbers[name]["trait"]["paranoid"]["shift"] for name in ("paranoid", "trusting")
+    }
+    assert shifts["trusting"] < shifts["paranoid"]
