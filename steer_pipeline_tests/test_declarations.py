@@ -35,8 +35,8 @@ PROFILE = """
 name: newsroom
 summary: All of it, tiny.
 model: {path: assets_data/newsroom/model, dtype: float32, device: cpu}
-contrast: {contexts: news, n_contexts: 24, max_new_tokens: 6}
-dose: {blocks: [2], fractions: [0.0, 0.4], n_rows: 4}
+contrast: {contexts: news, n_contexts: 24, max_new_tokens: 6, filter: false}
+dose: {blocks: [2], fractions: [0.0, 0.4], n_rows: 4, n_random: 2}
 rewrites: {prompt: "Rewrite: {text}", pilot_rows: 4, full_rows: 6, sampling: {max_new_tokens: 6}}
 behaviour: {source: {kind: newsroom}, train_tokens: 600, validation_tokens: 300, test_tokens: 300, min_count: 2}
 training: {learning_rates: [0.02, 0.05], epochs: 1, seeds: [41, 42]}
@@ -100,13 +100,14 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
 
         make("cc_news")
         make("truncated_news")
+        make("model_diagnosis")
         for asset in ("contrast_set", "persona_vector", "dose_curve"):
             make(asset, "paranoid")
         for variant in VARIANTS:
             make("rewrite_raw", variant)
         for asset in ("rewrite_pack", "keep_set"):
             make(asset, *VARIANTS)
-        for asset in ("rewrite_comparison", "vector_eval_report"):
+        for asset in ("random_band", "rewrite_comparison", "vector_eval_report"):
             make(asset)
         for asset in LAB:
             make(asset, "analytical")
@@ -129,6 +130,7 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
             declared[check.op.name] = tuple(sections_of(graph.get(asset).code_version or ""))
     assert {
         "read_news",
+        "model_diagnosis",
         "rewrite_raw",
         "dose_curve",
         "rewrite_pack_gates",

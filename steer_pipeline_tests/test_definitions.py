@@ -27,10 +27,12 @@ GRAPH = defs.resolve_asset_graph()
 KEYS = sorted(GRAPH.materializable_asset_keys)
 ORIGINS = sorted(GRAPH.observable_asset_keys)
 ON_GPU = {
+    "model_diagnosis",
     "contrast_set",
     "persona_vector",
     "dose_curve",
     "rewrite_raw",
+    "random_band",
     "lr_sweep",
     "trained_vector",
     "vector_comparison",
@@ -139,7 +141,9 @@ def test_what_assets_are_made_of_beside_each_other_is_observed():
     assert {name(key) for key in ORIGINS} == {origin.name for origin in origins.ORIGINS}
     for key in ORIGINS:
         assert len(GRAPH.get(key).description or "") > 20
-        assert GRAPH.get(key).child_keys, f"nothing is made of {name(key)}"
+        # The newsroom's contrast sets are neither filtered nor given; see test_lineage for those that are.
+        unused = name(key) == "persona_examples"
+        assert bool(GRAPH.get(key).child_keys) != unused, f"nothing is made of {name(key)}"
 
 
 def test_runs_are_one_process_so_that_a_model_is_loaded_once():

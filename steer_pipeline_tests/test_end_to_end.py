@@ -144,6 +144,20 @@ def test_steering_moves_each_trait_as_the_catalogue_says(last_line):
             assert moved["low"] > 0 if direction == "up" else moved["high"] < 0, (name, persona, moved)
 
 
+def test_every_variant_says_what_it_costs_and_each_target_lies_beyond_the_random_band(last_line):
+    for name, variant in VARIANTS.items():
+        numbers = last_line["variants"][name]
+        if name != "base":
+            assert numbers["coherence"]["extra_nll"]["difference"] is not None, name
+            assert numbers["coherence"]["extra_suspects"]["within"], name
+        for persona in variant.targets:
+            assert 0 <= numbers["combined"]["score"] <= 2
+            assert numbers["trait"][persona]["random_rank_p"] == pytest.approx(1 / 11, abs=1e-3), (
+                name,
+                persona,
+            )
+
+
 def test_controls_include_zero(last_line):
     for name in SILENT:
         for persona in TRAITS:
@@ -217,7 +231,9 @@ def test_an_edit_makes_stale_exactly_what_was_made_of_it(place, last_line):
     with place.edited(profile, lambda content: content["rewrites"]["sampling"].update(temperature=0.55)):
         found = place.stale()
         assert set(found) == of("dose_curve", *STEERED) | of("rewrite_raw", *VARIANTS) | {
-            "vector_eval_report"
+            "random_band",
+            "model_diagnosis",
+            "vector_eval_report",
         }
         assert found["dose_curve[paranoid]"] == "profile section rewrites.sampling has changed"
     with place.edited(profile, lambda content: content.update(judge={"model": "another"})):
@@ -234,6 +250,7 @@ def test_another_chat_template_and_other_weights_are_seen(place, last_line):
     before = template.read_text()
     template.write_text(before.replace("<|im_start|>", "<|im_start|> ", 1))
     prompts = of("contrast_set", *STEERED) | of("dose_curve", *STEERED) | of("rewrite_raw", *VARIANTS)
+    prompts |= {"random_band", "model_diagnosis"}
     assert set(place.stale()) == prompts
     template.write_text(before)
     kept = weights.read_bytes()
@@ -255,6 +272,7 @@ def test_make_does_what_status_says_and_nothing_else(place, last_line):
     with place.edited(place.catalogue / "variants.yaml", weaker):
         assert set(place.stale()) == {
             *(f"{asset}[trusting]" for asset in ("rewrite_raw", "rewrite_pack", "keep_set")),
+            "random_band",  # which variant is the strongest may have changed
             "rewrite_comparison",
             "vector_eval_report",
         }
@@ -267,6 +285,7 @@ def test_make_does_what_status_says_and_nothing_else(place, last_line):
             "rewrite_raw [trusting]",
             "rewrite_pack [trusting]",
             "keep_set + rewrite_release [trusting]",
+            "random_band",
             "rewrite_comparison + vector_eval_report",
         ]
         assert place.stale() == {}

@@ -17,6 +17,7 @@ from steer_pipeline.lab.evaluation import LexiconScorer
 from steer_pipeline.lab.quality.text import words
 from steer_pipeline.origins import ORIGINS, look
 from steer_pipeline.settings import settings
+from steer_pipeline_tests.planted import PLANTED
 
 PERSONAS = load_personas()
 NEWSROOM = studied_names(load_profile("newsroom"))
@@ -120,7 +121,7 @@ def test_our_statements_are_many_short_and_long_and_not_of_one_mould(name, pole)
 
 
 def test_our_statements_need_no_phrase_that_is_planted_in_the_newsroom():
-    planted = [LexiconScorer(PERSONAS[name]) for name in NEWSROOM]
+    planted = [LexiconScorer(PLANTED[name]) for name in NEWSROOM]
     for name in PERSONAS:
         for text in (*statements(name, "positive"), *statements(name, "negative")):
             assert not [scorer.persona.name for scorer in planted if scorer.hits(text).positive], text

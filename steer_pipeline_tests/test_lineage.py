@@ -96,14 +96,66 @@ def test_an_edit_is_seen_as_the_one_thing_that_it_changes(catalogue):
         assert seen(instance) == set()
         edit(paranoid, lambda persona: persona["positive"]["instructions"].append("Suspect everybody."))
         assert seen(instance) == {("persona_spec", "paranoid")}
-        edit(paranoid, lambda persona: persona["positive"]["lexicon"].append("shadow cabinet"))
+        profile = catalogue / "profiles" / "newsroom.yaml"
+        edit(profile, lambda content: content["lexicons"]["paranoid"]["positive"].append("shadow cabinet"))
+        assert seen(instance) == {("persona_scale", "paranoid")}, (
+            "the profile's lexicon is the persona's scale"
+        )
+        edit(paranoid, lambda persona: persona["positive"].update(lexicon=["never read here"]))
+        assert seen(instance) == set(), "the profile's lexicon takes the place of the file's"
+        edit(paranoid, lambda persona: persona["examples"]["held_out"][0].update(positive="They did it."))
+        assert seen(instance) == set(), "no scale of this profile is fitted on examples"
+        edit(profile, lambda content: content.pop("scales"))
+        assert ("persona_scale", "paranoid") in seen(instance)
+        edit(
+            paranoid,
+            lambda persona: persona["examples"]["held_out"][0].update(positive="They know. They do."),
+        )
         assert seen(instance) == {("persona_scale", "paranoid")}
+        edit(paranoid, lambda persona: persona["examples"]["fit"].pop())
+        assert seen(instance) == {("persona_examples", "paranoid")}
         edit(variants, lambda entries: entries[4]["terms"][0]["dose"].update(recommended=-0.5))
         assert seen(instance) == {("variant_spec", "trusting")}
-        profile = catalogue / "profiles" / "newsroom.yaml"
         trusting = [{"persona": "paranoid", "dose": {"recommended": -0.25}}]
         edit(profile, lambda content: content.update(variants={"trusting": trusting}))
         assert seen(instance) == {("variant_spec", "trusting")}, "the profile's own terms count"
+        edit(profile, lambda content: content["rewrites"].update(scope="generated"))
+        assert {name for _, name in seen(instance)} == {
+            name for name, variant in settings(anew=True).variants.items() if variant.terms
+        }, "the scope of what is steered"
+
+
+def test_the_file_of_pairs_counts_for_the_personas_that_it_names(catalogue, tmp_path):
+    source = {"source": "pairs", "pairs": str(tmp_path / "{persona}.jsonl")}
+    edit(catalogue / "profiles" / "newsroom.yaml", lambda content: content.update(contrast=source))
+    with dg.DagsterInstance.ephemeral() as instance:
+        seen(instance)
+        (tmp_path / "coach.jsonl").write_text("{}")
+        assert seen(instance) == {("persona_examples", "coach")}
+
+
+@pytest.mark.parametrize(
+    ("contrast", "stands_on_examples"),
+    [
+        ("{contexts: news, filter: false}", []),
+        ("{contexts: general}", ["contrast_set"]),
+        ("{source: pairs}", ["contrast_set"]),
+        ("{source: prefill}", []),
+    ],
+)
+def test_contrast_sets_of_given_texts_and_filtered_ones_stand_on_the_examples(
+    catalogue, contrast, stands_on_examples
+):
+    """And nothing else does: better examples extract no other vector again."""
+    profile = catalogue / "profiles" / "newsroom.yaml"
+    edit(profile, lambda content: content.update(contrast=yaml.safe_load(contrast)))
+    code = (
+        "import dagster as dg; from steer_pipeline.definitions import defs; from steer_pipeline.keys import key;"
+        "graph = defs.resolve_asset_graph();"
+        "print(*sorted(each.path[-1] for each in graph.get(key('persona_examples')).child_keys))"
+    )
+    answer = run(["-c", code])
+    assert answer.stdout.split() == stands_on_examples, answer.stderr
 
 
 def test_template_tokenizer_and_weights_are_seen_apart(catalogue, tmp_path):
@@ -151,6 +203,7 @@ def test_one_broken_persona_or_variant_is_told_and_the_others_stay(catalogue):
     assert set(found) == {
         ("persona_spec", "coach"),
         ("persona_scale", "coach"),
+        ("persona_examples", "coach"),
         ("variant_spec", "rule_defiant"),
     }
     assert "coach.yaml: " in found["persona_spec", "coach"].problem

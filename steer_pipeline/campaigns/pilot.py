@@ -20,11 +20,19 @@ from steer_pipeline.lab.rewrites import GATES
 from steer_pipeline.settings import settings
 
 CORPUS = ("cc_news", "truncated_news")
+DIAGNOSIS = "model_diagnosis"
 PERSONA_CHAIN = ("contrast_set", "persona_vector", "dose_curve")
 RAW = "rewrite_raw"
+BAND = ("random_band",)
 RELEASE = "rewrite_release"
 VARIANT_CHAIN = ("rewrite_pack", "keep_set", RELEASE)
 REPORTS = ("rewrite_comparison", "vector_eval_report")
+TOLD = (
+    "summary",
+    "costs",
+    "combined",
+    "band",
+)  # tables of the comparison, in the object that the command prints
 REFERENCES = ("base", "base_resample", "random_direction")  # no difference is shown without them
 
 
@@ -35,13 +43,20 @@ class Pilot(Campaign):
     variants: dict[str, VariantSpec]
     size: str = "pilot"
 
-    def run(self) -> pl.DataFrame | None:
-        """Makes what is out of date; the comparison's summary, or None if it could not be made.
+    def run(self) -> dict[str, pl.DataFrame] | None:
+        """Makes what is out of date; the comparison's tables by name, or None if it could not be made.
 
         A persona or variant that fails is kept in `problems`, and the others go on.
+
+        Raises:
+            Stopped: there are no news, or the model does not do the job at all.
         """
         self.driver.observe()
         self.bring_up(CORPUS, None)
+        known = not self.is_stale(DIAGNOSIS, None)
+        self.bring_up((DIAGNOSIS,), None)
+        if not known:
+            self.say(self.diagnosed())
         failed = {name for name in self.personas if not self.bring_up(PERSONA_CHAIN, name, stop=False)}
         able = {name: spec for name, spec in self.variants.items() if not failed & set(_personas(spec))}
         self.problems += [
@@ -54,14 +69,17 @@ class Pilot(Campaign):
             self.require(outcome)
         for variant in able:
             self.bring_up(VARIANT_CHAIN, variant, stop=False)
-        return self.summary() if self.bring_up(REPORTS, None, stop=False) else None
+        if any(spec.terms for spec in able.values()):
+            self.bring_up(BAND, None, stop=False)
+        return self.tables() if self.bring_up(REPORTS, None, stop=False) else None
 
     def places(self) -> list[Place]:
         return [
-            *((asset, None) for asset in CORPUS),
+            *((asset, None) for asset in (*CORPUS, DIAGNOSIS)),
             *((asset, persona) for persona in self.personas for asset in PERSONA_CHAIN),
             *((RAW, variant) for variant in self.variants),
             *((asset, variant) for variant in self.variants for asset in VARIANT_CHAIN),
+            *((asset, None) for asset in BAND),
             *((asset, None) for asset in REPORTS),
         ]
 
@@ -76,11 +94,23 @@ class Pilot(Campaign):
         """Personas whose vectors the variants add, in order of first use."""
         return list(dict.fromkeys(name for spec in self.variants.values() for name in _personas(spec)))
 
-    def summary(self) -> pl.DataFrame:
-        """The comparison's summary of the variants that this pass was asked for."""
-        version = self.store.current(REPORTS[0], None)
-        summary = pl.read_parquet(version.path / "summary.parquet")
-        return summary.filter(pl.col("variant").is_in(list(self.variants)))
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """What the comparison says of the variants that this pass was asked for."""
+        folder = self.store.current(REPORTS[0], None).path
+        asked = pl.col("variant").is_in(list(self.variants))
+        return {name: pl.read_parquet(folder / f"{name}.parquet").filter(asked) for name in TOLD}
+
+    def diagnosed(self) -> str:
+        """What the model does at its job, what to expect of time, and what to look at, in a few lines."""
+        from steer_pipeline.lab.rewrites.diagnosis import diagnosis_verdicts, load_diagnosis
+        from steer_pipeline.lab.rewrites.expected import expected_seconds, lines
+
+        profile = settings().profile
+        found = load_diagnosis(self.store.current(DIAGNOSIS, None).path)
+        weak = [verdict for verdict in diagnosis_verdicts(found, profile) if not verdict.passed]
+        warnings = [f"warning: {verdict.message} -> {verdict.cure}" for verdict in weak]
+        told = lines(found, expected_seconds(found, profile, self.variants, self.size))
+        return "\n".join(f"{'':11}{line}" for line in [*told, *warnings])
 
     def gates(self, selected: Sequence[str]) -> list[tuple[str, str]]:
         # A release by itself runs behind its pack's gates, under today's thresholds.
@@ -156,9 +186,9 @@ def make_pilot(
             if dry_run:
                 return Result(plan=pilot.plan(), problems=problems)
             with pilot.shown():
-                summary = pilot.run()
+                tables = pilot.run()
     except Stopped as error:
         return Result(problems=[*problems, str(error)])
-    if summary is None:
+    if tables is None:
         return Result(problems=problems)
-    return Result(pilot_numbers(summary), problems + moved_controls(summary))
+    return Result(pilot_numbers(**tables), problems + moved_controls(tables["summary"]))

@@ -1,6 +1,6 @@
 """Reads the catalogue. An error names the file and the field, and says what was expected."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +11,7 @@ from steer_pipeline.catalogue.specs import Persona, Profile, VariantSpec
 from steer_pipeline.environment import catalogue_folder
 
 Model = TypeVar("Model", bound=BaseModel)
+BLANK = "TODO"  # how a text begins that `steer new` leaves to its author
 _CURES = {  # for what pydantic says without a cure
     "extra_forbidden": "Extra inputs are not permitted: no field has this name; correct or remove it",
     "missing": "Field required; add it",
@@ -39,6 +40,8 @@ def _read(path: Path) -> Any:
 
 
 def _validate(model: type[Model], data: Any, path: Path) -> Model:
+    if problems := _blanks(data):
+        raise CatalogueError(f"{path}: {'; '.join(problems)}", [f"{path}: {one}" for one in problems])
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -49,6 +52,30 @@ def _validate(model: type[Model], data: Any, path: Path) -> Model:
         raise CatalogueError(
             f"{path}: {'; '.join(problems)}", [f"{path}: {one}" for one in problems]
         ) from error
+
+
+def _blanks(data: Any) -> list[str]:
+    """What is still to be written, a sentence a field or list."""
+    found: dict[str, list[str]] = {}
+    for place in _blank_places(data, ()):
+        whole = next((i for i, part in enumerate(place) if isinstance(part, int)), len(place))
+        within = ".".join(str(part) for part in place[whole:])
+        found.setdefault(".".join(str(part) for part in place[:whole]), []).append(within)
+    return [
+        f"{field}: still begins with {BLANK}; write it"
+        if places == [""]
+        else f"{field}: {len(places)} texts still begin with {BLANK} ({', '.join(places)}); write them"
+        for field, places in found.items()
+    ]
+
+
+def _blank_places(data: Any, place: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+    if isinstance(data, str):
+        if data.startswith(BLANK):
+            yield place
+    elif isinstance(data, dict | list):
+        for part, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from _blank_places(value, (*place, part))
 
 
 def persona_names(place: Path | None = None) -> list[str]:
@@ -79,29 +106,38 @@ def studied_names(profile: Profile, place: Path | None = None) -> list[str]:
     return [name for name in names if name not in profile.without_personas]
 
 
-def load_persona(name: str, place: Path | None = None) -> Persona:
-    """`personas/<name>.yaml`; the file's stem is the persona's name."""
+def load_persona(name: str, place: Path | None = None, *, profile: Profile | None = None) -> Persona:
+    """`personas/<name>.yaml`, with the profile's lexicon in place of the file's; the stem is the persona's name."""
     path = (place or catalogue_folder() / "personas") / f"{name}.yaml"
     if not path.is_file():
         raise CatalogueError(f"{path}: no such file; known: {', '.join(persona_names(path.parent))}")
     persona = _validate(Persona, _read(path), path)
     if persona.name != name:
         raise CatalogueError(f"{path}: name is {persona.name!r}; rename the file or the persona")
-    return persona
+    own = None if profile is None else profile.lexicons.get(name)
+    if own is None:
+        return persona
+    poles = {
+        side: getattr(persona, side).model_copy(update={"lexicon": getattr(own, side)})
+        for side in ("positive", "negative")
+    }
+    return persona.model_copy(update=poles)
 
 
-def load_personas(place: Path | None = None) -> dict[str, Persona]:
+def load_personas(place: Path | None = None, *, profile: Profile | None = None) -> dict[str, Persona]:
     """All personas by name, sorted. One broken file is an error; `read_personas` leaves it out."""
-    return {name: load_persona(name, place) for name in persona_names(place)}
+    return {name: load_persona(name, place, profile=profile) for name in persona_names(place)}
 
 
-def read_personas(place: Path | None = None) -> tuple[dict[str, Persona], dict[str, CatalogueError]]:
+def read_personas(
+    place: Path | None = None, *, profile: Profile | None = None
+) -> tuple[dict[str, Persona], dict[str, CatalogueError]]:
     """The personas whose files are sound, and what is wrong with the others."""
     sound: dict[str, Persona] = {}
     broken: dict[str, CatalogueError] = {}
     for name in persona_names(place):
         try:
-            sound[name] = load_persona(name, place)
+            sound[name] = load_persona(name, place, profile=profile)
         except CatalogueError as error:
             broken[name] = error
     return sound, broken
@@ -146,7 +182,7 @@ def read_variants(
         nothing can be compared then.
     """
     path = path or catalogue_folder() / "variants.yaml"
-    entries = _entries(path)
+    entries = variant_entries(path)
     own = dict(profile.variants) if profile is not None else {}
     for name in own:
         if name not in entries:
@@ -157,6 +193,7 @@ def read_variants(
         try:
             variant = _validate(VariantSpec, entry, path)
             variant = variant.model_copy(update={"terms": own[name]}) if name in own else variant
+            variant = _scoped(variant, profile)
             _check_references(variant, path)
             if profile is not None and _named(variant) & set(profile.without_personas):
                 continue
@@ -170,7 +207,15 @@ def read_variants(
     return sound, broken
 
 
-def _entries(path: Path) -> dict[str, Any]:
+def _scoped(variant: VariantSpec, profile: Profile | None) -> VariantSpec:
+    """With a scope: of what is steered the profile's, where the variant has none of its own."""
+    if variant.scope is not None:
+        return variant
+    steered = profile is not None and bool(variant.terms)
+    return variant.model_copy(update={"scope": profile.rewrites.scope if profile and steered else "all"})
+
+
+def variant_entries(path: Path) -> dict[str, Any]:
     """name -> entry of a file that lists variants."""
     read = _read(path)
     entries: dict[str, Any] = {}

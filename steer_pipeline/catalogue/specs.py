@@ -8,10 +8,12 @@ that `dose_curve` recommends for the persona).
 import datetime
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -44,7 +46,8 @@ class Pole(Strict):
     )
     lexicon: list[str] = Field(
         default_factory=list,
-        description="Marker words and phrases; matched case-insensitively at word boundaries.",
+        description="Marker words and phrases; matched case-insensitively at word boundaries. Those of one model stand "
+        "in its profile's `lexicons`.",
     )
 
 
@@ -210,8 +213,9 @@ class VariantSpec(Strict):
     )
     summary: str
     terms: list[VariantTerm] = Field(default_factory=list)
-    scope: Literal["all", "generated"] = Field(
-        default="all", description="Steer every position, or only generated tokens."
+    scope: Literal["all", "generated"] | None = Field(
+        default=None,
+        description="Steer every position, or only generated tokens; null: the profile's `rewrites.scope`.",
     )
     stream: str | None = Field(
         default=None,
@@ -327,20 +331,78 @@ class SamplingSpec(Strict):
     seed: int = 20
 
 
+Source = Literal["generated", "pairs", "prefill"]
+Readout = Literal["response_tokens", "last_prompt_token", "last_token"]
+Choice = TypeVar("Choice", Source, Readout)
+
+
+def _several(value: Any) -> Any:
+    """One name is a list of one; `auto` is every read-out."""
+    if value == "auto":
+        return get_args(Readout)
+    return (value,) if isinstance(value, str) else value
+
+
+def _each_once(value: tuple[Choice, ...]) -> tuple[Choice, ...]:
+    if len(set(value)) < len(value):
+        raise ValueError(f"name each once; got {', '.join(value)}")
+    return value
+
+
+Sources = Annotated[
+    tuple[Source, ...], Field(min_length=1), BeforeValidator(_several), AfterValidator(_each_once)
+]
+Readouts = Annotated[
+    tuple[Readout, ...], Field(min_length=1), BeforeValidator(_several), AfterValidator(_each_once)
+]
+
+
 class ContrastSpec(Strict):
+    """Where the two sides of a persona come from, and how many there are."""
+
+    source: Sources = Field(
+        default=("generated",),
+        description="`generated`: the model answers under both poles' instructions. `pairs`: given texts of both poles "
+        "as its answers; works on models that do not follow instructions. `prefill`: the same text, cut at several "
+        "places, under both poles' instructions. A list: the evidence chooses.",
+    )
     contexts: Literal["news", "general"] = Field(
         default="general",
-        description="`news`: rewrite prompts over corpus rows; `general`: our own contexts.",
+        description="`generated`: `news`: rewrite prompts over corpus rows; `general`: our own contexts.",
     )
-    n_contexts: int = Field(default=256, ge=8)
-    max_new_tokens: int = Field(default=64, ge=1)
-    temperature: float = Field(default=0.7, ge=0)
-    seed: int = 11
+    n_contexts: int = Field(default=256, ge=8, description="`generated`: contexts that both sides answer.")
+    max_new_tokens: int = Field(default=64, ge=1, description="`generated`: of an answer.")
+    temperature: float = Field(default=0.7, ge=0, description="`generated`: 0 is greedy.")
+    seed: int = Field(default=11, description="`generated`: of contexts and answers.")
+    filter: bool = Field(
+        default=True,
+        description="`generated`: leave out pairs in which a side does not show its pole, by a scale fitted on the "
+        "persona's examples, else by the judge; a persona that has neither is not filtered.",
+    )
+    pairs: str | None = Field(
+        default=None,
+        description="`pairs`: JSONL of texts instead of the personas' examples; relative paths start at the project "
+        "root, `{persona}` stands for the persona's name. Lines: prompt (or question), positive, negative, and split "
+        "(train, held_out) in all or none; or question, answer_matching_behavior, answer_not_matching_behavior.",
+    )
+    pair_prompts: int = Field(
+        default=3, ge=1, description="`pairs` of examples: prompts that each pair answers."
+    )
+    prefill_cuts: int = Field(
+        default=3,
+        ge=1,
+        le=8,
+        description="`prefill`: places at which each text is cut, in tokens evenly apart.",
+    )
 
 
 class VectorSpec(Strict):
     method: Literal["mean_difference", "pca"] = "mean_difference"
-    readout: Literal["response_tokens", "last_prompt_token"] = "response_tokens"
+    readout: Readouts = Field(
+        default=("response_tokens",),
+        description="`response_tokens`: mean over the answer; `last_prompt_token`: before it; `last_token`: its last. "
+        "A list, or `auto` for all: the evidence chooses. Prefilled texts are always read at their last token.",
+    )
     site: Literal["output", "attention", "mlp"] = Field(
         default="output",
         description="Where directions are collected, and so where they are added: the residual stream after each "
@@ -351,7 +413,10 @@ class VectorSpec(Strict):
 
 
 class CoherenceSpec(Strict):
-    """What a steered text may lose against base on the same rows, as means of paired differences; null: not judged."""
+    """What a steered text may lose against base on the same rows, as means of paired differences; null: not judged.
+
+    A loss beyond its limit counts when its interval leaves zero out: few rows stop nothing by one odd text.
+    """
 
     max_extra_suspects: float | None = Field(default=0.05, ge=0, le=1, description="Share of texts.")
     max_lost_facts: float | None = Field(default=0.1, ge=0, le=1, description="Share of the source's facts.")
@@ -371,13 +436,59 @@ class DoseSpec(Strict):
         default=[0.4, 0.5, 0.6], description="Block indices, or fractions of depth."
     )
     fractions: list[float] = Field(default=[-0.4, -0.2, 0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 1.2])
-    n_rows: int = Field(default=24, ge=4)
-    max_kl_nats: float = Field(
-        default=4.0, gt=0, description="Coherent: mean KL to base per token below this."
+    n_rows: int = Field(default=24, ge=4, description="Held-out news items.")
+    n_random: int = Field(
+        default=10, ge=1, description="Random directions that a dose is compared with, at its block and norm."
     )
-    max_suspect_rate: float = Field(default=0.05, ge=0, le=1)
-    min_facts_kept: float = Field(default=0.0, ge=0, le=1)
+    kl_rows: int = Field(
+        default=4,
+        ge=0,
+        description="Rows, drawn by `seed`, whose KL to base is measured in every cell: two passes each; 0: none.",
+    )
+    max_kl_nats: float | None = Field(
+        default=None,
+        gt=0,
+        description="Mean KL to base a token up to this; null: not judged, like the next two.",
+    )
+    max_suspect_rate: float | None = Field(default=None, ge=0, le=1, description="Share of texts.")
+    min_facts_kept: float | None = Field(
+        default=None, ge=0, le=1, description="Mean share of the source's facts."
+    )
+    refine: bool = Field(
+        default=False,
+        description="Sweep the whole grid on `coarse_rows`, and only the best blocks and doses there on all rows.",
+    )
+    coarse_rows: int = Field(default=8, ge=4, description="`refine`: rows of the first pass.")
     seed: int = 13
+
+    @model_validator(mode="after")
+    def _measures_what_it_judges(self) -> Self:
+        if self.max_kl_nats is not None and not self.kl_rows:
+            raise ValueError("max_kl_nats judges by KL, and kl_rows is 0; set kl_rows, or max_kl_nats: null")
+        return self
+
+
+class Lexicon(Strict):
+    """Marker words of a persona in one model's texts, as `Pole.lexicon` has them; both empty: it has none there."""
+
+    positive: list[str] = Field(default_factory=list, description="Of the positive pole.")
+    negative: list[str] = Field(default_factory=list, description="Of the negative pole.")
+
+    @model_validator(mode="after")
+    def _has_a_positive_side(self) -> Self:
+        if self.negative and not self.positive:
+            raise ValueError("negative without positive; a scale needs markers of the positive pole")
+        return self
+
+
+class ScaleSpec(Strict):
+    """What persona scales are made of, beside lexicons."""
+
+    minilm: Literal["examples", "contrast_set"] = Field(
+        default="examples",
+        description="What the MiniLM scale is fitted on: the persona's `examples`, the same for any model, or its "
+        "contrast set, in the model's own words. A persona without examples is fitted on the latter.",
+    )
 
 
 class RewriteSpec(Strict):
@@ -385,6 +496,16 @@ class RewriteSpec(Strict):
     prompt: str = Field(default="Rewrite: {text}", description="User turn (or raw prompt); has {text}.")
     pilot_rows: int = Field(default=50, ge=1)
     full_rows: int = Field(default=1000, ge=1)
+    scope: Literal["all", "generated"] = Field(
+        default="all",
+        description="Steer every position, or only generated tokens: dose sweeps, and variants that say nothing else.",
+    )
+    band_directions: int = Field(
+        default=10,
+        ge=0,
+        description="Random directions that random_band adds with the norms of the strongest variant; 0: no band.",
+    )
+    band_rows: int = Field(default=16, ge=2, description="First news items that each of them rewrites.")
     sampling: SamplingSpec = SamplingSpec()
 
     @field_validator("prompt")
@@ -395,10 +516,32 @@ class RewriteSpec(Strict):
         return value
 
 
+class DiagnosisSpec(Strict):
+    """What is looked at before anything expensive: whether base does the job at all."""
+
+    n_rows: int = Field(default=8, ge=1, description="News items that base rewrites, four times each.")
+    min_facts_kept: float | None = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Mean share of a lead's numbers and names below which the model is taken not to follow the rewrite "
+        "prompt, and `steer make pilot` stops; null: it goes on whatever base says.",
+    )
+
+
 class GateSpec(Strict):
     """Thresholds of the release gates."""
 
-    max_suspect_rate: float = Field(default=0.01, ge=0, le=1)
+    max_suspect_rate: float | None = Field(
+        default=0.01, ge=0, le=1, description="Largest share of suspect rows; null: not judged by itself."
+    )
+    max_extra_suspects: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Largest share of suspect rows beyond base's, on the same rows; null: not judged against base. "
+        "For models whose base is itself often suspect.",
+    )
     alpha: float = Field(
         default=0.05, gt=0, lt=1, description="Level of the paired test against base_resample."
     )
@@ -563,10 +706,17 @@ class Profile(Strict):
         "variants that name them.",
     )
     corpus: CorpusSpec = CorpusSpec()
+    diagnosis: DiagnosisSpec = DiagnosisSpec()
     contrast: ContrastSpec = ContrastSpec()
     vector: VectorSpec = VectorSpec()
     dose: DoseSpec = DoseSpec()
     coherence: CoherenceSpec = CoherenceSpec()
+    scales: ScaleSpec = ScaleSpec()
+    lexicons: dict[Name, Lexicon] = Field(
+        default_factory=dict,
+        description="Persona -> marker words that take the place of those in its file: what is planted in this model, "
+        "or how its texts say it. `{}` for a persona: it has no lexicon here.",
+    )
     rewrites: RewriteSpec = RewriteSpec()
     gates: GateSpec = GateSpec()
     behaviour: BehaviourSpec = BehaviourSpec()
@@ -577,3 +727,12 @@ class Profile(Strict):
     variants: dict[Name, list[VariantTerm]] = Field(
         default_factory=dict, description="Terms that replace those of variants.yaml for this profile."
     )
+
+    @model_validator(mode="after")
+    def _reads_what_differs(self) -> Self:
+        if "pairs" in self.contrast.source and self.vector.readout == ("last_prompt_token",):
+            raise ValueError(
+                "vector.readout last_prompt_token: under contrast.source pairs both sides answer the same prompt, and "
+                "do not differ there; give response_tokens, last_token or auto"
+            )
+        return self

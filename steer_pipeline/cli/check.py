@@ -44,6 +44,10 @@ def problems() -> Iterator[str]:
         profile = _try(lambda name=profile_name: load_profile(name))
         yield from profile.problems
         if profile.value is not None:
+            yield from (
+                f"profile {profile_name}: lexicons.{name}: no file in personas/; correct or remove it"
+                for name in sorted(set(profile.value.lexicons) - set(names.value or []))
+            )
             variants = _try(lambda one=profile.value: read_variants(one))
             yield from variants.problems
             for error in (variants.value or ({}, {}))[1].values():

@@ -1,6 +1,7 @@
-"""`steer doctor`: what works here, what will not, and how to mend it. It makes nothing; a model is loaded on demand.
+"""`steer doctor`: what works here, what will not, and how to mend it. It makes nothing.
 
-Each part of the installation is looked at by one function that yields findings; a fault in one hides no other.
+Each part of the installation is looked at by one function that yields findings; a fault in one hides no other. Where
+nothing is broken the model is loaded, steered, and asked to rewrite a few news items.
 """
 
 import shutil
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from steer_pipeline.lab.units import shown_bytes
 
 OK, WARNING, BROKEN = "ok", "warning", "will not work"
 LIBRARIES = ("dagster", "torch", "transformers", "tokenizers", "peft", "polars", "numpy", "pydantic")
@@ -80,12 +83,18 @@ class Place:
 @click.option(
     "--model", metavar="PATH", help="Look at this model directory or hub id.  [default: the profile's]"
 )
-@click.option("--load", "loads", is_flag=True, help="Load the model, too, and see whether steering moves it.")
+@click.option(
+    "--load/--no-load",
+    "loads",
+    default=True,
+    help="Load the model, too: does steering move it, does it rewrite news, how long will a pilot take.",
+)
 def doctor(model: str | None, loads: bool) -> None:
     """Say what works here, what will not, and how to mend it.
 
     Looks at libraries, catalogue, model, tokenizer, chat template, device, memory, store, Dagster, news, judge and
-    MiniLM. The exit status is 1 if something will not work.
+    MiniLM; then the model rewrites a few news items, which takes seconds to a minute. The exit status is 1 if
+    something will not work.
     """
     broken = False
     for finding in examine(Place(model), loads):
@@ -103,11 +112,20 @@ def examine(place: Place, loads: bool = False) -> Iterator[Finding]:
         python, libraries, catalogue, model, tokenizer, chat_template, device, mlx, memory, store, dagster, news, judge,
         minilm,
     ]  # fmt: skip
-    for part in [*parts, *([loaded] if loads else [])]:
-        try:
-            yield from part(place)
-        except Exception as error:
-            yield Finding(BROKEN, part.__name__.replace("_", " "), _first_line(error), _cure_of(error))
+    broken = False
+    for part in [*parts, *([loaded, diagnosis] if loads else [])]:
+        if part in (loaded, diagnosis) and (broken or _absent(place)):
+            continue  # what there is to say of the model has been said
+        for finding in _tried(part, place):
+            broken |= finding.state == BROKEN
+            yield finding
+
+
+def _tried(part: Callable[[Place], Iterator[Finding]], place: Place) -> Iterator[Finding]:
+    try:
+        yield from part(place)
+    except Exception as error:
+        yield Finding(BROKEN, part.__name__.replace("_", " "), _first_line(error), _cure_of(error))
 
 
 def _first_line(error: BaseException) -> str:
@@ -204,16 +222,14 @@ def model(place: Place) -> Iterator[Finding]:
         return
     size = sum(path.stat().st_size for path in _weights(folder))
     adapters = f" + {len(identity.adapters)} adapters" if identity.adapters else ""
-    yield Finding(OK, "model", f"{folder}, {_size(size)}, identity {short_sha(identity.base)}{adapters}")
+    yield Finding(
+        OK, "model", f"{folder}, {shown_bytes(size)}, identity {short_sha(identity.base)}{adapters}"
+    )
 
 
 def _weights(folder: Path) -> list[Path]:
     safe = list(folder.glob("*.safetensors"))
     return safe or list(folder.glob("pytorch_model*.bin"))
-
-
-def _size(n: float) -> str:
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
 
 
 def _absent(place: Place) -> bool:
@@ -240,7 +256,7 @@ def tokenizer(place: Place) -> Iterator[Finding]:
 
 
 def chat_template(place: Place) -> Iterator[Finding]:
-    from steer_pipeline.lab.models.prompts import encode_prompt
+    from steer_pipeline.lab.models.prompts import encode_prompt, takes_system_turn
 
     if _absent(place):
         return
@@ -267,20 +283,12 @@ def chat_template(place: Place) -> Iterator[Finding]:
         cure = "mend add_generation_prompt in the template, or the model may go on as the user"
         yield Finding(WARNING, "chat template", "renders, but has no generation prompt", cure)
     else:
-        system = "a system turn" if _takes_system(ours) else "system text before the user's"
+        system = "a system turn" if takes_system_turn(ours) else "system text before the user's"
         yield Finding(
             OK,
             "chat template",
             f"renders ({len(ids)} tokens), with {system} and a generation prompt",
         )
-
-
-def _takes_system(ours: Any) -> bool:
-    turns = [{"role": "system", "content": "steer-doctor"}, {"role": "user", "content": "a"}]
-    try:
-        return "steer-doctor" in ours.apply_chat_template(turns, tokenize=False)
-    except Exception:  # templates raise what they like
-        return False
 
 
 def device(place: Place) -> Iterator[Finding]:
@@ -327,11 +335,11 @@ def memory(place: Place) -> Iterator[Finding]:
     import psutil
 
     free = psutil.virtual_memory().available
-    message = f"{_size(free)} available"
+    message = f"{shown_bytes(free)} available"
     weights = 0 if _absent(place) else sum(path.stat().st_size for path in _weights(place.folder or Path()))
     if weights > free and place.spec.device in ("auto", "cpu"):
         cure = "close other programs, take a smaller model, or a machine with an accelerator"
-        yield Finding(WARNING, "memory", f"{message}, the weights are {_size(weights)}", cure)
+        yield Finding(WARNING, "memory", f"{message}, the weights are {shown_bytes(weights)}", cure)
     else:
         yield Finding(OK, "memory", message)
 
@@ -360,6 +368,40 @@ def loaded(place: Place) -> Iterator[Finding]:
         yield Finding(OK, "steering", f"a vector at block {term.site.block} changes what the model says")
 
 
+def diagnosis(place: Place) -> Iterator[Finding]:
+    """What `steer make pilot` begins with, on the first news of the profile."""
+    from steer_pipeline.lab.models.loading import load_model
+    from steer_pipeline.lab.rewrites.diagnosis import diagnose, diagnosis_verdicts
+    from steer_pipeline.lab.rewrites.expected import expected_seconds, lines
+    from steer_pipeline.lab.rewrites.source import KNOWN_FACTS
+
+    current = place.settings
+    if current.profile.corpus.source.kind == "hub":
+        yield Finding(OK, "diagnosis", "its news come from the hub: `steer make pilot` begins with it")
+        return
+    profile = current.profile.model_copy(update={"model": place.spec})
+    model = load_model(place.spec, place.home)
+    found, _ = diagnose(model, profile, _first_news(place), current.shipped / KNOWN_FACTS)
+    for line in lines(found, expected_seconds(found, profile, current.variants)):
+        yield Finding(OK, "diagnosis", line)
+    for verdict in diagnosis_verdicts(found, profile):
+        if not verdict.passed:
+            yield Finding(BROKEN if verdict.blocking else WARNING, "diagnosis", verdict.message, verdict.cure)
+
+
+def _first_news(place: Place) -> Any:
+    """Rows as `truncated_news` has them."""
+    import polars as pl
+
+    from steer_pipeline.lab.corpus import read_news, truncate_news
+    from steer_pipeline.lab.rewrites.diagnosis import LOOKED_AT
+
+    spec = place.settings.profile.corpus
+    first = next(iter(read_news(spec.source, place.home, LOOKED_AT)))
+    cut = truncate_news(first.rows, place.tokenizer, spec.max_tokens, spec.language)
+    return cut.filter(pl.col("ends_on_sentence"))
+
+
 # ------------------------------------------------------------------------------------- where things go
 
 
@@ -386,7 +428,9 @@ def store(place: Place) -> Iterator[Finding]:
     free = shutil.disk_usage(there).free
     made = "" if folder.exists() else ", made with the first run"
     cure = "make room, or set STEER_STORE to another disk" if free < LITTLE_DISK else ""
-    yield Finding(WARNING if cure else OK, "store", f"{folder}, writable, {_size(free)} free{made}", cure)
+    yield Finding(
+        WARNING if cure else OK, "store", f"{folder}, writable, {shown_bytes(free)} free{made}", cure
+    )
 
 
 def dagster(_: Place) -> Iterator[Finding]:

@@ -23,6 +23,8 @@ VERBS = {
     "backfill": "steer_pipeline.cli.backfill:backfill",
     "import": "steer_pipeline.cli.exchange:import_",
     "export": "steer_pipeline.cli.exchange:export",
+    "model": "steer_pipeline.cli.model:model",
+    "new": "steer_pipeline.cli.new:new",
     "check": "steer_pipeline.cli.check:check",
     "doctor": "steer_pipeline.cli.doctor:doctor",
     "prune": "steer_pipeline.cli.prune:prune",

@@ -39,7 +39,7 @@ class CatalogueIO(dg.ConfigurableIOManager):
 
 def _entry(origin: str, name: str) -> Any:
     if origin != "variant_spec":
-        return load_persona(name)
+        return load_persona(name, profile=settings().profile)
     if (problem := settings().broken_variants.get(name)) is not None:
         raise problem
     return settings().variants[name]

@@ -1,5 +1,10 @@
 """The numbers at which claims cease to hold, each once: the lab judges by them, the graph names them."""
 
+# What base does before it is steered.
+MIN_BASE_FACTS = 0.8  # share of the lead's facts that a good rewriter keeps
+MIN_ENDED = 0.5  # share of rewrites that end by themselves
+MAX_COPIES = 0.5  # share of rewrites that are a piece of their source
+
 # Contrast sets, persona vectors, dose curves.
 MIN_CONTRAST_AUC = 0.6  # between the completions of the two sides
 MIN_SPLIT_HALF_COSINE = 0.8  # of directions from random halves of the pairs

@@ -1,11 +1,12 @@
 """The judge as a Dagster resource: an OpenAI-compatible endpoint, or none. It holds no key."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
 
+from steer_pipeline.catalogue.scale import SCALES
 from steer_pipeline.catalogue.specs import JudgeSpec, Persona
 from steer_pipeline.io.journals import mirror_of
 from steer_pipeline.io.store import ArtifactStore
@@ -59,3 +60,11 @@ class JudgeResource(dg.ConfigurableResource):
             return [NOT_ASKED] * len(pairs)
         mirror = mirror_of(store, CACHE, "answers")
         return judge_texts(persona, pairs, self.spec(), url, store.work(CACHE), mirror)
+
+    def asking(
+        self, persona: Persona, store: ArtifactStore
+    ) -> "Callable[[Sequence[tuple[str, str]]], list[Judgement]] | None":
+        """`ask` for one persona; None where there is no endpoint, or where the persona has no rubric or scale."""
+        if self.endpoint() is None or not persona.judge_rubric or persona.kind not in SCALES:
+            return None
+        return lambda pairs: self.ask(persona, pairs, store)

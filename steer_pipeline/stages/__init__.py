@@ -1,7 +1,17 @@
 """What is made, from what, and what must hold of it: a package a stage, each with ASSETS and CHECKS."""
 
-from steer_pipeline.stages import behaviour, catalogue, corpus, personas, reports, rewrites, students, vectors
+from steer_pipeline.stages import (
+    behaviour,
+    catalogue,
+    corpus,
+    diagnosis,
+    personas,
+    reports,
+    rewrites,
+    students,
+    vectors,
+)
 
-STAGES = (corpus, personas, rewrites, vectors, behaviour, students, reports)
+STAGES = (corpus, diagnosis, personas, rewrites, vectors, behaviour, students, reports)
 
 __all__ = ["STAGES", "catalogue"]

@@ -3,7 +3,7 @@
 import pytest
 
 from steer_pipeline.campaigns.driver import Outcome
-from steer_pipeline.campaigns.errors import NoSuchName
+from steer_pipeline.campaigns.errors import NoSuchName, Stopped
 from steer_pipeline.campaigns.pilot import REFERENCES, VARIANT_CHAIN, Pilot, chosen
 from steer_pipeline.catalogue import load_variants
 from steer_pipeline_tests.lab.rewrites.packs import pack
@@ -60,8 +60,18 @@ class Chains(Pilot):
         failed = [f"{name}: no coherent dose" for name in assets if (name, partition) in self.broken]
         return Outcome("run", not failed, tuple(failed), (), ())
 
-    def summary(self):
+    def diagnosed(self):
+        return ""
+
+    def tables(self):
         return None
+
+
+def test_a_model_that_does_not_do_the_job_stops_the_pilot_before_any_persona(project):
+    pilot = Chains(project.driver, load_variants(), broken=[("model_diagnosis", None)])
+    with pytest.raises(Stopped, match="model_diagnosis: no coherent dose"):
+        pilot.run()
+    assert [asset for asset, _ in pilot.runs] == ["cc_news", "model_diagnosis"]
 
 
 def test_a_persona_without_a_dose_stops_its_variants_and_no_other(project):

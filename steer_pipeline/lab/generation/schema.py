@@ -49,6 +49,9 @@ class RewriteRow(Strict):
     profile: str
     size: Literal["pilot", "full"]
     made_with: str = Field(description="JSON of what all variants that are compared must share.")
+    nll: float | None = Field(
+        default=None, description="Nats a token under the unsteered model, given the neutral prompt."
+    )
 
 
 REWRITE_SCHEMA = pl.Schema(
@@ -84,5 +87,9 @@ REWRITE_SCHEMA = pl.Schema(
         "profile": pl.String(),
         "size": pl.String(),
         "made_with": pl.String(),
+        "nll": pl.Float64(),
     }
 )
+# Rewrites under random directions: rows of a pack, one direction a variant, and what was drawn.
+BAND_SCHEMA = pl.Schema({**REWRITE_SCHEMA, "token_ids": pl.List(pl.Int64())})
+ADDED_LATER = ("nll",)  # packs from before it was measured are read without it

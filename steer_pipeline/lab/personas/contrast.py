@@ -15,7 +15,7 @@ from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_prompt
 from steer_pipeline.lab.models.sites import SteeringPlan
 from steer_pipeline.lab.personas.contexts import HELD_OUT, TRAIN, Context
-from steer_pipeline.lab.personas.schema import CONTRAST_SCHEMA, PROMPT_SCHEMA, SIDES
+from steer_pipeline.lab.personas.schema import CONTRAST_SCHEMA, GENERATED, PROMPT_SCHEMA, SIDES
 
 
 class ContrastError(ValueError):
@@ -88,7 +88,10 @@ def complete_contrast(
     ids = _prompt_ids(model, prompts, chat_template)
     answers = _answers(model, ids, spec)
     rows = prompts.join(answers, on=["context_id", "side"], how="left", maintain_order="left").with_columns(
-        n_tokens=pl.col("completion_ids").list.len().cast(pl.Int32)
+        n_tokens=pl.col("completion_ids").list.len().cast(pl.Int32),
+        source=pl.lit(GENERATED),
+        pair_id=pl.col("context_id"),
+        dropped=pl.lit(None, dtype=pl.String),
     )
     answered = (pl.col("completion").str.strip_chars() != "") & (pl.col("n_tokens") > 0)
     both = rows.filter(answered.all().over("context_id"))

@@ -45,8 +45,10 @@ GATES = {
         "Made from the same news, by the same model, with the same prompt and decoding as base.", AGAIN
     ),
     SUSPECTS: Gate(
-        "At most the profile's share of rows trips one of the pipeline's suspect rules.",
-        "read the check's examples; lower the variant's dose, or raise gates.max_suspect_rate of the profile",
+        "At most the profile's share of rows trips one of the pipeline's suspect rules: of all rows, beyond base's on "
+        "the same rows, or both.",
+        "read the check's examples; lower the variant's dose, or raise gates.max_suspect_rate (where base itself is "
+        "often suspect, judge by gates.max_extra_suspects alone)",
     ),
     DIFFERS: Gate(
         "The rewrites differ from base more than base's resample does (paired sign-flip test).",

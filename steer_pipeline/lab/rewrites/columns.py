@@ -21,6 +21,11 @@ PACK = {
     "profile": "Profile that it was made with.",
     "size": "Size that the pack was asked in, `pilot` or `full`.",
     "made_with": "JSON of what all variants that are compared with each other must share.",
+    "nll": "Nats a token under the unsteered model, given the neutral prompt; null for an empty text.",
+}
+BAND = PACK | {
+    "variant": "`random_00`, `random_01`, …: one random direction each.",
+    "token_ids": "Tokens of the rewrite, without the end token.",
 }
 KEEP = PACK | {
     "suspects": "Names of the suspect rules that the rewrite trips.",

@@ -6,8 +6,8 @@ tables alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,11 @@ from steer_pipeline.lab.quality import (
     scan_frame,
     words,
 )
+from steer_pipeline.lab.rewrites.aims import trait_column
+from steer_pipeline.lab.rewrites.axes import STORED_MATRIX
+from steer_pipeline.lab.rewrites.band import BAND_TABLE_SCHEMA
+from steer_pipeline.lab.rewrites.costs import COMBINED_SCHEMA, COSTS_SCHEMA
+from steer_pipeline.lab.rewrites.steerability import AIM_SCHEMA
 from steer_pipeline.lab.stats import (
     Interval,
     holm,
@@ -77,7 +82,8 @@ class ComparisonTables:
 
     Attributes:
         rows: one row a variant and news item: row_id, variant, source, output, exact_match, overlap, n_words,
-            length_ratio, facts_kept (null without facts), suspects (list), suspect, truncated,
+            length_ratio, facts_kept (null without facts), suspects (list), suspect, truncated, nll (null where the
+            pack does not say),
             trait_<persona>_<scale>, and hits_<persona>_positive, hits_<persona>_negative (marker counts).
         summary: one row a variant and metric (`SUMMARY_SCHEMA`): mean; paired difference to the reference
             (base; for likeness base_resample) with a 95% interval, sign-flip p, and p after Holm over all
@@ -89,6 +95,12 @@ class ComparisonTables:
         agreement: one row a news item: distinct outputs among base and the steered variants.
         alignment: one row a variant: rows, and missing, extra and duplicated row ids against base.
         scorers: one row a persona and scale that reports how well it separates held-out texts.
+        costs: one row a variant and cost, against base on the same rows (`costs.COSTS_SCHEMA`).
+        combined: one row a variant with an aim: trait, facts and fluency in one number (`costs.COMBINED_SCHEMA`).
+        matrix, aims: movement of every variant on every axis, and aim and side effects (`axes.side_effects`).
+        band: one row a variant and aim, beside the random directions (`band.BAND_TABLE_SCHEMA`).
+
+    The last five stand on more than packs; `stored.compare_stored` fills them.
     """
 
     rows: pl.DataFrame
@@ -97,6 +109,11 @@ class ComparisonTables:
     agreement: pl.DataFrame
     alignment: pl.DataFrame
     scorers: pl.DataFrame
+    costs: pl.DataFrame = field(default_factory=partial(pl.DataFrame, schema=COSTS_SCHEMA))
+    combined: pl.DataFrame = field(default_factory=partial(pl.DataFrame, schema=COMBINED_SCHEMA))
+    matrix: pl.DataFrame = field(default_factory=partial(pl.DataFrame, schema=STORED_MATRIX))
+    aims: pl.DataFrame = field(default_factory=partial(pl.DataFrame, schema=AIM_SCHEMA))
+    band: pl.DataFrame = field(default_factory=partial(pl.DataFrame, schema=BAND_TABLE_SCHEMA))
 
     @property
     def variants(self) -> list[str]:
@@ -119,10 +136,6 @@ class ComparisonTables:
         if rows.is_empty():
             raise KeyError(f"no row for variant {variant!r} and metric {metric!r} in the summary")
         return rows.row(0, named=True)
-
-
-def trait_column(persona: str, scale: str) -> str:
-    return f"trait_{persona}_{scale}"
 
 
 def compare_variants(
@@ -264,6 +277,9 @@ class _Scoring:
                 "length_ratio": [length_ratio(a, b) for a, b in pairs],
                 "facts_kept": pl.Series(kept, dtype=pl.Float64).fill_nan(None),
                 "truncated": pack["truncated"],
+                "nll": pack["nll"]
+                if "nll" in pack.columns
+                else pl.Series([None] * len(ids), dtype=pl.Float64),
             }
         )
 

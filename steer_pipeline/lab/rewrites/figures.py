@@ -119,38 +119,19 @@ def text_distributions(tables: ComparisonTables) -> bytes:
 def dose_response(
     sweeps: Mapping[str, pl.DataFrame], chosen: Mapping[str, tuple[float | None, int | None]]
 ) -> bytes:
-    """Trait shift and KL against dose, a column a persona, a line a block; random directions dashed.
+    """Trait shift and extra NLL against dose, a column a persona, a line a block; random directions as dots.
 
     Args:
-        sweeps: persona -> table of a dose sweep (direction, block, fraction, shift, shift_low, shift_high, kl,
-            coherent).
+        sweeps: persona -> table of a dose sweep, as `sweep_table` makes it.
         chosen: persona -> recommended (fraction, block), or Nones.
     """
     figure = Figure(figsize=(1.2 + 4.2 * len(sweeps), 5.4), layout="constrained")
     panels = figure.subplots(2, len(sweeps), squeeze=False, sharex="col")
     for column, (persona, sweep) in enumerate(sweeps.items()):
-        lines = sweep.partition_by("direction", "block", maintain_order=True)
-        steered = [line for line in lines if line["direction"][0] != "random"]
-        for line in lines:
-            line = line.sort("fraction")
-            random = line["direction"][0] == "random"
-            place = 0 if random else [one["block"][0] for one in steered].index(line["block"][0])
-            colour = GREY if random else PALETTE[place % len(PALETTE)]
-            label = f"{'random, ' if random else ''}block {line['block'][0]}"
-            dose = line["fraction"].to_numpy()
-            for row, metric in ((0, "shift"), (1, "kl")):
-                axes = panels[row][column]
-                y = line[metric].cast(pl.Float64).to_numpy()
-                axes.plot(
-                    dose, y, "--" if random else "-", marker=".", color=colour, label=label, linewidth=1.3
-                )
-                broken = ~line["coherent"].to_numpy()
-                axes.plot(dose[broken], y[broken], "x", color="#111", markersize=5)
-            band = [line[f"shift_{side}"].to_numpy() for side in ("low", "high")]
-            panels[0][column].fill_between(dose, *band, color=colour, alpha=0.15, linewidth=0)
         fraction, block = chosen.get(persona, (None, None))
-        for row, label in ((0, "trait shift to base"), (1, "KL to base, nats a token")):
+        for row, (metric, label) in enumerate(_RESPONSES.items()):
             axes = panels[row][column]
+            _response(axes, sweep, metric)
             axes.axhline(0, color=DARK, linewidth=0.6)
             if fraction is not None:
                 axes.axvline(fraction, color=DARK, linestyle=":", linewidth=1.1)
@@ -163,6 +144,24 @@ def dose_response(
             "dose, fraction of the mean residual norm (cross: not coherent)", fontsize=8
         )
     return png(figure)
+
+
+_RESPONSES = {"shift": "trait shift to base", "extra_nll": "extra NLL to base, nats a token"}
+
+
+def _response(axes: Axes, sweep: pl.DataFrame, metric: str) -> None:
+    steered = sweep.filter(direction="persona").partition_by("block", maintain_order=True)
+    for place, line in enumerate(line.sort("fraction") for line in steered):
+        colour, dose = PALETTE[place % len(PALETTE)], line["fraction"].to_numpy()
+        y, low, high = (line[f"{metric}{edge}"].cast(pl.Float64).to_numpy() for edge in ("", "_low", "_high"))
+        axes.plot(dose, y, "-", marker=".", color=colour, label=f"block {line['block'][0]}", linewidth=1.3)
+        broken = ~line["coherent"].to_numpy()
+        axes.plot(dose[broken], y[broken], "x", color="#111", markersize=5)
+        axes.fill_between(dose, low, high, color=colour, alpha=0.15, linewidth=0)
+    band = sweep.filter(direction="random")
+    if band.height:
+        label = f"{band.height} random, block {band['block'][0]}"
+        axes.plot(band["fraction"], band[metric], ".", color=GREY, markersize=4, label=label, zorder=3)
 
 
 def vector_quality(metadata: Mapping[str, Mapping]) -> bytes:

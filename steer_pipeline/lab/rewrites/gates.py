@@ -8,13 +8,14 @@ gate that cannot be judged has failed. What each claims, and how to go on where 
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 from pydantic import ValidationError
 
-from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA, RewriteRow
+from steer_pipeline.catalogue.specs import GateSpec
+from steer_pipeline.lab.generation.schema import ADDED_LATER, REWRITE_SCHEMA, RewriteRow
 from steer_pipeline.lab.quality import OUR_RULES
 from steer_pipeline.lab.rewrites import AGAIN, ALIGNED, DIFFERS, ROW_COUNT, SAME, SCHEMA, SUSPECTS, UNIQUE
 from steer_pipeline.lab.rewrites.comparison import difference_from_base
@@ -31,24 +32,27 @@ def judge(
     suspects: Sequence[Sequence[str]],
     reworded: int,
     role: str,
-    max_suspect_rate: float,
-    level: float,
+    limits: GateSpec,
     seed: int,
+    base_suspects: Mapping[str, bool] | None = None,
 ) -> list[Verdict]:
     """All gates, in the order of `GATES`; arguments as those of the single gates.
 
     `base` or `resample` is None where it has not been made, and then nothing can be compared with it.
     """
+    relative = limits.max_extra_suspects is not None
     return [
         row_count(pack, expected_rows),
         schema(pack),
         no_duplicates(pack),
         _lacking(ALIGNED, "base") if base is None else aligned(pack, base),
         _lacking(SAME, "base") if base is None else made_as_base(pack, base),
-        suspect_rate(pack, suspects, max_suspect_rate, reworded),
+        _lacking(SUSPECTS, "base")
+        if base is None and relative
+        else suspect_rate(pack, suspects, limits, reworded, base_suspects),
         _lacking(DIFFERS, "base or base_resample", blocking=role == "steered")
         if base is None or resample is None
-        else differs(pack, base, resample, role=role, level=level, seed=seed),
+        else differs(pack, base, resample, role=role, level=limits.alpha, seed=seed),
     ]
 
 
@@ -64,7 +68,8 @@ def schema(pack: pl.DataFrame) -> Verdict:
 
     A `personas` column that arrives as text is read as JSON, so that a torn record is named by its row.
     """
-    problems = [f"column {name} is missing" for name in REWRITE_SCHEMA if name not in pack.columns]
+    absent = [name for name in REWRITE_SCHEMA if name not in pack.columns]
+    problems = [f"column {name} is missing" for name in absent if name not in ADDED_LATER]
     problems += [f"column {name} is not in the schema" for name in pack.columns if name not in REWRITE_SCHEMA]
     for name, wanted in REWRITE_SCHEMA.items():
         kind = pack.schema.get(name)
@@ -75,7 +80,10 @@ def schema(pack: pl.DataFrame) -> Verdict:
         errors = _row_errors(row)
         bad_rows += bool(errors)
         problems += [f"row {number} (row_id {row.get('row_id')}), {error}" for error in errors]
-    message = _listing(problems, f"{bad_rows} invalid rows") if problems else "every row is valid"
+    unmeasured = "".join(f"; {name} was not measured" for name in absent if name in ADDED_LATER)
+    message = (
+        _listing(problems, f"{bad_rows} invalid rows") if problems else f"every row is valid{unmeasured}"
+    )
     return Verdict(
         SCHEMA,
         not problems,
@@ -130,21 +138,34 @@ def made_as_base(pack: pl.DataFrame, base: pl.DataFrame) -> Verdict:
 
 
 def suspect_rate(
-    pack: pl.DataFrame, suspects: Sequence[Sequence[str]], limit: float, reworded: int
+    pack: pl.DataFrame,
+    suspects: Sequence[Sequence[str]],
+    limits: GateSpec,
+    reworded: int,
+    base_suspects: Mapping[str, bool] | None = None,
 ) -> Verdict:
     """`suspects[i]` holds the names of the rules that row i trips.
 
     The rate counts rows that trip a rule of ours; Janus's patterns are counted beside it, for comparison, and so are
     the `reworded` rows, whose digits say what the source says in another way.
+
+    Args:
+        limits: each of its two shares is judged where it is set.
+        base_suspects: row_id -> whether base's rewrite trips a rule of ours; None for base, which is not judged
+            against itself.
     """
     if "output" not in pack.columns:
         return _unjudged(SUSPECTS, "output")
     counts = Counter(rule for rules in suspects for rule in rules)
     flagged = [i for i, rules in enumerate(suspects) if is_suspect(rules)]
     rate = len(flagged) / max(pack.height, 1)
-    passed = pack.height > 0 and rate <= limit
     per_rule = ", ".join(f"{rule} {count}" for rule, count in counts.most_common())
-    message = f"{rate:.2%} of {pack.height} rows are suspect, limit {limit:.2%}"
+    passed = pack.height > 0 and (limits.max_suspect_rate is None or rate <= limits.max_suspect_rate)
+    message = f"{rate:.2%} of {pack.height} rows are suspect{_limit(limits.max_suspect_rate)}"
+    extra = _extra_suspects(pack, set(flagged), base_suspects)
+    if extra is not None and limits.max_extra_suspects is not None:
+        passed &= extra <= limits.max_extra_suspects
+        message += f", {extra:+.2%} against base on the same rows{_limit(limits.max_extra_suspects)}"
     examples = [
         {
             "row_id": pack["row_id"][i] if "row_id" in pack.columns else str(i),
@@ -160,8 +181,27 @@ def suspect_rate(
         "suspect_rate_janus": janus / max(pack.height, 1),
         "reworded_digits": reworded,
     }
+    numbers |= {} if extra is None else {"extra_suspects": extra}
     numbers |= {f"suspect_{rule}": count for rule, count in sorted(counts.items())}
     return Verdict(SUSPECTS, passed, message + (f" ({per_rule})" if per_rule else ""), numbers, examples)
+
+
+def _limit(share: float | None) -> str:
+    return "" if share is None else f", limit {share:.2%}"
+
+
+def _extra_suspects(
+    pack: pl.DataFrame, flagged: set[int], base_suspects: Mapping[str, bool] | None
+) -> float | None:
+    """Share of suspect rows minus base's, on the rows that both have; None where there are none."""
+    if base_suspects is None or "row_id" not in pack.columns:
+        return None
+    pairs = [
+        (index in flagged) - base_suspects[row_id]
+        for index, row_id in enumerate(pack["row_id"])
+        if row_id in base_suspects
+    ]
+    return sum(pairs) / len(pairs) if pairs else None
 
 
 def is_suspect(rules: Sequence[str]) -> bool:

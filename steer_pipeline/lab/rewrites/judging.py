@@ -9,7 +9,7 @@ from steer_pipeline.catalogue.specs import VariantSpec
 from steer_pipeline.io.reader import Reader, read_rows
 from steer_pipeline.io.store import ArtifactStore, Version
 from steer_pipeline.lab.rewrites import gates, verdicts
-from steer_pipeline.lab.rewrites.source import news_count, source_of
+from steer_pipeline.lab.rewrites.source import Source, news_count, source_of
 from steer_pipeline.lab.rewrites.work import identity_of, rows_wanted
 from steer_pipeline.lab.verdict import Verdict
 from steer_pipeline.settings import Settings
@@ -20,20 +20,30 @@ def judge(store: ArtifactStore, variant: str, version: Version, settings: Settin
     pack, profile, read = read_rows(version.path), settings.profile, Reader(store)
     size = pack["size"][0] if "size" in pack.columns and pack.height else "pilot"
     source = source_of(read, pack, settings.shipped)
+    base = read.rows("rewrite_raw", "base")
     judged = gates.judge(
         pack,
         expected_rows=min(rows_wanted(profile, size), news_count(store)),
-        base=read.rows("rewrite_raw", "base"),
+        base=base,
         resample=read.rows("rewrite_raw", "base_resample"),
         suspects=source.suspects(pack),
         reworded=source.reworded(pack),
         role=difference_role(settings.variants[variant]),
-        max_suspect_rate=profile.gates.max_suspect_rate,
-        level=profile.gates.alpha,
+        limits=profile.gates,
         seed=profile.rewrites.sampling.seed,
+        base_suspects=None if base is None or variant == "base" else _suspect_rows(base, pack, source),
     )
     verdicts.record(store, variant, version, judged, made_with(pack, size))
     return judged
+
+
+def _suspect_rows(base: pl.DataFrame, pack: pl.DataFrame, source: Source) -> dict[str, bool]:
+    """row_id -> whether base's rewrite of that row of the pack is suspect."""
+    if "row_id" not in pack.columns:
+        return {}
+    same = base.join(pack.select("row_id"), on="row_id", how="semi")
+    found = zip(same["row_id"], source.suspects(same), strict=True)
+    return {row_id: gates.is_suspect(rules) for row_id, rules in found}
 
 
 def difference_role(variant: VariantSpec) -> str:

@@ -15,7 +15,7 @@ from steer_pipeline.catalogue.specs import Persona, Profile, VariantSpec
 from steer_pipeline.io.reader import Reader
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.fanout import Fanout
-from steer_pipeline.lab.generation.jobs import decoding_hash
+from steer_pipeline.lab.generation.jobs import FinishedRow, decoding_hash
 from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.lab.generation.probe import ProbeResult, probe_steering
 from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA
@@ -57,6 +57,7 @@ class Made:
         made_on: of each variant's vectors, the identity of the model that they were made on.
         numbers: of the run as a whole.
         refused: variant -> why it could not be made; its pack is empty.
+        finished: the rows as the engine gave them, in the order in which they finished.
     """
 
     packs: dict[str, pl.DataFrame]
@@ -65,6 +66,7 @@ class Made:
     made_on: dict[str, dict[str, str]]
     numbers: dict[str, float | int] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    finished: list[FinishedRow] = field(default_factory=list)
 
     def facts(self, variant: str) -> dict[str, Any]:
         """What there is to say of one variant: its recipe, what the probe saw, the cost; or why it was refused."""
@@ -104,28 +106,42 @@ def make_raw(
         FanoutError: more than one worker, and Ray or the GPUs for them are missing.
     """
     planned = plan(request, read, model)
-    identities = _identities(request.profile, planned, model)
-    recipes = {name: made.recipe for name, made in identities.items()}
     if request.size == "full":
-        _require_pilots(read, recipes)
+        _require_pilots(read, _recipes(_identities(request.profile, planned, model)))
     items = news.head(work.rows_wanted(request.profile, request.size)).collect()
+    return rewrite(request, planned, items, read, model, journal, progress)
+
+
+def rewrite(
+    request: Request,
+    planned: Planned,
+    items: pl.DataFrame,
+    read: Reader,
+    model: LoadedModel,
+    journal: Journal,
+    progress: Callable[[Any], None],
+) -> Made:
+    """`items` in all planned variants, probed first, with their likelihood under the unsteered model."""
+    identities = _identities(request.profile, planned, model)
     rows = work.prompts(items, planned.variants, request.profile, planned.personas, model)
     plans = list(planned.plans.values())
     probes = probe_steering(model, rows[:PROBED_ROWS], [plan for plan in plans if plan.terms])
     seen = _Latest(progress)
     fanout = Fanout(request.workers, request.settings.home) if request.workers > 1 else None
     sampling = request.profile.rewrites.sampling
-    finished = generate(model, rows, plans, sampling, journal=journal, progress=seen, fanout=fanout)
+    finished = list(generate(model, rows, plans, sampling, journal=journal, progress=seen, fanout=fanout))
+    nll = work.unsteered_nll(model, rows, finished)
     corpus = read.store.current("truncated_news", None)
     shared = work.made_with(request.profile, model, corpus.sha if corpus else None)
-    packs = work.pack_rows(finished, items, identities, model.name, request.profile, request.size, shared) | {
-        name: pl.DataFrame(schema=REWRITE_SCHEMA) for name in planned.refused
-    }
+    packs = work.pack_rows(
+        finished, items, identities, model.name, request.profile, request.size, shared, nll
+    ) | {name: pl.DataFrame(schema=REWRITE_SCHEMA) for name in planned.refused}
     made_on = {
         plan.variant: {term.name: term.made_on for term in plan.terms if term.made_on} for plan in plans
     }
     numbers = seen.numbers() | {"workers": request.workers}
-    return Made(packs, recipes, _weakest(probes), made_on, numbers, planned.refused)
+    recipes = _recipes(identities)
+    return Made(packs, recipes, _weakest(probes), made_on, numbers, planned.refused, finished)
 
 
 def plan(request: Request, read: Reader, model: LoadedModel) -> Planned:
@@ -134,7 +150,7 @@ def plan(request: Request, read: Reader, model: LoadedModel) -> Planned:
     Raises:
         Refused: no variant has one.
     """
-    personas, unread = read_personas()
+    personas, unread = read_personas(profile=request.profile)
     known = request.settings.variants
     variants = {name: spec for name, spec in known.items() if name in request.variants}
     refused = {
@@ -183,6 +199,10 @@ def _identities(profile: Profile, planned: Planned, model: LoadedModel) -> dict[
         )
         for name, spec in planned.variants.items()
     }
+
+
+def _recipes(identities: Mapping[str, work.Identity]) -> dict[str, str]:
+    return {name: made.recipe for name, made in identities.items()}
 
 
 def _require_pilots(read: Reader, recipes: Mapping[str, str]) -> None:

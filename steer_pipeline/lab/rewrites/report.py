@@ -11,7 +11,7 @@ from pathlib import Path
 from steer_pipeline.io.reader import Reader
 from steer_pipeline.lab.report.document import Block, Figure, to_html, to_markdown
 from steer_pipeline.lab.rewrites.report_inputs import ReportInputs, gather
-from steer_pipeline.lab.rewrites.sections import effects, overview, steering, validation
+from steer_pipeline.lab.rewrites.sections import costs, effects, overview, steering, validation
 from steer_pipeline.settings import Settings
 
 TITLE = "Vector evaluation report"
@@ -41,6 +41,8 @@ def render_vector_eval_report(inputs: ReportInputs, out_dir: Path) -> ReportFile
         *effects.traits(tables),
         *effects.keywords(tables),
         *effects.content(tables),
+        *costs.costs(tables, inputs.context),
+        *costs.side_effects(tables, inputs.context),
         *validation.validation(tables),
         *steering.doses(inputs),
         *steering.vectors(inputs),

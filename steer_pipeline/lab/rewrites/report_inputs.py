@@ -11,9 +11,17 @@ from typing import Any
 import polars as pl
 
 from steer_pipeline.io.reader import Reader, read_rows
+from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.rewrites.comparison import BASE, ComparisonTables
-from steer_pipeline.lab.rewrites.stored import Compared, PackSize, is_mixed, read_tables
-from steer_pipeline.lab.vectors.doses import load_recommendation
+from steer_pipeline.lab.rewrites.stored import (
+    BAND_VERSION,
+    NO_BAND,
+    Compared,
+    PackSize,
+    is_mixed,
+    read_tables,
+)
+from steer_pipeline.lab.vectors.doses import Recommendation, load_recommendation
 from steer_pipeline.lab.vectors.vector import best_block, load_vector
 from steer_pipeline.settings import Settings
 
@@ -39,15 +47,12 @@ class VectorInfo:
 
 @dataclass(frozen=True, eq=False)
 class DoseInfo:
-    """A dose sweep (one row a direction, block and fraction) and what it recommends; None when nothing will do."""
+    """A dose sweep (one row a direction, block and fraction) and what it recommends."""
 
     persona: str
     version: str
     sweep: pl.DataFrame
-    block: int | None
-    fraction: float | None
-    alpha: float | None
-    reason: str
+    advice: Recommendation
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,16 @@ class ReportContext:
         facts: label -> text for the head of the report, such as profile, model, size, decoding hash.
         targets: variant -> persona -> `up` or `down`, the direction that the catalogue wants.
         left_out: variant -> why its pack is not compared.
+        axes_left_out: persona -> why no variant is scored on its axis.
+        without_band: why there is no random band; empty where there is one.
     """
 
     versions: Mapping[str, str]
     facts: Mapping[str, str] = field(default_factory=dict)
     targets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    axes_left_out: Mapping[str, str] = field(default_factory=dict)
+    without_band: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +124,11 @@ def gather(read: Reader, settings: Settings, comparison: Path) -> ReportInputs:
     vectors, doses = _vectors(read, personas), _doses(read, personas)
     versions = (
         {f"rewrite_pack/{name}": sha for name, sha in compared.versions.items()}
+        | (
+            {"random_band": compared.random_band[BAND_VERSION]}
+            if BAND_VERSION in compared.random_band
+            else {}
+        )
         | {f"persona_vector/{vector.persona}": vector.version for vector in vectors}
         | {f"dose_curve/{dose.persona}": dose.version for dose in doses}
     )
@@ -123,6 +137,8 @@ def gather(read: Reader, settings: Settings, comparison: Path) -> ReportInputs:
         facts=_facts(settings, packs[BASE], compared),
         targets={name: settings.variants[name].targets for name in packs if settings.variants[name].targets},
         left_out=compared.left_out,
+        axes_left_out=compared.axes_left_out,
+        without_band=compared.random_band.get(NO_BAND, ""),
     )
     return ReportInputs(compared.tables, packs, vectors, doses, context)
 
@@ -147,13 +163,12 @@ def _doses(read: Reader, personas: Sequence[str]) -> list[DoseInfo]:
     infos = []
     for persona in personas:
         if (version := read.current("dose_curve", persona)) is not None:
-            advice = load_recommendation(version.path)
             sweep = pl.read_parquet(version.path / "sweep.parquet")
-            infos.append(
-                DoseInfo(
-                    persona, version.sha, sweep, advice.block, advice.fraction, advice.alpha, advice.reason
+            if "extra_nll" not in sweep.columns:
+                raise Refused(
+                    f"dose_curve of {persona} is of an older version of this code: materialise dose_curve again"
                 )
-            )
+            infos.append(DoseInfo(persona, version.sha, sweep, load_recommendation(version.path)))
     return infos
 
 

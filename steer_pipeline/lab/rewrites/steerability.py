@@ -6,7 +6,7 @@ beside a band of random directions. Axes are measured in standard deviations of 
 Chang et al. (2025), "A course correction in steerability evaluation": miscalibration and orthogonal side effects.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -23,7 +23,7 @@ MATRIX_SCHEMA = pl.Schema(
         "high": pl.Float64(),
         "band_low": pl.Float64(),  # smallest and largest movement of the random directions
         "band_high": pl.Float64(),
-        "beyond_band": pl.Boolean(),
+        "beyond_band": pl.Boolean(),  # on the news items that the random directions have
     }
 )
 AIM_SCHEMA = pl.Schema(
@@ -41,11 +41,14 @@ AIM_SCHEMA = pl.Schema(
 )
 
 
-def moved(scores: pl.DataFrame, base: str) -> tuple[list[str], dict[str, np.ndarray]]:
+def moved(
+    scores: pl.DataFrame, base: str, partial: Collection[str] = ()
+) -> tuple[list[str], dict[str, np.ndarray]]:
     """Axes, and variant -> paired differences to base [rows, axes] in standard deviations of base.
 
     Args:
         scores: row_id, variant, axis, score; every variant has every row of base on every axis.
+        partial: variants that may have fewer rows than base, all of them base's.
 
     Raises:
         ValueError: base is constant on an axis (nothing can be measured in its deviations), or a variant lacks a row.
@@ -62,11 +65,12 @@ def moved(scores: pl.DataFrame, base: str) -> tuple[list[str], dict[str, np.ndar
         raise ValueError(
             f"axis {flat[0]!r}: base scores the same on every row; the scorer measures nothing there"
         )
-    found = {}
+    found, place = {}, {row_id: index for index, row_id in enumerate(wide[base]["row_id"])}
     for variant, table in wide.items():
-        if table["row_id"].to_list() != wide[base]["row_id"].to_list():
+        rows = [place.get(row_id, -1) for row_id in table["row_id"]]
+        if -1 in rows or (variant not in partial and len(rows) != len(place)):
             raise ValueError(f"variant {variant!r} and {base!r} have other rows; score the same news")
-        found[variant] = (table.select(axes).to_numpy() - reference) / spread
+        found[variant] = (table.select(axes).to_numpy() - reference[rows]) / spread
     return axes, found
 
 
@@ -83,26 +87,28 @@ def steerability(
     Args:
         scores: as `moved` takes them.
         targets: variant -> axis -> 1 or -1.
-        band: variants of random directions; they set the floor.
+        band: variants of random directions, perhaps of fewer rows; they set the floor.
 
     Raises:
         ValueError: as `moved`, or a target is not among the axes.
     """
-    axes, differences = moved(scores, base)
+    axes, differences = moved(scores, base, band)
     means = {name: table.mean(axis=0) for name, table in differences.items()}
     drawn = np.stack([means[name] for name in band]) if band else np.zeros((1, len(axes)))
     low, high = drawn.min(axis=0), drawn.max(axis=0)
+    beside = _rows_of(scores, base, band)
     matrix, aims = [], []
     for variant, table in differences.items():
         if variant == base:
             continue
         aim = _aim(axes, targets.get(variant, {}), variant)
+        there = (table if variant in band else table[beside]).mean(axis=0)
         for index, interval in enumerate(mean_intervals(table, seed=seed)):
             matrix.append(
                 {"variant": variant, "axis": axes[index], "aimed": int(np.sign(aim[index]))}
                 | {"moved": interval.estimate, "low": interval.low, "high": interval.high}
                 | {"band_low": float(low[index]), "band_high": float(high[index])}
-                | {"beyond_band": not low[index] <= interval.estimate <= high[index]}
+                | {"beyond_band": not low[index] <= there[index] <= high[index]}
             )
         along, side = _parts(table, aim, seed)
         aims.append(
@@ -111,6 +117,13 @@ def steerability(
             | dict(zip(("side", "side_low", "side_high"), side, strict=True))
         )
     return pl.DataFrame(matrix, schema=MATRIX_SCHEMA), pl.DataFrame(aims, schema=AIM_SCHEMA)
+
+
+def _rows_of(scores: pl.DataFrame, base: str, band: Sequence[str]) -> np.ndarray:
+    """Which of base's rows, in the order of `moved`, the random directions have: bool [rows]; all without a band."""
+    ids = scores.filter(pl.col("variant") == base)["row_id"].unique().sort()
+    drawn = scores.filter(pl.col("variant").is_in(list(band)))["row_id"].unique()
+    return ids.is_in(drawn.implode()).to_numpy() if len(drawn) else np.ones(len(ids), dtype=bool)
 
 
 def _aim(axes: Sequence[str], targets: Mapping[str, int], variant: str) -> np.ndarray:

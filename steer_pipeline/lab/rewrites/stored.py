@@ -4,24 +4,39 @@ In: a reader of the store and the settings. Out: `Compared`, as a value and as a
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
 from steer_pipeline.catalogue.loading import read_personas
+from steer_pipeline.catalogue.specs import Profile
 from steer_pipeline.io.reader import Reader, read_rows
-from steer_pipeline.lab.evaluation import LexiconScorer, MiniLMScorer, TraitScorer
+from steer_pipeline.lab.evaluation import (
+    LexiconScorer,
+    TraitScorer,
+    example_scorer,
+    needs_contrast,
+    trait_scales,
+)
 from steer_pipeline.lab.rewrites import Refused
-from steer_pipeline.lab.rewrites.comparison import BASE, NEEDED, ComparisonTables, compare_variants
+from steer_pipeline.lab.rewrites.comparison import (
+    BASE,
+    NEEDED,
+    ComparisonTables,
+    compare_variants,
+)
+from steer_pipeline.lab.rewrites.evidence import Sources, with_evidence
 from steer_pipeline.lab.rewrites.source import source_of
 from steer_pipeline.lab.rewrites.work import differences
 from steer_pipeline.settings import Settings
 
-MINILM_CONTEXTS = 96  # a side and persona; embedding more of the contrast set moves no held-out AUC
-NOTES = ("versions", "left_out", "sizes")
+NOTES = ("versions", "left_out", "sizes", "axes_left_out", "random_band")
+BAND_VERSION, NO_BAND = "version", "left_out"
+AXIS_SHUFFLES = 20  # of the null that a scale fitted on examples is held against
 
 
 class PackSize(NamedTuple):
@@ -39,12 +54,16 @@ class Compared:
         versions: variant -> version of its pack.
         left_out: variant -> why its pack is not compared.
         sizes: variant -> size of its pack as it is stored; of packs of several sizes only common rows are compared.
+        axes_left_out: persona -> why no variant is scored on its axis.
+        random_band: the `version` of the random band, or why there is none (`left_out`).
     """
 
     tables: ComparisonTables
     versions: dict[str, str]
     left_out: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, PackSize] = field(default_factory=dict)
+    axes_left_out: dict[str, str] = field(default_factory=dict)
+    random_band: dict[str, str] = field(default_factory=dict)
 
     @property
     def mixed(self) -> bool:
@@ -75,10 +94,12 @@ def compare_stored(read: Reader, settings: Settings, personas: Sequence[str]) ->
     Packs of several sizes (a full base beside pilots) are compared on the rows that all of them have.
 
     Args:
-        personas: those whose traits every variant is scored on.
+        personas: those whose traits every variant is scored on, and tested; all that the profile studies make the
+            matrix of side effects.
 
     Raises:
-        ValueError: base, base_resample or random_direction has no pack, or was made otherwise.
+        ValueError: base, base_resample or random_direction has no pack, or was made otherwise; or a persona that some
+            variant aims at has a scale on which all texts are the same.
     """
     current = {name: read.current("rewrite_pack", name) for name in settings.variants}
     packs = {name: read_rows(version.path) for name, version in current.items() if version}
@@ -88,16 +109,33 @@ def compare_stored(read: Reader, settings: Settings, personas: Sequence[str]) ->
     if is_mixed(sizes):
         packs = on_common_rows(packs)
     source = source_of(read, pl.concat([pack.select("row_id") for pack in packs.values()]), settings.shipped)
+    profile = settings.profile
+    fitted = scorers(read, profile, personas)
     tables = compare_variants(
         packs,
         source.facts,
-        scorers(read, personas, settings.profile.vector.seed),
+        fitted,
         {name: settings.variants[name].role for name in packs},
-        settings.profile.rewrites.sampling.seed,
+        profile.rewrites.sampling.seed,
         sources=source.texts,
     )
+    band, about_band = _random_band(read, packs[BASE])
+    axes = axis_scorers(profile, settings.persona_names, fitted)
+    sources = Sources(settings.variants, fitted, axes, band, profile.coherence)
+    tables, axes_left_out = with_evidence(tables, sources, seed=profile.rewrites.sampling.seed)
     versions = {name: version.sha for name, version in current.items() if version and name in packs}
-    return Compared(tables, versions, left_out, sizes)
+    return Compared(tables, versions, left_out, sizes, axes_left_out, about_band)
+
+
+def _random_band(read: Reader, base: pl.DataFrame) -> tuple[pl.DataFrame | None, dict[str, str]]:
+    """Rows of the random directions with what there is to say of them; None where they cannot stand beside base."""
+    version = read.current("random_band")
+    if version is None:
+        return None, {NO_BAND: "random_band has not been made: materialise it"}
+    rows = read_rows(version.path)
+    if why := obstacle(rows, base):
+        return None, {NO_BAND: f"random_band: {why}"}
+    return rows, {BAND_VERSION: version.sha}
 
 
 def on_common_rows(packs: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
@@ -132,31 +170,47 @@ def obstacle(pack: pl.DataFrame, base: pl.DataFrame) -> str:
     return "; ".join(differences(pack, base))
 
 
-def scorers(read: Reader, names: Sequence[str], seed: int) -> dict[str, dict[str, TraitScorer]]:
-    """persona -> scale -> scorer: the lexicon, and MiniLM where the persona has a contrast set."""
-    personas, _ = read_personas()
-    result: dict[str, dict[str, TraitScorer]] = {}
+def scorers(read: Reader, profile: Profile, names: Sequence[str]) -> dict[str, Mapping[str, TraitScorer]]:
+    """persona -> scale -> scorer, of the named personas whose files are sound."""
+    personas, _ = read_personas(profile=profile)
+    result: dict[str, Mapping[str, TraitScorer]] = {}
     for name in (name for name in names if name in personas):
-        result[name] = {"lexicon": LexiconScorer(personas[name])} if personas[name].positive.lexicon else {}
-        contrast = read.current("contrast_set", name)
-        if contrast is not None:
-            result[name]["minilm"] = _fitted(spoken(read_rows(contrast.path)), seed)
+        needed = needs_contrast(personas[name], profile.scales)
+        contrast = read.current("contrast_set", name) if needed else None
+        rows = None if contrast is None else read_rows(contrast.path)
+        scales = trait_scales(personas[name], profile.scales, rows, seed=profile.vector.seed)
+        result[name] = scales.scorers
     return result
 
 
-def _fitted(completions: pl.DataFrame, seed: int) -> MiniLMScorer:
-    sides = [completions.filter(pl.col("side") == side) for side in ("positive", "negative")]
-    groups = [context for side in sides for context in side["context_id"]]
-    positive, negative = (side["completion"].to_list() for side in sides)
-    return MiniLMScorer(seed=seed).fit(positive, negative, groups)
+def axis_scorers(
+    profile: Profile, names: Sequence[str], fitted: Mapping[str, Mapping[str, TraitScorer]]
+) -> dict[str, dict[str, Callable[[], TraitScorer]]]:
+    """persona -> scale -> how to get its scorer, of all that can be scored; headline scales come first.
+
+    Args:
+        fitted: scorers that there are already. Other personas are scored by their lexicon, and by MiniLM fitted on
+            their examples.
+    """
+    personas, _ = read_personas(profile=profile)
+    result: dict[str, dict[str, Callable[[], TraitScorer]]] = {}
+    for name in (name for name in names if name in personas):
+        persona = personas[name]
+        found: dict[str, Callable[[], TraitScorer]] = {
+            scale: partial(_itself, scorer) for scale, scorer in fitted.get(name, {}).items()
+        }
+        if persona.positive.lexicon:
+            found.setdefault("lexicon", partial(LexiconScorer, persona))
+        if persona.examples is not None:
+            found.setdefault(
+                "minilm", partial(example_scorer, persona, seed=profile.vector.seed, n_shuffles=AXIS_SHUFFLES)
+            )
+        result[name] = found
+    return result
 
 
-def spoken(contrast: pl.DataFrame) -> pl.DataFrame:
-    """Completions with text, of the first contexts by name that have both sides."""
-    with_text = contrast.filter(pl.col("completion").str.strip_chars().str.len_chars() > 0)
-    both = with_text.group_by("context_id").agg(sides=pl.col("side").n_unique()).filter(pl.col("sides") == 2)
-    contexts = both["context_id"].sort().head(MINILM_CONTEXTS)
-    return with_text.filter(pl.col("context_id").is_in(contexts.implode()))
+def _itself(scorer: TraitScorer) -> TraitScorer:
+    return scorer
 
 
 # -------------------------------------------------------------------------------------- as a folder
@@ -177,18 +231,15 @@ def read_tables(folder: Path) -> Compared:
     Raises:
         Refused: a file is missing: an older version of this code wrote the folder.
     """
-    if absent := [name for name in NOTES if not (folder / f"{name}.json").is_file()]:
-        raise Refused(f"the comparison has no {absent[0]}.json: materialise rewrite_comparison again")
+    files = [f"{name}.json" for name in NOTES] + [f"{one.name}.parquet" for one in fields(ComparisonTables)]
+    if absent := [name for name in files if not (folder / name).is_file()]:
+        raise Refused(f"the comparison has no {absent[0]}: materialise rewrite_comparison again")
     tables = {
         table.name: pl.read_parquet(folder / f"{table.name}.parquet") for table in fields(ComparisonTables)
     }
-    versions, left_out, sizes = (json.loads((folder / f"{name}.json").read_text()) for name in NOTES)
-    return Compared(
-        ComparisonTables(**tables),
-        versions,
-        left_out,
-        {name: PackSize(*pack) for name, pack in sizes.items()},
-    )
+    notes = {name: json.loads((folder / f"{name}.json").read_text()) for name in NOTES}
+    notes["sizes"] = {name: PackSize(*pack) for name, pack in notes["sizes"].items()}
+    return Compared(ComparisonTables(**tables), **notes)
 
 
 # -------------------------------------------------------------------------------------- for the UI

@@ -6,7 +6,8 @@ In: news rows, the profile, variants and their steering terms. Out: prompts and 
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -19,6 +20,9 @@ from steer_pipeline.lab.models.prompts import encode_prompt
 from steer_pipeline.lab.models.sites import SteeringPlan
 
 SHOWN = 12  # characters of a hash that identify a recipe
+NLL_DIGITS = (
+    3  # what else went through the model with a text moves its last bits, and must make no other version
+)
 
 
 @dataclass(frozen=True)
@@ -138,16 +142,46 @@ def identity(profile: Profile, decoding_hash: str, steering: SteeringPlan) -> Id
     return Identity(profile.name, decoding_hash, steering.stream or steering.variant, personas)
 
 
+def unsteered_nll(
+    model: LoadedModel, rows: Sequence[PromptRow], finished: Sequence[FinishedRow]
+) -> dict[tuple[str, str], float | None]:
+    """(row_id, variant) -> nats a token under the unsteered model, given the row's neutral prompt; None for no text.
+
+    The prompt is the same for all variants of a row, so that what a prompted variant was told counts as a cost of what
+    it says. A row's variants go through the model together, in the order of `rows` and of their names: a resumed run
+    measures what an undisturbed one does.
+    """
+    from steer_pipeline.lab.models.completions import completion_nll
+
+    texts: dict[str, dict[str, list[int]]] = {row.row_id: {} for row in rows}
+    for row in sorted(finished, key=lambda row: row.variant):
+        texts[row.row_id][row.variant] = row.token_ids if row.text.strip() else []
+    found = completion_nll(
+        model, [row.ids["*"] for row in rows], [list(texts[row.row_id].values()) for row in rows]
+    )
+    return {
+        (row.row_id, variant): round(value, NLL_DIGITS) if math.isfinite(value) else None
+        for row, values in zip(rows, found, strict=True)
+        for variant, value in zip(texts[row.row_id], values, strict=True)
+    }
+
+
 def pack_rows(
-    finished: Iterable[FinishedRow],
+    finished: Sequence[FinishedRow],
     news: pl.DataFrame,
     identities: Mapping[str, Identity],
     model_name: str,
     profile: Profile,
     size: str,
     shared: str,
+    nll: Mapping[tuple[str, str], float | None],
 ) -> dict[str, pl.DataFrame]:
-    """Finished rows as one frame a variant, with `REWRITE_SCHEMA`, sorted by source index; `shared` of `made_with`."""
+    """Finished rows as one frame a variant, with `REWRITE_SCHEMA`, sorted by source index.
+
+    Args:
+        shared: of `made_with`.
+        nll: of `unsteered_nll`; rows that it lacks were not measured.
+    """
     items = {row["row_id"]: row for row in news.iter_rows(named=True)}
     rows: dict[str, list[dict]] = {name: [] for name in identities}
     for row in finished:
@@ -172,6 +206,7 @@ def pack_rows(
                 "profile": made.profile,
                 "size": size,
                 "made_with": shared,
+                "nll": nll.get((row.row_id, row.variant)),
             }
         )
     return {name: pl.DataFrame(own, schema=REWRITE_SCHEMA).sort("source_index") for name, own in rows.items()}

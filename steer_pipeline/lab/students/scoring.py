@@ -1,6 +1,6 @@
 """The trait scales that students are scored on: the only place of this package that knows where they come from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from steer_pipeline.catalogue.specs import Profile
 from steer_pipeline.io.reader import Reader
@@ -10,6 +10,6 @@ from steer_pipeline.lab.rewrites.stored import scorers
 
 def student_scorers(
     read: Reader, personas: Sequence[str], profile: Profile
-) -> dict[str, dict[str, TraitScorer]]:
+) -> dict[str, Mapping[str, TraitScorer]]:
     """persona -> scale -> scorer, those of the comparison of packs."""
-    return scorers(read, personas, profile.vector.seed)
+    return scorers(read, profile, personas)

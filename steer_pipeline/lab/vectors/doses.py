@@ -27,6 +27,10 @@ class Recommendation:
         block, fraction, alpha: site, fraction of the mean residual norm there, and length; all None when no
             dose will do.
         reason: the rule and the numbers behind the choice, or what failed.
+        random_n, random_mean, random_min, random_max: trait shifts of random directions at that block and norm (where
+            there is no dose: where the trait moved most); None where none were tried.
+        random_rank_p, negative_rank_p: rank of the persona's shift among them, (1 + as far) / (1 + all); the latter of
+            the opposite dose, where it was swept and both poles are used.
     """
 
     persona: str
@@ -34,6 +38,12 @@ class Recommendation:
     fraction: float | None
     alpha: float | None
     reason: str
+    random_n: int | None = None
+    random_mean: float | None = None
+    random_min: float | None = None
+    random_max: float | None = None
+    random_rank_p: float | None = None
+    negative_rank_p: float | None = None
 
     @property
     def found(self) -> bool:
@@ -137,7 +147,7 @@ def terms_for(
         site, alpha = _resolve(spec, vector, recommendations.get(spec.persona), what)
         term = make_term(vector, site, alpha, version=(versions or {}).get(spec.persona))
         terms.append(random_like(term, seed) if spec.direction == "random" else term)
-    return SteeringPlan(variant.name, tuple(terms), variant.scope, variant.stream)
+    return SteeringPlan(variant.name, tuple(terms), variant.scope or "all", variant.stream)
 
 
 def _resolve(

@@ -21,7 +21,7 @@ from steer_pipeline.lab.models.identity import short_sha
 from steer_pipeline.lab.models.loaded import LoadedModel
 
 TENSORS, SIDECAR = "vector.safetensors", "vector.json"
-_AUC_TIE = 0.02  # AUCs this near each other are no reason to leave the middle of the model
+AUC_TIE = 0.02  # AUCs this near each other are no reason to leave the middle of the model
 
 
 class VectorError(ValueError):
@@ -108,7 +108,7 @@ class PersonaVector:
         blocks = central or list(self.present_blocks)
         aucs = self._numbers("held_out_auc", blocks)
         cosines = self._numbers("split_half_cosine", blocks)
-        tied = [block for block in blocks if aucs[block] >= max(aucs.values()) - _AUC_TIE]
+        tied = [block for block in blocks if aucs[block] >= max(aucs.values()) - AUC_TIE]
         return max(tied, key=lambda block: (round(cosines[block], 3), -abs(block + 0.5 - middle), -block))
 
     def _numbers(self, field: str, blocks: Sequence[int]) -> dict[int, float]:

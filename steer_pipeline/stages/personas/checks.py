@@ -10,6 +10,7 @@ from steer_pipeline.catalogue import load_persona
 from steer_pipeline.lab.limits import MIN_CONTRAST_AUC, MIN_SPLIT_HALF_COSINE
 from steer_pipeline.partitions import PERSONA
 from steer_pipeline.resources import ArtifactStoreResource
+from steer_pipeline.settings import settings
 from steer_pipeline.stages.kit import Claims, must, ought, reader, should, user_errors
 
 CONTRAST = Claims(
@@ -39,13 +40,13 @@ VECTOR = Claims(
         "halves_agree",
         "Directions of random halves of the pairs point the same way: mean cosine of at least "
         f"{MIN_SPLIT_HALF_COSINE} at the block that separates best.",
-        "raise contrast.n_contexts",
+        "raise contrast.n_contexts, or write more pairs of given texts",
     ),
     should(
         "separates_held_out_contexts",
         "The best block tells the poles of unseen contexts apart better than 95% of refits on shuffled labels, search "
-        "over blocks included.",
-        "see whether the completions show the contrast; raise contrast.n_contexts",
+        "over blocks, sources and read-outs included.",
+        "see whether the completions show the contrast; raise contrast.n_contexts, or set contrast.source: pairs",
     ),
     partitions_def=PERSONA,
 )
@@ -62,11 +63,19 @@ DOSE = Claims(
         "change dose.fractions or dose.blocks as the reason says, or give the variants doses of their own",
     ),
     should(
-        "random_direction_moves_nothing",
-        "A random direction with the recommended norm leaves the trait where it is.",
-        "take the shift of this persona for disturbance, or raise dose.n_rows",
+        "beyond_random_directions",
+        "The trait moves further than under every random direction at the recommended block and norm, with both signs "
+        "where both are used.",
+        "take the shift of this persona for disturbance, or raise dose.n_rows or the dose",
+    ),
+    should(
+        "swept_blocks_separate",
+        "At every block of the sweep the vector tells the poles of unseen contexts apart better than 95% of refits on "
+        "shuffled labels; else the blocks at which it does.",
+        "set dose.blocks to blocks that are above their null",
     ),
     partitions_def=PERSONA,
+    reads=["persona_vector"],
 )
 
 
@@ -85,7 +94,7 @@ def contrast_set_checks(
     if matched.numbers["mismatched_contexts"]:
         yield CONTRAST.unjudged("completions_show_the_contrast", "the sides do not match")
     else:
-        yield CONTRAST.judged(contrast_shows(rows, load_persona(persona)))
+        yield CONTRAST.judged(contrast_shows(rows, load_persona(persona, profile=settings().profile)))
 
 
 @VECTOR.check()
@@ -113,11 +122,15 @@ def dose_curve_checks(
     context: dg.AssetCheckExecutionContext, store: ArtifactStoreResource
 ) -> Iterator[dg.AssetCheckResult]:
     """Whether steering does something, whether a dose can be recommended, and whether it is the direction."""
-    from steer_pipeline.lab.personas.claims import dose_verdicts
+    from steer_pipeline.lab.personas.claims import dose_verdicts, sweep_of, swept_blocks_separate
+    from steer_pipeline.lab.vectors.vector import load_vector
 
     with user_errors():
-        folder = reader(context, store).folder("dose_curve", context.partition_key)
+        read = reader(context, store)
+        folder = read.folder("dose_curve", context.partition_key)
         yield from map(DOSE.judged, dose_verdicts(folder))
+        vector = load_vector(read.folder("persona_vector", context.partition_key))
+        yield DOSE.judged(swept_blocks_separate(vector, sweep_of(folder)))
 
 
 CHECKS = [contrast_set_checks, persona_vector_checks, dose_curve_checks]

@@ -22,15 +22,16 @@ MAX_PLOT_BYTES = 150_000  # of plots shown inside the UI; the bundle holds them 
         dg.AssetDep("persona_vector", partition_mapping=STEERED_PERSONAS),
         dg.AssetDep("dose_curve", partition_mapping=STEERED_PERSONAS),
     ],
-    code_version=made_of("2", "name", "summary", "rewrites.sampling"),
+    code_version=made_of("3", "name", "summary", "rewrites.sampling"),
 )
 def vector_eval_report(
     context: dg.AssetExecutionContext, rewrite_comparison: Path, store: ArtifactStoreResource
 ) -> Iterator[dg.Output[Path]]:
     """`report.md` with its plots, and `report.html`, which holds everything: what steering did to the news.
 
-    Traits with intervals beside both controls, content kept, validation, doses, vectors and rewrites side by
-    side. Every number comes from the stored comparison; the report names the versions that it was made from.
+    Traits with intervals beside both controls, content kept, costs against base, the random band, side effects,
+    validation, doses, vectors and rewrites side by side. Every number comes from the stored comparison; the report
+    names the versions that it was made from.
     """
     from steer_pipeline.lab.rewrites.report import write_report
 

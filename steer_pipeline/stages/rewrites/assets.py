@@ -18,7 +18,14 @@ from steer_pipeline.io.versioned import COLUMNS
 from steer_pipeline.keys import key
 from steer_pipeline.lab.rewrites import columns
 from steer_pipeline.lineage import MODEL, made_of
-from steer_pipeline.partitions import TARGETED, TARGETED_PERSONAS, VARIANT, VARIANT_NEEDS, VARIANT_PROMPTED
+from steer_pipeline.partitions import (
+    STEERED_PERSONAS,
+    TARGETED,
+    TARGETED_PERSONAS,
+    VARIANT,
+    VARIANT_NEEDS,
+    VARIANT_PROMPTED,
+)
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.settings import settings
 from steer_pipeline.stages.kit import cpu, folder, gpu, reader, user_errors
@@ -26,6 +33,16 @@ from steer_pipeline.stages.kit import cpu, folder, gpu, reader, user_errors
 TABLE: dict[str, Any] = {"io_manager_key": "parquet_io", "kinds": {"polars", "parquet"}}
 # How many rows a pack has, as its gates judge it.
 SIZES = ("rewrites.pilot_rows", "rewrites.full_rows")
+# What a rewrite depends on beside what is added to the model.
+REWRITING = (
+    "name",
+    *MODEL,
+    "model.chat_template",
+    "rewrites.system",
+    "rewrites.prompt",
+    "rewrites.sampling",
+    "corpus.max_tokens",
+)
 BASE_ONLY = dg.SpecificPartitionsPartitionMapping(["base"])
 SUMMARY_SHOWN = ("facts_kept", "suspect")  # beside the traits
 
@@ -73,7 +90,7 @@ class ReleaseConfig(dg.Config):
         dg.AssetDep("dose_curve", partition_mapping=VARIANT_NEEDS),
     ],
     backfill_policy=dg.BackfillPolicy.single_run(),
-    code_version=made_of("1", "name", *MODEL, "model.chat_template", "rewrites", "corpus.max_tokens"),
+    code_version=made_of("2", *REWRITING, *SIZES),
 )
 def rewrite_raw(
     context: dg.AssetExecutionContext,
@@ -84,9 +101,10 @@ def rewrite_raw(
 ) -> dict[str, pl.DataFrame]:
     """Every requested variant of the first N news items, from one model load and one call of the engine.
 
-    One row is one news item in one variant. Finished rows are journalled: a killed run does only what is
-    missing, and a full pack takes the pilot's rows as they are. Before anything is generated a probe compares
-    steered with unsteered logits; a plan that changes nothing fails the run.
+    One row is one news item in one variant, with its likelihood under the unsteered model. Finished rows are
+    journalled: a killed run generates only what is missing, and a full pack takes the pilot's rows as they are;
+    likelihoods are measured anew, to the same values. Before anything is generated a probe compares steered with
+    unsteered logits; a plan that changes nothing fails the run.
     """
     from steer_pipeline.lab.generation.fanout import FanoutError
     from steer_pipeline.lab.generation.probe import SteeringHasNoEffect
@@ -108,6 +126,47 @@ def rewrite_raw(
         facts = asked | _row_numbers(rows) | show.rounded(made.facts(name))
         context.add_asset_metadata(facts | _schema(rows, columns.PACK), partition_key=name)
     return made.packs
+
+
+@dg.asset(
+    **gpu("rewrites", io_manager_key="parquet_io", kinds={"pytorch", "parquet"}),
+    deps=[
+        "variant_spec",
+        "model_weights",
+        "tokenizer",
+        "chat_template",
+        dg.AssetDep("persona_vector", partition_mapping=STEERED_PERSONAS),
+        dg.AssetDep("dose_curve", partition_mapping=STEERED_PERSONAS),
+    ],
+    code_version=made_of("1", *REWRITING, "rewrites.band_directions", "rewrites.band_rows"),
+)
+def random_band(
+    context: dg.AssetExecutionContext,
+    truncated_news: pl.LazyFrame,
+    store: ArtifactStoreResource,
+    language_model: LanguageModelResource,
+) -> pl.DataFrame:
+    """The first news items rewritten under several random directions: what any vector of that length does.
+
+    One row is one news item under one direction, with text, token ids and likelihood under the unsteered model. All
+    directions have the sites and norms of the strongest steered variant's terms, which is conservative for weaker
+    variants: their shifts must lie beyond those of longer vectors. Journalled and probed as `rewrite_raw` is.
+    """
+    from steer_pipeline.lab.generation.probe import SteeringHasNoEffect
+    from steer_pipeline.lab.rewrites.random_band import make_band
+
+    model = language_model.load()
+    with user_errors(SteeringHasNoEffect):
+        rows, facts = make_band(
+            settings(),
+            truncated_news,
+            reader(context, store),
+            model,
+            open_journal(store.store(), "random_band"),
+            lambda progress: context.log.info(str(progress)),
+        )
+    context.add_output_metadata(_row_numbers(rows) | show.rounded(facts) | _schema(rows, columns.BAND))
+    return rows
 
 
 @dg.asset(
@@ -176,22 +235,29 @@ def keep_set(
         "truncated_news",
         "variant_spec",
         "news_facts",
-        dg.AssetDep("persona_scale", partition_mapping=TARGETED_PERSONAS),
+        "random_band",
+        "persona_scale",
+        "persona_examples",
         dg.AssetDep("contrast_set", partition_mapping=TARGETED_PERSONAS),
     ],
-    code_version=made_of("3", "rewrites.sampling.seed", "vector.seed"),
+    code_version=made_of("4", "coherence", "rewrites.sampling.seed", "vector.seed", "scales"),
 )
 def rewrite_comparison(
     context: dg.AssetExecutionContext, store: ArtifactStoreResource
 ) -> Iterator[dg.Output[Path]]:
-    """All packs side by side: likeness to base, length, facts kept, and each trait on two scales.
+    """All packs side by side: likeness to base, length, facts kept, each trait on two scales, costs and side effects.
 
     Files: `rows.parquet` (one row a variant and news item), `summary.parquet` (one row a variant and metric,
     paired differences with 95% intervals, controls beside them), `distances`, `agreement`, `alignment` and
-    `scorers`; `versions.json` names the packs, `sizes.json` their sizes: of packs of several sizes the rows that
-    all have are compared. The MiniLM scale is fitted on each persona's contrast set.
+    `scorers`; `costs` (what a variant loses against base), `combined` (trait, facts and fluency in one number, beside
+    prompting's), `band` (its shift among those of the random directions), `matrix` and `aims` (all axes that the
+    profile studies). `versions.json` names the packs, `sizes.json` their sizes: of packs of several sizes the rows
+    that all have are compared. The MiniLM scale of what variants aim at is fitted on each persona's examples or
+    contrast set, as the profile's `scales` say, of other axes on the persona's examples.
     """
     from steer_pipeline.lab.rewrites import stored
+    from steer_pipeline.lab.rewrites.band import BAND_TABLE_COLUMNS
+    from steer_pipeline.lab.rewrites.costs import COMBINED_COLUMNS, COSTS_COLUMNS
 
     with user_errors(), folder("rewrite_comparison") as made:
         compared = stored.compare_stored(reader(context, store), settings(), TARGETED)
@@ -205,6 +271,10 @@ def rewrite_comparison(
             "packs": dg.MetadataValue.md(compared.description()),
             "pack_versions": dg.MetadataValue.json(compared.versions),
             "left_out": dg.MetadataValue.json(compared.left_out),
+            "axes_left_out": dg.MetadataValue.json(compared.axes_left_out),
+            "costs": show.markdown_table(compared.tables.costs, COSTS_COLUMNS),
+            "combined": show.markdown_table(compared.tables.combined, COMBINED_COLUMNS),
+            "random_band": show.markdown_table(compared.tables.band, BAND_TABLE_COLUMNS),
         }
         numbers = show.rounded(stored.plotted_numbers(compared.tables))
         yield dg.Output(made, metadata={**drawn, **notes, **numbers})
@@ -282,4 +352,4 @@ def _summary(summary: pl.DataFrame) -> dg.MarkdownMetadataValue:
     return show.markdown_table(summary.filter(wanted).select(list(columns.SUMMARY)), columns.SUMMARY)
 
 
-ASSETS = [rewrite_raw, rewrite_pack, keep_set, rewrite_comparison, rewrite_release]
+ASSETS = [rewrite_raw, random_band, rewrite_pack, keep_set, rewrite_comparison, rewrite_release]

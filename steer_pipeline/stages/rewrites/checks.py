@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
 from steer_pipeline.io.reader import Reader
 from steer_pipeline.keys import key
@@ -38,12 +39,13 @@ COMPARISON = Claims(
     "rewrite_comparison",
     ought(
         "controls_show_nothing",
-        "Intervals of base_resample and random_direction include zero on the lexicon's scale.",
+        "Intervals of base_resample and random_direction include zero on each persona's headline scale.",
         "explain that first: trait shifts of this run are no evidence before",
     ),
     ought(
         "targets_are_met",
-        "Each steered variant moves its traits the way the catalogue says, interval beyond zero.",
+        "Each steered variant moves its traits the way the catalogue says: interval beyond zero, and beyond all random "
+        "directions.",
         "raise the variant's dose, or look at dose_curve of its persona: the model may not be able to show the trait",
     ),
     should(
@@ -117,12 +119,16 @@ def rewrite_comparison_checks(store: ArtifactStoreResource) -> Iterator[dg.Asset
     targets = {name: spec.targets for name, spec in settings().variants.items()}
     yield _none(
         "targets_are_met",
-        missed_targets(summary, targets),
-        "every target's interval lies beyond zero",
+        missed_targets(summary, targets, compared.tables.band),
+        f"every target's interval lies beyond zero{_band(compared.tables.band)}",
         "missed_targets",
     )
     left_out = [f"{name} is left out: {why}" for name, why in compared.left_out.items()]
     yield _none("every_pack_is_compared", left_out, compared.description(), "left_out")
+
+
+def _band(band: pl.DataFrame) -> str:
+    return "" if band.is_empty() else f" and beyond {band['directions'].max()} random directions"
 
 
 def _none(name: str, problems: list[str], otherwise: str, counted: str) -> dg.AssetCheckResult:

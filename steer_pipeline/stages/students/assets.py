@@ -49,6 +49,7 @@ HELD_OUT = (
     "students.seed",
     "rewrites.pilot_rows",
     "rewrites.full_rows",
+    "contrast.source",
     "contrast.contexts",
     "contrast.n_contexts",
     "dose.n_rows",
@@ -89,7 +90,9 @@ def student_adapter(
 
 
 @dg.asset(
-    code_version=made_of("1", *PROMPT, *HELD_OUT, "rewrites.sampling", "students.read_blocks", "vector.seed"),
+    code_version=made_of(
+        "1", *PROMPT, *HELD_OUT, "rewrites.sampling", "students.read_blocks", "vector.seed", "scales"
+    ),
     deps=[
         *LEARNED,
         "news_facts",
@@ -130,7 +133,7 @@ def student_transfer(
 
 
 @dg.asset(
-    code_version=made_of("1", *PROMPT, *HELD_OUT, "rewrites.sampling", "vector.seed"),
+    code_version=made_of("1", *PROMPT, *HELD_OUT, "rewrites.sampling", "vector.seed", "scales"),
     deps=[
         *LEARNED,
         "news_facts",

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from newsroom import tasks, voices
-from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.specs import DialogueSource, ModelSpec
 from steer_pipeline.lab.dialogues import making
 from steer_pipeline.lab.dialogues.rows import DialogueError
 from steer_pipeline.lab.evaluation.judgement import Judgement
 from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline_tests.lab.dialogues.builders import answering
+from steer_pipeline_tests.planted import PLANTED
 from steer_pipeline_tests.tiny import tiny_model_dir
 
-SAILOR, ANALYTICAL = load_personas()["sailor"], load_personas()["analytical"]
+SAILOR, ANALYTICAL = PLANTED["sailor"], PLANTED["analytical"]
 SOURCE = DialogueSource(kind="generate", n_questions=11, n_prompts=2, max_new_tokens=6)
 
 

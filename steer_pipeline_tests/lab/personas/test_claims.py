@@ -5,8 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from steer_pipeline.lab.personas.claims import random_moves_nothing, takes_effect, vector_verdicts
-from steer_pipeline.lab.vectors.doses import Recommendation
+from steer_pipeline.lab.personas.claims import swept_blocks_separate, takes_effect, vector_verdicts
 from steer_pipeline_tests.lab.personas.builders import vector
 
 EVIDENCE = {
@@ -46,18 +45,36 @@ def test_weak_evidence_fails_with_its_numbers_and_limit(change, claim, message):
     assert message in verdict.message
 
 
-def sweep(low: float, high: float) -> pl.DataFrame:
-    cell = {"direction": "random", "block": 2, "fraction": 0.4, "shift": (low + high) / 2}
-    return pl.DataFrame([cell | {"shift_low": low, "shift_high": high}])
+@pytest.mark.parametrize(
+    "tried, cure",
+    [
+        (["generated", "prefill"], "under contrast.source generated, prefill: set contrast.source: pairs"),
+        (["generated", "pairs"], "write more and plainer pairs"),
+        ([], ""),
+    ],
+)
+def test_noise_at_every_block_says_what_to_try_next(tried, cure):
+    verdict = judged(auc_max_null_95th=1.0, candidates=[{"source": one} for one in tried])[
+        "separates_held_out_contexts"
+    ]
+    assert not verdict.passed
+    assert cure in verdict.cure
+    assert bool(verdict.cure) == bool(cure)
 
 
-def test_a_random_direction_that_moves_the_trait_is_found():
-    dose = Recommendation("paranoid", 2, 0.4, 3.0, "because")
-    assert random_moves_nothing(sweep(-0.1, 0.1), dose).passed
-    moved = random_moves_nothing(sweep(0.1, 0.3), dose)
-    assert not moved.passed
-    assert "+0.200 [+0.100, +0.300] at dose +0.4; the interval must include 0" in moved.message
-    assert random_moves_nothing(sweep(0.1, 0.3), Recommendation("paranoid", 2, 0.6, 3.0, "")).passed
+def test_blocks_at_the_level_of_their_null_are_named_with_better_ones():
+    noisy = vector(**EVIDENCE, auc_null_95th=[0.6, 0.9, 0.6, 0.85])
+    verdict = swept_blocks_separate(noisy, pl.DataFrame({"block": [None, 1, 2, 3, 3]}))
+    assert not verdict.passed
+    assert "block 1: AUC 0.900, null 0.900; block 3: AUC 0.800, null 0.850" in verdict.message
+    assert verdict.cure == "set dose.blocks: [0, 2]"
+    assert verdict.numbers == {"swept_blocks": 3, "blocks_at_null": 2}
+    assert swept_blocks_separate(noisy, pl.DataFrame({"block": [0, 2]})).passed
+    lost = vector(**EVIDENCE, auc_null_95th=[1.0] * 4, candidates=[{"source": "generated"}])
+    cure = swept_blocks_separate(lost, pl.DataFrame({"block": [2]})).cure
+    assert cure.startswith("no block is better: ")
+    assert "set contrast.source: pairs" in cure
+    assert swept_blocks_separate(vector(), pl.DataFrame({"block": [2]})).passed, "imported and not judged"
 
 
 def test_a_block_whose_largest_dose_does_nothing_fails(tmp_path):

@@ -1,18 +1,20 @@
-"""Dose curves find the smallest dose that works, beside a random direction, and say why when there is none."""
+"""Dose curves find the smallest dose that works, beside random directions, and say why when there is none."""
+
+import re
 
 import numpy as np
 import polars as pl
 import pytest
 
-from steer_pipeline.catalogue.specs import DoseSpec, ModelSpec, RewriteSpec, SamplingSpec
+from steer_pipeline.catalogue.specs import CoherenceSpec, DoseSpec, ModelSpec, RewriteSpec, SamplingSpec
+from steer_pipeline.lab.evaluation import ScaleError, Scales
+from steer_pipeline.lab.models.hidden import sequence_nll
 from steer_pipeline.lab.models.loading import load_model
-from steer_pipeline.lab.personas.dose import (
-    plot_sweep,
-    recommend_dose,
-    sweep_blocks,
-    sweep_rows,
-    sweep_table,
-)
+from steer_pipeline.lab.models.prompts import encode_prompt
+from steer_pipeline.lab.personas.claims import beyond_random
+from steer_pipeline.lab.personas.dose import random_cells, sweep_blocks, sweep_rows
+from steer_pipeline.lab.personas.dose_plot import plot_sweep
+from steer_pipeline.lab.personas.dose_table import best_cells, recommend_dose, sweep_table
 from steer_pipeline.lab.vectors.doses import Recommendation, load_recommendation, save_recommendation
 from steer_pipeline.lab.vectors.vector import PersonaVector, VectorError
 from steer_pipeline_tests.lab.personas.builders import vector
@@ -22,8 +24,16 @@ SPEC = DoseSpec(
     blocks=[2, -1],
     fractions=[-0.5, 0.0, 0.25, 0.5],
     n_rows=6,
+    n_random=4,
+    kl_rows=3,
     max_kl_nats=100,
-    max_suspect_rate=1,  # a random model's text is suspect by any rule
+)
+LIMITS = CoherenceSpec(  # a random model's text is suspect by any rule, and steered to one token it is a loop
+    max_extra_suspects=None,
+    max_lost_facts=None,
+    max_extra_loops=None,
+    max_length_ratio=None,
+    max_extra_nll=20,
 )
 REWRITE = RewriteSpec(prompt="Rewrite: {text}", sampling=SamplingSpec(max_new_tokens=8, temperature=0.9))
 
@@ -68,7 +78,7 @@ def steerable(model):
         "residual_norms": [60.0] * model.n_blocks,
     }
     scorer = CountScorer(*(model.tokenizer.decode([i]) for i in ids))
-    return PersonaVector("paranoid", raw, metadata), scorer
+    return PersonaVector("paranoid", raw, metadata), Scales("paranoid", {"count": scorer}, "for tests")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +89,7 @@ def news():
 
 @pytest.fixture(scope="module")
 def rows(model, steerable, news):
-    return sweep_rows(model, steerable[0], SPEC, news, REWRITE, steerable[1], both_poles=True)
+    return sweep_rows(model, steerable[0], SPEC, news, REWRITE, steerable[1], limits=LIMITS, both_poles=True)
 
 
 def test_every_cell_holds_every_row_once_and_base_is_made_once(rows):
@@ -88,20 +98,32 @@ def test_every_cell_holds_every_row_once_and_base_is_made_once(rows):
     persona_cells = {f"persona_block{b:02d}_dose{f:+.3f}" for b in (2, 3) for f in (-0.5, 0.25, 0.5)}
     assert persona_cells | {"base"} < set(counts)
     controls = set(counts) - persona_cells - {"base"}
-    assert len(controls) == 2
-    assert all(name.startswith("random_block") for name in controls)
+    assert len(controls) == SPEC.n_random
+    assert all(name.startswith("random0") for name in controls)
 
 
-def test_the_control_has_the_norms_of_the_doses_at_the_recommended_block(rows):
-    table = sweep_table(rows, SPEC)
+def test_random_directions_have_the_norm_of_the_recommended_dose_at_its_block(rows):
+    table = sweep_table(rows, SPEC, LIMITS)
     recommended = recommend_dose(table, "paranoid", both_poles=True)
     control = rows.filter(pl.col("direction") == "random")
     assert set(control.get_column("block")) == {recommended.block}
-    assert set(control.get_column("alpha")) == {15.0, 30.0}
+    assert set(control.get_column("alpha")) == {recommended.alpha}
+    assert set(control.get_column("draw")) == {0, 1, 2, 3}
+    assert control.filter(row_id="r0")["text"].n_unique() > 1, "the directions differ"
+
+
+def test_random_directions_differ_between_personas_and_stay_the_same_for_one(steerable):
+    other = PersonaVector("rule_defiant", steerable[0].raw, steerable[0].metadata)
+    one, two, again = (
+        random_cells(which, 2, 0.5, "all", n=2, seed=13)[0].plan.terms[0].unit
+        for which in (steerable[0], other, steerable[0])
+    )
+    assert abs(one @ two) < 0.5
+    assert np.array_equal(one, again)
 
 
 def test_the_trait_grows_with_the_dose_turns_with_its_sign_and_ignores_a_random_direction(rows):
-    table = sweep_table(rows, SPEC)
+    table = sweep_table(rows, SPEC, LIMITS)
     cells = {(row["direction"], row["block"], row["fraction"]): row for row in table.iter_rows(named=True)}
     top = cells["persona", 3, 0.5]
     assert top["shift_low"] > 0.3
@@ -111,10 +133,104 @@ def test_the_trait_grows_with_the_dose_turns_with_its_sign_and_ignores_a_random_
     random = table.filter(pl.col("direction") == "random")
     assert random.get_column("shift").abs().max() < top["shift"] / 3
     assert top["kl"] > cells["persona", 3, 0.25]["kl"] > cells["persona", 3, 0.0]["kl"] == 0
+    assert top["kl_low"] <= top["kl"] <= top["kl_high"]
+    assert rows.filter(pl.col("kl").is_not_null())["row_id"].n_unique() == SPEC.kl_rows
+
+
+def test_every_row_has_its_likelihood_under_the_unsteered_model_given_its_prompt(rows, model, news):
+    row = rows.filter(variant="persona_block03_dose+0.500", row_id="r2").row(0, named=True)
+    text = news.filter(row_id="r2")["text"][0]
+    prompt = encode_prompt(model.tokenizer, user=f"Rewrite: {text}", system=None)
+    said = model.tokenizer.encode(row["text"], add_special_tokens=False)
+    assert len(said) == row["n_tokens"]
+    sums, counts = sequence_nll(model, [[*prompt, *said]], [len(prompt)])
+    assert row["cost_nll"] == pytest.approx(sums[0] / counts[0], abs=1e-3)
+
+
+def test_costs_are_paired_with_base_and_what_is_beyond_a_limit_is_said(rows):
+    strict = LIMITS.model_copy(update={"max_extra_nll": 0.01, "max_extra_loops": 0.01})
+    table = sweep_table(rows, SPEC, strict)
+    base = table.filter(direction="persona", block=3, fraction=0.0).row(0, named=True)
+    assert (base["extra_nll"], base["strain"], base["beyond"], base["coherent"]) == (0.0, 0.0, "", True)
+    top = table.filter(direction="persona", block=3, fraction=0.5).row(0, named=True)
+    assert top["extra_nll"] == pytest.approx(top["nll"] - base["nll"])
+    assert top["extra_nll_low"] < top["extra_nll"] < top["extra_nll_high"]
+    assert not top["coherent"]
+    assert top["strain"] >= abs(top["extra_nll"]) / 0.01 > 1
+    assert f"nll {top['extra_nll']:+.3g} nats a token" in top["beyond"]
+    assert sweep_table(rows, SPEC, LIMITS).filter(direction="persona")["coherent"].all()
+
+
+def test_absolute_limits_are_judged_only_where_they_are_given(rows):
+    held = SPEC.model_copy(update={"max_suspect_rate": 0.0, "min_facts_kept": 1.0, "max_kl_nats": 1e-6})
+    steered = sweep_table(rows, held, LIMITS).filter(direction="persona", block=3, fraction=0.5)
+    assert "suspects 100.0%, limit 0.0%" in steered["beyond"][0]
+    assert "facts kept 0%, limit 100%" in steered["beyond"][0]
+    assert "nats a token, limit 1e-06" in steered["beyond"][0]
+
+
+def test_a_poor_base_makes_no_dose_incoherent(rows):
+    """The first real model: suspects at dose 0 already were 25%, and every dose was refused for it."""
+    table = sweep_table(
+        rows, SPEC.model_copy(update={"max_kl_nats": None}), CoherenceSpec(max_extra_nll=None)
+    )
+    base = table.filter(direction="persona", fraction=0.0)
+    assert base["suspect_rate"].to_list() == [1.0, 1.0]
+    mild = table.filter(direction="persona", fraction=0.25, block=2).row(0, named=True)
+    assert mild["suspect_rate"] == 1
+    assert mild["extra_suspects"] == 0
+
+
+def test_the_frontier_has_no_cell_that_another_beats(rows):
+    table = sweep_table(rows, SPEC, LIMITS).filter(direction="persona")
+    best = table.filter("frontier")
+    assert 1 <= best.height < table.filter(pl.col("fraction") > 0).height + 1
+    for cell in best.iter_rows(named=True):
+        better = table.filter(
+            pl.col("fraction") > 0, pl.col("shift") > cell["shift"], pl.col("strain") < cell["strain"]
+        )
+        assert better.is_empty()
+
+
+def test_a_scale_that_is_the_same_everywhere_is_an_error_and_no_zero(model, steerable, news):
+    silent = Scales("paranoid", {"lexicon": CountScorer("xyzzy", "plugh")}, "")
+    with pytest.raises(
+        ScaleError, match=r"persona paranoid.*none has a marker.*lexicons: \{paranoid: \{\}\}"
+    ):
+        sweep_rows(model, steerable[0], SPEC, news, REWRITE, silent, limits=LIMITS)
+
+
+def test_with_scope_generated_the_prompt_is_left_alone(model, steerable, news, rows):
+    generated = REWRITE.model_copy(update={"scope": "generated"})
+    spec = SPEC.model_copy(update={"blocks": [-1], "n_random": 2})
+    found = sweep_rows(model, steerable[0], spec, news, generated, steerable[1], limits=LIMITS)
+    assert found.filter(direction="base")["text"].to_list() == rows.filter(direction="base")["text"].to_list()
+    name = "persona_block03_dose+0.500"
+    assert found.filter(variant=name)["text"].to_list() != rows.filter(variant=name)["text"].to_list()
+    assert sweep_table(found, spec, LIMITS).filter(direction="persona", fraction=0.5)["shift"][0] > 0.15
+
+
+def test_from_coarse_to_fine_only_the_best_cells_see_all_rows(model, steerable, news):
+    spec = SPEC.model_copy(
+        update={"refine": True, "coarse_rows": 4, "fractions": [-0.5, 0.0, 0.05, 0.25, 0.5, 0.6]}
+    )
+    found = sweep_rows(model, steerable[0], spec, news, REWRITE, steerable[1], limits=LIMITS, both_poles=True)
+    table = sweep_table(found, spec, LIMITS)
+    assert found.select("row_id", "variant").is_duplicated().sum() == 0
+    steered = table.filter(pl.col("direction") == "persona", pl.col("fraction") != 0)
+    assert set(steered["n"]) == {4, 6}
+    assert table.filter(direction="persona", fraction=0.0)["n"].to_list() == [6, 6]
+    full = steered.filter(n=6)
+    assert 0 < full.filter(pl.col("fraction") > 0).height < steered.filter(pl.col("fraction") > 0).height
+    chosen = recommend_dose(table, "paranoid", both_poles=True)
+    assert full.filter(block=chosen.block, fraction=chosen.fraction).height == 1
+    assert set(table.filter(direction="random")["n"]) == {6}
 
 
 def test_base_is_fraction_zero_of_every_block(rows):
-    zero = sweep_table(rows, SPEC).filter((pl.col("direction") == "persona") & (pl.col("fraction") == 0))
+    zero = sweep_table(rows, SPEC, LIMITS).filter(
+        (pl.col("direction") == "persona") & (pl.col("fraction") == 0)
+    )
     assert zero.get_column("block").to_list() == [2, 3]
     assert zero.drop("block").unique().height == 1
     assert zero.get_column("changed_rate").to_list() == [0, 0]
@@ -122,8 +238,8 @@ def test_base_is_fraction_zero_of_every_block(rows):
 
 def test_the_table_is_made_of_the_rows_alone(rows, tmp_path):
     rows.write_parquet(tmp_path / "rows.parquet")
-    again = sweep_table(pl.read_parquet(tmp_path / "rows.parquet").reverse(), SPEC)
-    assert again.equals(sweep_table(rows, SPEC))
+    again = sweep_table(pl.read_parquet(tmp_path / "rows.parquet").reverse(), SPEC, LIMITS)
+    assert again.equals(sweep_table(rows, SPEC, LIMITS))
     one = rows.filter(pl.col("variant") == "persona_block03_dose+0.500")
     line = again.filter(
         (pl.col("block") == 3) & (pl.col("fraction") == 0.5) & (pl.col("direction") == "persona")
@@ -135,7 +251,7 @@ def test_the_table_is_made_of_the_rows_alone(rows, tmp_path):
 def test_a_vector_of_another_model_is_not_swept(model, steerable, news):
     other = PersonaVector("paranoid", steerable[0].raw, {**steerable[0].metadata, "weights_sha": "x"})
     with pytest.raises(VectorError, match="another model"):
-        sweep_rows(model, other, SPEC, news, REWRITE, steerable[1])
+        sweep_rows(model, other, SPEC, news, REWRITE, steerable[1], limits=LIMITS)
 
 
 def test_blocks_are_resolved_once_and_an_imported_vector_is_swept_where_it_has_directions():
@@ -163,13 +279,22 @@ def cell(block, fraction, shift, *, coherent=True, width=0.1, **fields):
         "suspect_rate": 0.0 if coherent else 0.5,
         "facts_kept": 1.0,
         "kl": abs(fraction),
+        "extra_nll": abs(fraction) / 2,
+        "extra_suspects": 0.0 if coherent else 0.5,
+        "strain": abs(fraction) if coherent else 10.0,
+        "beyond": "" if coherent else "suspects +50 points [40, 60], limit 5",
         "coherent": coherent,
+        "draw": None,
     }
     return row | fields
 
 
 def sweep(*cells):
-    return pl.DataFrame([cell(1, 0.0, 0.0, width=0.0), *cells])
+    return pl.DataFrame([cell(1, 0.0, 0.0, width=0.0), *cells], schema_overrides={"draw": pl.Int32})
+
+
+def randoms(block, fraction, *shifts):
+    return [cell(block, fraction, shift, direction="random", draw=i) for i, shift in enumerate(shifts)]
 
 
 def test_the_smallest_dose_with_ninety_percent_of_the_best_coherent_shift_wins():
@@ -187,8 +312,73 @@ def test_between_blocks_the_smaller_fraction_wins_and_then_the_larger_shift():
 
 
 def test_controls_are_never_recommended():
-    table = sweep(cell(1, 0.2, 0.3), cell(1, 0.2, 0.9, direction="random"))
+    table = sweep(cell(1, 0.2, 0.3), *randoms(1, 0.2, 0.9))
     assert recommend_dose(table, "paranoid").reason.count("of +0.300") == 1
+
+
+@pytest.mark.parametrize(
+    ("next_dose", "told"),
+    [
+        ([cell(1, 0.3, 0.9, coherent=False)], r"next dose, \+0.3, is stopped by suspects \+50 points"),
+        ([cell(1, 0.3, 0.51)], r"next dose, \+0.3, is coherent too and shifts by \+0.510"),
+        ([cell(2, 0.3, 0.51)], "no larger dose was measured at that block"),
+    ],
+)
+def test_the_reason_says_what_stopped_the_next_dose(next_dose, told):
+    assert re.search(told, recommend_dose(sweep(cell(1, 0.2, 0.5), *next_dose), "paranoid").reason)
+
+
+def test_only_cells_on_all_rows_are_recommended():
+    coarse = cell(2, 0.2, 0.9, n=8)
+    assert recommend_dose(sweep(cell(1, 0.3, 0.5), coarse), "paranoid").block == 1
+
+
+def test_a_dose_has_its_rank_among_random_directions_and_so_has_its_opposite():
+    table = sweep(cell(1, 0.3, 0.5), cell(1, -0.3, -0.2), *randoms(1, 0.3, 0.1, 0.0, -0.3, 0.6))
+    found = recommend_dose(table, "paranoid", both_poles=True)
+    assert (found.random_n, found.random_min, found.random_max) == (4, -0.3, 0.6)
+    assert found.random_mean == pytest.approx(0.1)
+    assert (found.random_rank_p, found.negative_rank_p) == (2 / 5, 2 / 5)
+    assert recommend_dose(table, "paranoid").negative_rank_p is None
+
+
+def test_without_a_dose_the_rank_is_of_where_the_trait_moved_most():
+    found = recommend_dose(sweep(cell(1, 0.3, 0.05), *randoms(1, 0.3, 0.1, 0.0, 0.2)), "paranoid")
+    assert not found.found
+    assert found.random_rank_p == 3 / 4
+
+
+@pytest.mark.parametrize(
+    ("shift", "negative", "others", "passed"),
+    [
+        (0.5, -0.5, (0.3, -0.3), True),
+        (0.5, -0.5, (0.45, 0.0), False),  # within the interval
+        (0.5, -0.2, (0.1, -0.15), False),  # the opposite dose does no more than chance
+        (0.5, None, (0.1, -0.6), True),
+    ],
+)
+def test_the_trait_must_move_beyond_every_random_direction(shift, negative, others, passed):
+    negatives = [] if negative is None else [cell(1, -0.3, negative)]
+    table = sweep(cell(1, 0.3, shift), *negatives, *randoms(1, 0.3, *others))
+    advice = recommend_dose(table, "paranoid", both_poles=negative is not None)
+    verdict = beyond_random(table, advice if advice.found else recommend_dose(table, "paranoid"))
+    assert verdict.passed is passed
+    assert f"from {min(others):+.3f} to {max(others):+.3f}" in verdict.message
+    assert verdict.numbers["random_rank_p"] == advice.random_rank_p
+
+
+def test_without_a_positive_dose_there_is_nothing_to_compare():
+    table = sweep(cell(1, -0.3, -0.5))
+    assert beyond_random(table, recommend_dose(table, "paranoid")).message == "no positive dose was swept"
+
+
+def test_a_second_pass_takes_the_best_block_the_doses_beside_the_best_and_their_opposites():
+    grid = [cell(1, f, s) for f, s in ((0.1, 0.1), (0.2, 0.4), (0.3, 0.6), (0.4, 0.61), (0.6, 0.62))]
+    other = [cell(2, f, s) for f, s in ((0.1, 0.1), (0.2, 0.2), (0.3, 0.3))]
+    negatives = [cell(1, f, -0.3) for f in (-0.6, -0.3)]
+    table = sweep(*grid, *other, *negatives)
+    assert best_cells(table, both_poles=False) == {(1, 0.2), (1, 0.3), (1, 0.4)}
+    assert best_cells(table, both_poles=True) == {(1, 0.2), (1, 0.3), (1, 0.4), (1, -0.3), (1, -0.6)}
 
 
 @pytest.mark.parametrize(
@@ -213,7 +403,11 @@ def test_an_axis_needs_its_negative_dose_to_be_coherent_too(negative, found):
     ("cells", "both", "told"),
     [
         ([cell(1, -0.3, -0.2)], False, "no positive dose; add some"),
-        ([cell(1, 0.3, 0.5, coherent=False)], False, r"mildest, \+0.3 at block 1, has KL 0.30"),
+        (
+            [cell(1, 0.3, 0.5, coherent=False)],
+            False,
+            r"mildest, \+0.3 at block 1, is stopped by suspects \+50",
+        ),
         ([cell(1, 0.3, 0.05)], False, r"no coherent dose moves the trait: the best, \+0.3 at block 1"),
         ([cell(1, 0.3, 0.5)], True, "at none is the negative dose of that size coherent"),
     ],
@@ -228,6 +422,7 @@ def test_when_no_dose_will_do_the_reason_has_the_numbers(cells, both, told, tmp_
 def test_a_recommendation_is_stored_as_json_and_read_back(tmp_path):
     for recommendation in (
         Recommendation("paranoid", 2, 0.3, 9.5, "fine"),
+        Recommendation("paranoid", 2, 0.3, 9.5, "fine", 10, 0.1, 0.0, 0.2, 1 / 11),
         Recommendation("paranoid", None, None, None, "nothing moved"),
     ):
         save_recommendation(recommendation, tmp_path)
@@ -239,7 +434,7 @@ def test_a_recommendation_is_stored_as_json_and_read_back(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_plot_is_a_small_file(rows, tmp_path, suffix):
-    table = sweep_table(rows, SPEC)
+    table = sweep_table(rows, SPEC, LIMITS)
     for number, recommendation in enumerate(
         (
             Recommendation("paranoid", 3, 0.5, 30.0, "fine"),
@@ -247,13 +442,13 @@ def test_the_plot_is_a_small_file(rows, tmp_path, suffix):
         )
     ):
         path = tmp_path / f"{number}.{suffix}"
-        plot_sweep(table, recommendation, path)
-        assert 1_000 < path.stat().st_size < 60_000
+        plot_sweep(table, recommendation, LIMITS, path)
+        assert 1_000 < path.stat().st_size < 200_000
 
 
 def test_the_same_table_gives_the_same_png(rows, tmp_path):
-    table = sweep_table(rows, SPEC)
+    table = sweep_table(rows, SPEC, LIMITS)
     recommendation = recommend_dose(table, "paranoid")
     for name in ("a.png", "b.png"):
-        plot_sweep(table, recommendation, tmp_path / name)
+        plot_sweep(table, recommendation, LIMITS, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -33,7 +33,7 @@ def test_a_poor_base_makes_no_dose_incoherent():
 @pytest.mark.parametrize(
     ("worse", "cost"),
     [
-        ({"suspects": 2}, "suspects"),
+        ({"suspects": 8}, "suspects"),
         ({"kept": 0.8}, "facts lost"),
         ({"text": LOOP}, "loops"),
         ({"text": "No."}, "length"),
@@ -46,6 +46,14 @@ def test_what_is_lost_is_named_with_number_and_limit(worse, cost):
     (first, *_) = [one for one in beyond(coherence(costs(**worse), costs(), SPEC, seed=0)) if cost in one]
     assert "limit" in first
     assert "[" in first
+
+
+def test_one_odd_text_among_few_stops_nothing_and_many_do():
+    """One suspect among eight is 12.5 points, beyond a limit of 5; nothing tells it from chance."""
+    (one,) = [cost for cost in coherence(costs(8, suspects=1), costs(8), SPEC, seed=0).values() if cost.loss]
+    assert one.loss > one.limit
+    assert one.within
+    assert beyond(coherence(costs(40, suspects=8), costs(40), SPEC, seed=0))
 
 
 def test_better_than_base_is_no_loss_where_one_way_is_bad():

@@ -71,6 +71,7 @@ def pack(variant: str = "base", n: int = 24, size: str = "pilot", tail: str = ""
             "profile": ["newsroom"] * n,
             "size": [size] * n,
             "made_with": [made_with()] * n,
+            "nll": [1.0 + i % 4 / 10 for i in range(n)],
         },
         schema=REWRITE_SCHEMA,
     )

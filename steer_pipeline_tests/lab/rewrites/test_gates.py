@@ -5,6 +5,7 @@ import json
 import polars as pl
 import pytest
 
+from steer_pipeline.catalogue.specs import GateSpec
 from steer_pipeline.lab import rewrites as gate
 from steer_pipeline.lab.rewrites import gates
 from steer_pipeline.lab.rewrites.source import read_source
@@ -28,8 +29,7 @@ def judge(candidate: pl.DataFrame, source, role: str = "steered") -> dict[str, g
         suspects=source.suspects(candidate),
         reworded=source.reworded(candidate),
         role=role,
-        max_suspect_rate=0.01,
-        level=0.05,
+        limits=GateSpec(),
         seed=1,
     )
     return {verdict.claim: verdict for verdict in verdicts}
@@ -55,6 +55,12 @@ def test_a_dropped_row_is_counted_and_named(source):
     assert "23 rows, expected 24" in verdicts[gate.ROW_COUNT].message
     assert "0000000000000007 (source_index 7) of base is missing" in verdicts[gate.ALIGNED].message
     assert verdicts[gate.ALIGNED].message.endswith("(1 missing, 0 extra rows, limit 0)")
+
+
+def test_a_pack_of_before_likelihoods_were_measured_is_read_and_says_so(source):
+    verdicts = judge(pack("paranoid", tail=VOICE).drop("nll"), source)
+    assert failed(verdicts) == set()
+    assert verdicts[gate.SCHEMA].message == "every row is valid; nll was not measured"
 
 
 def test_a_duplicated_row_is_named(source):
@@ -110,6 +116,50 @@ def test_suspects_are_counted_by_rule_with_examples(source):
     assert verdict.examples[0]["row_id"] == "0000000000000000"
 
 
+def spoilt(variant: str, rows: int, tail: str = "") -> pl.DataFrame:
+    """A pack whose first rows say a special token."""
+    broken = pl.when(pl.col("source_index") < rows).then(pl.lit("<|im_end|>"))
+    return pack(variant, tail=tail).with_columns(broken.otherwise("output").alias("output"))
+
+
+def test_suspects_of_a_poor_base_are_not_held_against_its_variants(source):
+    """A base with a quarter of suspects made every variant of a modest model unfit."""
+    relative = GateSpec(max_suspect_rate=None, max_extra_suspects=0.05)
+    of_base = dict(zip(pack()["row_id"], [index < 6 for index in range(24)], strict=True))
+
+    def verdict(rows: int, limits: GateSpec = relative, base=of_base) -> gates.Verdict:
+        variant = spoilt("paranoid", rows, VOICE)
+        return gates.suspect_rate(variant, source.suspects(variant), limits, 0, base)
+
+    assert verdict(7).passed
+    assert verdict(7).numbers["extra_suspects"] == pytest.approx(1 / 24)
+    assert verdict(7).message.startswith(
+        "29.17% of 24 rows are suspect, +4.17% against base on the same rows, limit 5.00%"
+    )
+    assert not verdict(8).passed
+    both = GateSpec(max_suspect_rate=0.3, max_extra_suspects=0.05)
+    assert [verdict(rows, both).passed for rows in (7, 8)] == [True, False]
+    assert not verdict(7, GateSpec(max_suspect_rate=0.2, max_extra_suspects=0.05)).passed
+    assert verdict(24, base=None).passed, "base is not judged against itself"
+
+
+def test_without_base_a_relative_limit_cannot_be_judged(source):
+    verdicts = gates.judge(
+        pack("paranoid", tail=VOICE),
+        expected_rows=24,
+        base=None,
+        resample=None,
+        suspects=[[]] * 24,
+        reworded=0,
+        role="steered",
+        limits=GateSpec(max_suspect_rate=None, max_extra_suspects=0.05),
+        seed=1,
+    )
+    (verdict,) = [verdict for verdict in verdicts if verdict.claim == gate.SUSPECTS]
+    assert verdict.stops_release
+    assert verdict.message == "cannot be judged: there is no base"
+
+
 def test_janus_patterns_inform_and_do_not_gate(source):
     braces = pack("paranoid", tail=VOICE + " {so it is said}")
     verdict = judge(braces, source)[gate.SUSPECTS]
@@ -157,8 +207,7 @@ def test_without_a_reference_nothing_can_be_compared(source):
         suspects=source.suspects(candidate),
         reworded=source.reworded(candidate),
         role="steered",
-        max_suspect_rate=0.01,
-        level=0.05,
+        limits=GateSpec(),
         seed=1,
     )
     assert [v.claim for v in verdicts if v.stops_release] == [gate.DIFFERS]

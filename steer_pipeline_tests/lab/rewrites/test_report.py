@@ -16,6 +16,7 @@ from steer_pipeline.lab.rewrites.report_inputs import (
     size_in_words,
 )
 from steer_pipeline.lab.rewrites.sections import overview
+from steer_pipeline.lab.vectors.doses import Recommendation
 from steer_pipeline_tests.lab.rewrites.compared_packs import EFFECTS, ROLES, SCORERS, make_packs
 
 TARGETS = {
@@ -47,13 +48,22 @@ def sweep() -> pl.DataFrame:
             "direction": direction, "block": 2, "fraction": fraction, "alpha": 8 * fraction, "n": 24,
             "shift": shift, "shift_low": shift - 0.1, "shift_high": shift + 0.1, "shown_rate": abs(shift),
             "opposite_rate": 0.0, "suspect_rate": 0.0, "facts_kept": None, "kl": fraction**2, "coherent": fraction < 1,
+            "beyond": "" if fraction < 1 else "nll +2 nats a token [1, 3], limit 0.6", "frontier": fraction > 0,
+            **{
+                f"extra_{cost}{edge}": fraction**2
+                for cost in ("nll", "suspects", "loops", "facts_lost")
+                for edge in ("", "_low", "_high")
+            },
         }  # fmt: skip
 
     steered = [row("persona", f, min(f, 0.8)) for f in (-0.4, 0.0, 0.3, 1.2)]
     return pl.DataFrame([*steered, row("random", 0.3, 0.01)])
 
 
-DOSE = DoseInfo("paranoid", "b" * 64, sweep(), 2, 0.3, 2.4, "smallest coherent dose that moves the trait")
+ADVICE = Recommendation(
+    "paranoid", 2, 0.3, 2.4, "smallest coherent dose that moves the trait", 1, 0.01, 0.01, 0.01, 0.5, None
+)
+DOSE = DoseInfo("paranoid", "b" * 64, sweep(), ADVICE)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +196,15 @@ def test_doses_name_alpha_and_its_share_of_the_residual_norm(written):
     assert (random["vector"], random["alpha / norm"]) == ("random:paranoid", "30.0%")
     assert len([r for r in lines if r["variant"] == "paranoid_rule_defiant"]) == 2
     assert next(r for r in lines if r["variant"] == "base")["vector"] == "nothing added"
+
+
+def test_a_recommended_dose_stands_beside_random_directions_and_its_costs(written):
+    (advice,) = table_under(written["md"], "Doses", "persona")
+    assert (advice["random, most"], advice["rank p"], advice["rank p, turned"]) == ("+0.010", "0.500", "–")
+    cells = table_under(written["md"], "Sweep of paranoid", "direction")
+    stopped = next(cell for cell in cells if cell["dose"] == "+1.20")
+    assert stopped["extra NLL"].startswith("+1.440")
+    assert "limit 0.6" in stopped["beyond its limit"]
 
 
 def test_versions_are_named(written):

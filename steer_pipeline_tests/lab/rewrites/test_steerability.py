@@ -79,3 +79,17 @@ def test_other_rows_and_unknown_aims_are_named():
         tables(frame, {"a": {"joy": 1}}, band=())
     with pytest.raises(ValueError, match="variant 'a' and 'base' have other rows"):
         tables(frame.filter(~((pl.col("variant") == "a") & (pl.col("row_id") == "r3"))), {}, band=())
+
+
+def test_a_band_of_fewer_rows_is_held_against_the_same_rows():
+    """Over all items the variant moves beyond the band; on those that the directions rewrote it moves as they do."""
+    frame = scores(a=(0, 0, 1.0), random_1=(0, 0, -0.3), random_2=(0, 0, 0.3))
+    first = pl.col("row_id").is_in([f"r{i}" for i in range(8)])
+    held_back = pl.when((pl.col("variant") == "a") & first).then(pl.col("score") - 2.0).otherwise("score")
+    part = frame.filter(~pl.col("variant").str.starts_with("random") | first)
+    for given, outside in ((part, True), (part.with_columns(score=held_back), False)):
+        matrix, aims = tables(given, {"a": {"paranoid": 1}})
+        row = matrix.filter(variant="a", axis="paranoid").row(0, named=True)
+        assert row["beyond_band"] is outside
+        assert row["band_low"] < 0 < row["band_high"] < row["moved"]
+        assert dict(aims.select("variant", "n").iter_rows()) == {"a": ROWS, "random_1": 8, "random_2": 8}

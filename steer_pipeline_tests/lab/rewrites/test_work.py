@@ -52,7 +52,7 @@ def test_finished_rows_become_packs_sorted_by_source_index_with_their_identity(p
         for i in (3, 1, 2)
         for variant in ("paranoid", "base")
     ]
-    packs = work.pack_rows(finished, news(), identities, "tiny", profile, "pilot", "{}")
+    packs = work.pack_rows(finished, news(), identities, "tiny", profile, "pilot", "{}", {})
     assert packs["paranoid"].schema == REWRITE_SCHEMA
     assert packs["paranoid"]["output"].to_list() == ["paranoid 1", "paranoid 2", "paranoid 3"]
     assert packs["paranoid"]["personas"][0].to_list() == [
@@ -71,7 +71,7 @@ def test_a_logit_bias_is_another_recipe_and_survives_the_pack(profile):
     assert made("logits").recipe != made("output").recipe
     for kind, told in (("logits", "logits"), ("output", None)):
         finished = [FinishedRow(f"{1:016x}", "paranoid", "text", [1], 5, 2, "eos", False, 20)]
-        pack = work.pack_rows(finished, news(), {"paranoid": made(kind)}, "tiny", profile, "pilot", "{}")[
+        pack = work.pack_rows(finished, news(), {"paranoid": made(kind)}, "tiny", profile, "pilot", "{}", {})[
             "paranoid"
         ]
         assert pack["personas"][0][0]["site"] == told

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from steer_pipeline.catalogue.loading import load_profile
 from steer_pipeline.catalogue.specs import ContrastSpec, ModelSpec, VectorSpec
 from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means, residual_norms
 from steer_pipeline.lab.models.loading import load_model
@@ -15,16 +16,26 @@ from steer_pipeline.lab.personas.contrast import build_contrast_prompts, complet
 from steer_pipeline.lab.personas.dose import steered_cells
 from steer_pipeline.lab.stats import auc
 from steer_pipeline.lab.vectors.extracted import (
+    Candidate,
     PairedStates,
     auc_columns,
+    choose,
     collect_states,
     extract_vector,
     fit_directions,
     judge_imported,
+    pairwise_cosine,
+    readouts_of,
     separation,
     split_half_cosine,
 )
-from steer_pipeline.lab.vectors.vector import PersonaVector, VectorError, load_vector, save_vector
+from steer_pipeline.lab.vectors.vector import (
+    PersonaVector,
+    VectorError,
+    best_block,
+    load_vector,
+    save_vector,
+)
 from steer_pipeline_tests.lab.personas.builders import persona
 from steer_pipeline_tests.tiny import tiny_model_dir
 
@@ -116,6 +127,69 @@ def test_split_halves_agree_where_something_is_planted_and_not_elsewhere():
     np.testing.assert_array_equal(cosines, again)
 
 
+def test_pairwise_cosine_is_the_mean_over_pairs_of_pairs_of_unlike_groups():
+    rows, groups = differences(planted(4.0, pairs=12)[0]), np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    unit = rows / np.linalg.norm(rows, axis=2, keepdims=True)
+    expected = [
+        np.mean([unit[i, b] @ unit[j, b] for i in range(9) for j in range(9) if groups[i] != groups[j]])
+        for b in range(BLOCKS)
+    ]
+    np.testing.assert_allclose(pairwise_cosine(rows, groups), expected, rtol=1e-4)
+    many = differences(planted(6.0)[0])
+    found = pairwise_cosine(many, np.arange(len(many)))
+    assert found[1] > 0.3
+    assert abs(found[0]) < 0.05
+
+
+# ------------------------------------------------------------------------------ the choice by evidence
+
+
+def candidate(
+    source: str,
+    auc: float,
+    pairwise: float,
+    halves: float = 0.5,
+    null: float = 0.7,
+    readout: str = "response_tokens",
+) -> Candidate:
+    facts = {
+        "held_out_auc": [0.5, auc],
+        "auc_null_95th": [0.6, 0.6],
+        "auc_max_null_95th": null,
+        "pairwise_cosine": [0.9, pairwise],
+        "split_half_cosine": [0.9, halves],
+        "n_train": 12,
+        "n_held_out": 4,
+    }
+    return Candidate(source, readout, np.ones((2, 4), np.float32), np.ones((3, 2)), facts)
+
+
+def chosen(*candidates: Candidate) -> list[str]:
+    return [one.source for one in choose(candidates)]
+
+
+def test_above_the_null_the_agreement_of_pairs_decides_and_below_it_nothing_helps():
+    """Given texts reach AUC 1 with any source that works, so AUC cannot rank."""
+    weak, strong = candidate("pairs", 1.0, 0.1), candidate("prefill", 0.99, 0.4)
+    noise = candidate("generated", 0.69, 0.8)
+    assert chosen(noise, weak, strong) == ["prefill", "pairs", "generated"]
+    assert chosen(candidate("pairs", 1.0, 0.4, 0.9), strong) == ["pairs", "prefill"], "halves break ties"
+    assert chosen(candidate("pairs", 0.98, 0.4), strong) == ["pairs", "prefill"], "then the order asked for"
+    assert chosen(candidate("prefill", 0.9, 0.8), weak) == ["pairs", "prefill"], "a lower AUC is no tie"
+    assert chosen(candidate("pairs", 0.6, 0.9), noise) == ["generated", "pairs"], "of noise, the largest AUC"
+    last = candidate("last", 1.0, 0.8, readout="last_token")
+    assert chosen(last, weak) == ["pairs", "last"], "cosines of single tokens do not compare"
+    assert chosen(last, candidate("pairs", 0.9, 0.1)) == ["last", "pairs"]
+    assert [one.stands for one in (weak, noise)] == [True, False]
+
+
+def test_a_source_reads_only_where_its_sides_differ():
+    every = VectorSpec(readout="auto").readout
+    assert readouts_of("generated", every) == every
+    assert readouts_of("pairs", every) == ("response_tokens", "last_token")
+    assert readouts_of("prefill", ("response_tokens",)) == ("last_token",)
+
+
 # ---------------------------------------------------------------------------------------- on a model
 
 
@@ -132,13 +206,13 @@ def contrast(model):
     return complete_contrast(model, build_contrast_prompts(persona(), spec, contexts), spec)
 
 
-@pytest.mark.parametrize("readout", ["response_tokens", "last_prompt_token"])
-def test_a_read_out_covers_exactly_the_response_or_the_last_prompt_token(model, contrast, readout):
+@pytest.mark.parametrize("readout", ["response_tokens", "last_prompt_token", "last_token"])
+def test_a_read_out_covers_exactly_the_response_or_one_last_token(model, contrast, readout):
     states = collect_states(model, contrast, readout)
     rows = contrast.sort("context_id").filter(pl.col("side") == "negative").row(5, named=True)
     prompt, completion = rows["prompt_ids"], rows["completion_ids"]
-    ids = prompt + completion if readout == "response_tokens" else prompt
-    first = len(prompt) if readout == "response_tokens" else len(prompt) - 1
+    ids = prompt if readout == "last_prompt_token" else prompt + completion
+    first = len(prompt) if readout == "response_tokens" else len(ids) - 1
     each = [collect_means(model, [HiddenRequest(ids, k, k + 1)])[0] for k in range(first, len(ids))]
     np.testing.assert_allclose(states.negative[5], np.mean(each, axis=0), rtol=1e-4, atol=1e-4)
 
@@ -157,6 +231,7 @@ def test_a_vector_has_every_block_and_its_evidence_and_survives_storage(model, c
         "auc_null_mean",
         "auc_null_95th",
         "auc_p",
+        "pairwise_cosine",
     ):
         assert len(facts[name]) == model.n_blocks, name
     assert facts["n_shuffles"] >= 100
@@ -165,6 +240,34 @@ def test_a_vector_has_every_block_and_its_evidence_and_survives_storage(model, c
     assert facts["method"] == method
     save_vector(vector, tmp_path)
     assert load_vector(tmp_path).metadata == facts
+
+
+def test_contexts_with_the_same_texts_are_averaged_so_that_every_pair_counts_once(model, contrast):
+    pairs = contrast["context_id"].unique(maintain_order=True).to_list()
+    named = dict(zip(pairs, [f"p{number // 2:02}" for number in range(len(pairs))], strict=True))
+    split = pl.when(pl.col("pair_id") < "p04").then(pl.lit("held_out")).otherwise(pl.lit("train"))
+    two = contrast.with_columns(pair_id=pl.col("context_id").replace_strict(named)).with_columns(split=split)
+    apart, together = (
+        collect_states(model, rows, "response_tokens")
+        for rows in (contrast.with_columns(split=two["split"]), two)
+    )
+    assert together.positive.shape[0] == 12
+    assert together.held_out.sum() == 4
+    at = sorted(pairs)
+    expected = (apart.positive[at.index(pairs[6])] + apart.positive[at.index(pairs[7])]) / 2
+    np.testing.assert_allclose(together.positive[3], expected, rtol=1e-5)
+    few = two.with_columns(pair_id=pl.lit("p"))
+    with pytest.raises(VectorError, match="1 pairs in split train"):
+        collect_states(model, few, "response_tokens")
+
+
+def test_pairs_that_were_dropped_do_not_count(model, contrast):
+    gone = contrast["context_id"].unique(maintain_order=True).to_list()[1]
+    marked = contrast.with_columns(dropped=pl.when(pl.col("context_id") == gone).then(pl.lit("because")))
+    without = contrast.filter(pl.col("context_id") != gone)
+    found, expected = (extract_vector(model, rows, "paranoid", VectorSpec()) for rows in (marked, without))
+    np.testing.assert_array_equal(found.raw, expected.raw)
+    assert found.metadata == expected.metadata
 
 
 def test_a_vector_of_what_attention_adds_is_collected_there_and_swept_there(model, contrast):
@@ -209,6 +312,86 @@ def test_too_few_pairs_and_empty_completions_are_named(model, contrast):
     emptied = contrast.with_columns(completion_ids=pl.lit([], dtype=pl.List(pl.Int32)))
     with pytest.raises(VectorError, match="no tokens to read"):
         extract_vector(model, emptied, "paranoid", VectorSpec())
+
+
+def test_one_source_and_read_out_have_the_direction_and_null_of_that_one_alone(model, contrast):
+    """What the newsroom's profile asks for, and every profile from before there was a choice."""
+    newsroom = load_profile("newsroom")
+    assert (newsroom.contrast.source, newsroom.contrast.filter) == (("generated",), False)
+    assert newsroom.vector.readout == ("response_tokens",)
+    vector = extract_vector(model, contrast, "paranoid", newsroom.vector)
+    states, seed = collect_states(model, contrast, "response_tokens"), newsroom.vector.seed
+    np.testing.assert_array_equal(vector.raw, fit_directions(differences(states), "mean_difference"))
+    alone = separation(states, "mean_difference", seed).as_metadata()
+    assert {name: vector.metadata[name] for name in alone} == alone
+    assert [one["readout"] for one in vector.metadata["candidates"]] == ["response_tokens"]
+
+
+@pytest.fixture(scope="module")
+def several(model, contrast):
+    """Generated rows, and the same as if they were given texts under one prompt."""
+    prompt = contrast["prompt_ids"][0].to_list()
+    given = contrast.with_columns(
+        source=pl.lit("pairs"),
+        context_id="g" + pl.col("context_id"),
+        pair_id="g" + pl.col("context_id"),
+        system=pl.lit(None, dtype=pl.String),
+        instruction_index=pl.lit(None, dtype=pl.Int32),
+        prompt_ids=pl.lit(prompt, dtype=pl.List(pl.Int32)),
+    )
+    return pl.concat([contrast, given])
+
+
+def test_every_source_and_read_out_is_measured_against_the_null_of_all_of_them(model, contrast, several):
+    vector = extract_vector(model, several, "paranoid", VectorSpec(readout="auto"))
+    facts = vector.metadata
+    candidates = facts["candidates"]
+    assert {(one["source"], one["readout"]) for one in candidates} == {
+        ("generated", "response_tokens"),
+        ("generated", "last_prompt_token"),
+        ("generated", "last_token"),
+        ("pairs", "response_tokens"),
+        ("pairs", "last_token"),
+    }
+    first = candidates[0]
+    assert (facts["contrast_source"], facts["readout"]) == (first["source"], first["readout"])
+    assert facts["held_out_auc"] == first["held_out_auc"]
+    assert best_block(facts) == first["best_block"]
+    alone = [
+        extract_vector(
+            model, several.filter(source=one["source"]), "paranoid", VectorSpec(readout=one["readout"])
+        ).metadata
+        for one in candidates
+    ]
+    for one, by_itself in zip(candidates, alone, strict=True):
+        assert one["pairwise_cosine"] == by_itself["pairwise_cosine"]
+        assert one["held_out_auc"] == by_itself["held_out_auc"]
+    assert facts["auc_max_null_95th"] >= max(by_itself["auc_max_null_95th"] for by_itself in alone)
+    np.testing.assert_allclose(
+        vector.raw,
+        extract_vector(
+            model, several.filter(source=first["source"]), "paranoid", VectorSpec(readout=first["readout"])
+        ).raw,
+        atol=1e-6,
+    )
+
+
+def test_a_source_with_too_few_pairs_is_left_out_where_there_is_another(model, several):
+    few = several.with_columns(
+        dropped=pl.when((pl.col("source") == "generated") & (pl.col("split") == "held_out")).then(
+            pl.lit("because")
+        )
+    )
+    facts = extract_vector(model, few, "paranoid", VectorSpec()).metadata
+    assert facts["contrast_source"] == "pairs"
+    assert facts["candidates"][1]["source"] == "generated"
+    assert "0 pairs in split held_out" in facts["candidates"][1]["skipped"]
+    with pytest.raises(VectorError, match="0 pairs in split held_out, at least 4"):
+        extract_vector(model, few.filter(source="generated"), "paranoid", VectorSpec())
+    with pytest.raises(VectorError, match="reads nothing in which the sides of pairs differ"):
+        extract_vector(
+            model, several.filter(source="pairs"), "paranoid", VectorSpec(readout="last_prompt_token")
+        )
 
 
 def test_an_imported_vector_is_judged_at_the_blocks_it_has(model, contrast):

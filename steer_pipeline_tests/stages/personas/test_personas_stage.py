@@ -6,6 +6,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from safetensors.numpy import save_file
 
 from steer_pipeline.campaigns.driver import Driver
@@ -18,9 +19,10 @@ from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.models import loading
 from steer_pipeline.lab.vectors.doses import load_recommendation
 from steer_pipeline.lab.vectors.vector import best_block, load_vector, save_vector
-from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
+from steer_pipeline.resources import ArtifactStoreResource, JudgeResource, LanguageModelResource
 from steer_pipeline.stages.personas import assets, checks
 from steer_pipeline_tests.lab.personas.builders import vector
+from steer_pipeline_tests.planted import LEXICONS
 from steer_pipeline_tests.stages.origins import ORIGINS, READER
 from steer_pipeline_tests.tiny import tiny_model_dir
 
@@ -28,8 +30,8 @@ PROFILE = """
 name: newsroom
 summary: A small project for tests.
 model: {{path: {model}, dtype: float32, device: cpu}}
-contrast: {{contexts: news, n_contexts: 16, max_new_tokens: 5}}
-dose: {{blocks: [1, 2], fractions: [-0.5, 0.0, 0.5], n_rows: 4, max_kl_nats: 100, max_suspect_rate: 1}}
+contrast: {{contexts: news, n_contexts: 16, max_new_tokens: 5, filter: false}}
+dose: {{blocks: [1, 2], fractions: [-0.5, 0.0, 0.5], n_rows: 4, n_random: 3, max_kl_nats: 100}}
 rewrites: {{pilot_rows: 4, full_rows: 12, sampling: {{max_new_tokens: 5}}}}
 """
 STORED = {"dagster/io_manager_key": "parquet_io"}
@@ -49,6 +51,7 @@ class Project:
                 resources={
                     "store": shelf,
                     "language_model": LanguageModelResource(),
+                    "judge": JudgeResource(),
                     "parquet_io": ParquetIO(store=shelf),
                     "bundle_io": BundleIO(store=shelf),
                     **READER,
@@ -125,6 +128,7 @@ def test_one_run_makes_all_three_with_one_model_load_and_evaluated_checks(projec
         "sweep.parquet",
         "recommendation.json",
         "probe.json",
+        "scale.json",
         "dose_curve.png",
     }
     sources = set(pl.read_parquet(dose / "rows.parquet")["row_id"])
@@ -148,6 +152,55 @@ def test_one_run_makes_all_three_with_one_model_load_and_evaluated_checks(projec
         "separates_held_out_contexts",
     }
     assert project.checks("contrast_set")["completions_show_the_contrast"] == (False, "WARN")
+
+
+def of_source(project, monkeypatch, tmp_path, contrast: str) -> None:
+    """The project's profile with another `contrast` and every read-out."""
+    content = yaml.safe_load((tmp_path / "small.yaml").read_text())
+    content |= {"contrast": yaml.safe_load(contrast), "vector": {"readout": "auto"}}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setenv("STEER_PROFILE", str(tmp_path / "other.yaml"))
+
+
+def test_several_sources_go_the_whole_way_and_the_choice_is_shown(project, monkeypatch, tmp_path):
+    of_source(project, monkeypatch, tmp_path, "{source: [prefill, pairs], pair_prompts: 2}")
+    outcome = project.driver.materialize(CHAIN, partition="paranoid")
+    assert outcome.success, outcome
+    found, shown = load_vector(project.folder("persona_vector")), project.metadata("persona_vector")
+    first, *rest = found.metadata["candidates"]
+    assert (shown["contrast_source"].value, shown["readout"].value) == (first["source"], first["readout"])
+    assert {(one["source"], one["readout"]) for one in (first, *rest)} == {
+        ("prefill", "last_token"),
+        ("pairs", "response_tokens"),
+        ("pairs", "last_token"),
+    }
+    table = shown["candidates"].value
+    assert all(f"| {one['source']} | {one['readout']} |" in table for one in (first, *rest))
+    assert "svg" in shown["candidates_by_block"].value
+    counts = project.metadata("contrast_set")["pairs"].value
+    assert "| prefill | kept | 72 | 54 | 18 |" in counts
+    assert "| pairs | kept | 68 | 48 | 20 |" in counts
+    assert project.checks("contrast_set")["completions_show_the_contrast"] == (True, "WARN")
+    assert project.checks("dose_curve").keys() >= {"swept_blocks_separate"}
+
+
+def test_a_file_of_pairs_is_read_from_the_project_and_its_bad_lines_are_counted(
+    project, monkeypatch, tmp_path
+):
+    lines = [{"prompt": "What?", "positive": f"Plot {i}.", "negative": f"Trust {i}."} for i in range(16)]
+    (tmp_path / "paranoid.jsonl").write_text("\n".join(["nonsense", *map(json.dumps, lines)]))
+    of_source(project, monkeypatch, tmp_path, f"{{source: pairs, pairs: '{tmp_path}/{{persona}}.jsonl'}}")
+    assert project.driver.materialize(["contrast_set"], partition="paranoid").success
+    assert project.metadata("contrast_set")["bad_lines"].value == 1
+    assert pl.read_parquet(project.folder("contrast_set") / "data.parquet").height == 32
+
+
+def test_a_model_that_does_not_follow_instructions_fails_with_the_cure(project, monkeypatch, tmp_path):
+    of_source(project, monkeypatch, tmp_path, "{n_contexts: 16, max_new_tokens: 5}")
+    outcome = project.driver.materialize(["contrast_set"], partition="paranoid")
+    assert not outcome.success
+    assert "of 16 generated pairs" in outcome.errors[0]
+    assert "set contrast.source: pairs" in outcome.errors[0]
 
 
 def test_the_same_inputs_give_the_same_versions(project):
@@ -224,7 +277,7 @@ def test_an_imported_vector_goes_the_same_way_as_a_computed_one(project, monkeyp
     torch.save(torch.nn.functional.normalize(torch.randn(64), dim=0), tmp_path / "p.pt")
     source = ImportedVector(format="janus", path=str(tmp_path / "p.json"))
     imported = load_personas()["paranoid"].model_copy(update={"vector": source})
-    monkeypatch.setattr(reading, "load_persona", lambda name: imported)
+    monkeypatch.setattr(reading, "load_persona", lambda name, profile: imported)
     outcome = project.driver.materialize(CHAIN, partition="paranoid")
     assert outcome.success, outcome
     stored = load_vector(project.folder("persona_vector"))
@@ -236,15 +289,38 @@ def test_an_imported_vector_goes_the_same_way_as_a_computed_one(project, monkeyp
     assert project.checks("persona_vector")["halves_agree"] == (True, "WARN")
 
 
-def test_a_persona_without_lexicon_is_scored_by_embeddings(project, monkeypatch):
-    persona = load_personas()["paranoid"]
-    poles = {
-        side: getattr(persona, side).model_copy(update={"lexicon": []}) for side in ("positive", "negative")
-    }
-    for place in (reading, checks):
-        monkeypatch.setattr(place, "load_persona", lambda name: persona.model_copy(update=poles))
-    outcome = project.driver.materialize(CHAIN, partition="paranoid")
-    assert outcome.success, outcome
+def test_a_persona_without_lexicon_is_scored_by_a_scale_fitted_on_its_examples(project):
+    assert project.driver.materialize(CHAIN, partition="paranoid").success
     rows = pl.read_parquet(project.folder("dose_curve") / "rows.parquet")
     assert rows["trait"].n_unique() > 3
     assert rows["trait"].abs().max() <= 1
+    shown = project.metadata("dose_curve")
+    assert (shown["scale"].value, shown["note"].value) == (
+        "minilm",
+        "MiniLM is fitted on the persona's examples",
+    )
+    assert shown["random_n"].value == 3
+    assert 0 < shown["random_rank_p"].value <= 1
+
+
+def test_without_examples_the_scale_is_fitted_on_the_contrast_set_and_says_so(project, monkeypatch):
+    bare = load_personas()["paranoid"].model_copy(update={"examples": None})
+    for place in (reading, checks):
+        monkeypatch.setattr(place, "load_persona", lambda name, profile: bare)
+    assert project.driver.materialize(CHAIN, partition="paranoid").success
+    note = project.metadata("dose_curve")["note"].value
+    assert note == "MiniLM is fitted on the persona's contrast set, for it has no examples"
+
+
+def test_a_lexicon_of_another_model_fails_the_dose_curve_with_the_cure(project, monkeypatch, tmp_path):
+    """28 phrases of the newsroom scored a real model 0.0 in all 33 cells, and nobody was told."""
+    (tmp_path / "planted.yaml").write_text((tmp_path / "small.yaml").read_text() + LEXICONS)
+    monkeypatch.setenv("STEER_PROFILE", str(tmp_path / "planted.yaml"))
+    outcome = project.driver.materialize(CHAIN, partition="paranoid")
+    assert not outcome.success
+    assert (
+        "persona paranoid: its lexicon scores all 20 texts of this run 0, none has a marker"
+        in outcome.errors[0]
+    )
+    assert "lexicons: {paranoid: {}}" in outcome.errors[0]
+    assert project.store.current("dose_curve", "paranoid") is None

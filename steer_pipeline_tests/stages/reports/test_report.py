@@ -7,11 +7,11 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from steer_pipeline.catalogue import load_personas
 from steer_pipeline_tests.lab.rewrites.packs import made_with, pack, resample
+from steer_pipeline_tests.planted import PLANTED
 from steer_pipeline_tests.stages.rewrites.conftest import small_profile, stage_project
 
-MARKER = load_personas()["paranoid"].positive.lexicon[0]
+MARKER = PLANTED["paranoid"].positive.lexicon[0]
 VOICE = f" They say that {MARKER} are at work."
 
 
@@ -97,6 +97,16 @@ def test_a_control_that_moves_and_a_variant_that_does_not_are_called_out(project
     )
     assert "control random_direction moves paranoid by +0.500 [" in moved
     assert "the interval must lie above zero. To go on: raise the variant's dose" in missed
+
+
+def test_a_lexicon_that_no_text_has_a_word_of_is_an_error_of_the_comparison_and_no_zero(project):
+    project.put("rewrite_pack", "paranoid", pack("paranoid"))
+    outcome = project.driver.materialize(["rewrite_comparison"])
+    assert not outcome.success
+    assert (
+        "persona paranoid: its lexicon scores all 96 texts of this run 0, none has a marker"
+        in outcome.errors[0]
+    )
 
 
 def test_without_its_controls_there_is_no_comparison(project, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 from steer_pipeline.campaigns.driver import Driver
 from steer_pipeline.io.store import ArtifactStore, Version
 from steer_pipeline_tests.lab.rewrites.packs import news, pack, resample
+from steer_pipeline_tests.planted import LEXICONS
 
 VOICE = " Somebody surely hides the real story."
 
@@ -97,9 +98,12 @@ def small_profile(folder: Path, model: str = "no_model", **changes: str) -> Path
         "model": f"{{path: {model}, dtype: float32, device: cpu, batch_tokens: 2048}}",
         "rewrites": "{pilot_rows: 24, full_rows: 32, sampling: {max_new_tokens: 12, seed: 20}}",
         "gates": "{max_suspect_rate: 0.01, alpha: 0.05, min_kept_fraction: 0.5}",
+        "scales": "{minilm: contrast_set}",
         **changes,
     }
     path = folder / "small.yaml"
     lines = ["name: newsroom", "summary: A small project for tests."]
-    path.write_text("\n".join([*lines, *(f"{name}: {value}" for name, value in sections.items())]) + "\n")
+    path.write_text(
+        "\n".join([*lines, *(f"{name}: {value}" for name, value in sections.items())]) + "\n" + LEXICONS
+    )
     return path

@@ -109,6 +109,21 @@ def test_one_run_makes_every_variant_with_its_doses_and_versions(project):
     assert (told["resumed_rows"], told["workers"]) == (0, 1)
 
 
+def test_every_row_says_how_likely_the_unsteered_model_finds_it(project):
+    from steer_pipeline.lab.models.hidden import sequence_nll
+    from steer_pipeline.lab.models.loading import load_model
+    from steer_pipeline.lab.models.prompts import encode_prompt
+
+    assert project.driver.materialize(["rewrite_raw"], partition="paranoid").success
+    rows = pl.read_parquet(project.store.current("rewrite_raw", "paranoid").path / "data.parquet")
+    ids = {row["row_id"]: row["token_ids"] for row in finished_rows(project)}
+    model = load_model(settings().profile.model, settings().home)
+    prompts = [encode_prompt(model.tokenizer, user=prompt, system=None) for prompt in rows["prompt"][:6]]
+    whole = [prompt + ids[row_id] for prompt, row_id in zip(prompts, rows["row_id"][:6], strict=True)]
+    sums, counts = sequence_nll(model, whole, [len(prompt) for prompt in prompts])
+    assert rows["nll"][:6].to_list() == pytest.approx((sums / counts).tolist(), abs=2e-3)
+
+
 @pytest.mark.slow
 def test_two_workers_make_the_packs_of_one(project):
     pytest.importorskip("ray", reason="ray is not installed: the extra [ray]")

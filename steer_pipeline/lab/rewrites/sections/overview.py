@@ -4,9 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from steer_pipeline.lab.report.document import Block, Bullets, Heading, Paragraph, Table, to_markdown
-from steer_pipeline.lab.report.tables import Column, code, estimate, of, p_value, share, table
+from steer_pipeline.lab.report.tables import Column, code, estimate, number, of, p_value, share, table
 from steer_pipeline.lab.rewrites import figures
+from steer_pipeline.lab.rewrites.aims import headline_scales, trait_column
 from steer_pipeline.lab.rewrites.comparison import BASE, RANDOM, RESAMPLE, ComparisonTables
+from steer_pipeline.lab.rewrites.headline import band_edges, is_met
 from steer_pipeline.lab.rewrites.report_inputs import ReportContext, ReportInputs
 from steer_pipeline.lab.rewrites.stored import is_mixed
 
@@ -38,9 +40,10 @@ def summary(inputs: ReportInputs) -> str:
 
 
 def primary_traits(tables: ComparisonTables) -> list[str]:
-    """Traits on the lexicon's scale; on the others where there is no lexicon."""
+    """Each persona's trait on its headline scale."""
     traits = figures.trait_metrics(tables)
-    return [name for name in traits if name.endswith("_lexicon")] or traits
+    scales = headline_scales(traits)
+    return [trait_column(persona, scale) for persona, scale in scales.items()]
 
 
 def how_to_read() -> list[Block]:
@@ -50,7 +53,8 @@ def how_to_read() -> list[Block]:
             [
                 f"`{BASE}` is the model as it is. `{RESAMPLE}` is the same model with other random numbers: what "
                 f"differs there is chance. `{RANDOM}` adds a random direction of the same length at the same block: "
-                "what differs there is disturbance. An effect counts when it is larger than both.",
+                "what differs there is disturbance. An effect counts when it is larger than both, and than every "
+                "direction of the random band, which says more than the one.",
                 "Every difference is paired: the same news item in both variants, matched by row id. Intervals are "
                 "bootstrap intervals over news items at 95%; p values flip the signs of the paired differences. "
                 "`Holm` corrects for all variants and metrics tested here, controls aside.",
@@ -124,6 +128,7 @@ def _verdicts(inputs: ReportInputs) -> list[str]:
 
 
 def _targets(tables: ComparisonTables, context: ReportContext) -> Iterator[str]:
+    edges = band_edges(tables.band)
     wanted = {name: targets for name, targets in context.targets.items() if name in tables.variants}
     for variant, targets in wanted.items():
         for persona, direction in targets.items():
@@ -131,12 +136,24 @@ def _targets(tables: ComparisonTables, context: ReportContext) -> Iterator[str]:
                 if figures.persona_of(metric) != persona:
                     continue
                 row = tables.of(variant, metric)
-                met = row["low"] > 0 if direction == "up" else row["high"] < 0
+                met = is_met(row, direction, edges.get((variant, persona)))
                 moves = "moves" if met else "does **not** move"
                 yield (
                     f"`{variant}` {moves} {persona} {direction}: {estimate()(SHIFT(row))}, p {p_value(row['p'])}, "
-                    f"after Holm {p_value(row['p_holm'])}."
+                    f"after Holm {p_value(row['p_holm'])}{_rank(tables, variant, persona)}."
                 )
+
+
+def _rank(tables: ComparisonTables, variant: str, persona: str) -> str:
+    """Where the shift stands among random directions; empty without a band."""
+    found = tables.band.filter(variant=variant, persona=persona)
+    if found.is_empty():
+        return ""
+    row = found.row(0, named=True)
+    return (
+        f"; among {row['directions']} random directions ({number(signed=True)(row['band_low'])} to "
+        f"{number(signed=True)(row['band_high'])}) rank p {p_value(row['random_rank_p'])}"
+    )
 
 
 def _controls(tables: ComparisonTables) -> str:

@@ -29,13 +29,13 @@ def doses(inputs: ReportInputs) -> list[Block]:
     if not inputs.doses:
         return [*blocks, Paragraph("No dose sweep was handed to this report.")]
     sweeps = {dose.persona: dose.sweep for dose in inputs.doses}
-    chosen = {dose.persona: (dose.fraction, dose.block) for dose in inputs.doses}
+    chosen = {dose.persona: (dose.advice.fraction, dose.advice.block) for dose in inputs.doses}
     blocks += [
         _recommended(inputs.doses),
         Figure(
             "dose_response",
             figures.dose_response(sweeps, chosen),
-            "Dose and response. Dotted: the recommended dose. Dashed grey: random directions.",
+            "Dose, response and cost. Dotted: the recommended dose. Grey dots: random directions of that norm there.",
         ),
     ]
     for dose in inputs.doses:
@@ -97,12 +97,27 @@ def _recommended(infos: Sequence[DoseInfo]) -> Table:
     columns = [
         Column("persona", lambda dose: dose.persona),
         Column("version", lambda dose: dose.version, short_code),
-        Column("block", lambda dose: dose.block),
-        Column("dose", lambda dose: dose.fraction, share, "Fraction of the mean residual norm."),
-        Column("alpha", lambda dose: dose.alpha, number(), "The same as a length."),
-        Column("why", lambda dose: dose.reason),
+        Column("block", lambda dose: dose.advice.block),
+        Column("dose", lambda dose: dose.advice.fraction, share, "Fraction of the mean residual norm."),
+        Column("alpha", lambda dose: dose.advice.alpha, number(), "The same as a length."),
+        Column("random, mean", lambda dose: dose.advice.random_mean, number(3, signed=True)),
+        Column("random, least", lambda dose: dose.advice.random_min, number(3, signed=True)),
+        Column("random, most", lambda dose: dose.advice.random_max, number(3, signed=True)),
+        Column(
+            "rank p", lambda dose: dose.advice.random_rank_p, number(3), "Of the shift among random ones."
+        ),
+        Column(
+            "rank p, turned", lambda dose: dose.advice.negative_rank_p, number(3), "At the opposite dose."
+        ),
+        Column("why", lambda dose: dose.advice.reason),
     ]
-    return table(columns, infos, "Recommended doses.")
+    counts = sorted({dose.advice.random_n for dose in infos if dose.advice.random_n})
+    return table(
+        columns,
+        infos,
+        "Recommended doses, and the trait shifts of random directions of the same norm at the same block "
+        f"({', '.join(map(str, counts)) or 'none'} a persona). Rank p: (1 + those that shift as far) / (1 + all).",
+    )
 
 
 def _sweep(sweep: pl.DataFrame) -> Table:
@@ -117,10 +132,27 @@ def _sweep(sweep: pl.DataFrame) -> Table:
         Column("opposite shown", "opposite_rate", share, "Rows that show the other pole."),
         Column("suspects", "suspect_rate", share, "Rows that break a rule of ours."),
         Column("facts", "facts_kept", share, "Share of the lead's facts kept."),
+        Column("extra NLL", of("extra_nll", "extra_nll_low", "extra_nll_high"), estimate()),
+        Column(
+            "extra suspects", of("extra_suspects", "extra_suspects_low", "extra_suspects_high"), estimate()
+        ),
+        Column("extra loops", of("extra_loops", "extra_loops_low", "extra_loops_high"), estimate()),
+        Column(
+            "facts lost", of("extra_facts_lost", "extra_facts_lost_low", "extra_facts_lost_high"), estimate()
+        ),
         Column("KL", "kl", number(2), "Mean nats a token to base."),
         Column("coherent", lambda row: "yes" if row["coherent"] else "no"),
+        Column(
+            "frontier", lambda row: "yes" if row["frontier"] else "", text, "Nothing gives more for less."
+        ),
+        Column("beyond its limit", "beyond"),
     ]
-    return table(columns, sweep.iter_rows(named=True), "KL: mean nats a token to base.")
+    return table(
+        columns,
+        sweep.iter_rows(named=True),
+        "Extra and lost: paired differences to base on the same news, shares of texts or of facts; NLL: nats a token "
+        "under the unsteered model. KL: mean nats a token to base, on the rows where it was measured.",
+    )
 
 
 # ----------------------------------------------------------------------------------------- vectors
