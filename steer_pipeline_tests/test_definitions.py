@@ -141,9 +141,7 @@ def test_what_assets_are_made_of_beside_each_other_is_observed():
     assert {name(key) for key in ORIGINS} == {origin.name for origin in origins.ORIGINS}
     for key in ORIGINS:
         assert len(GRAPH.get(key).description or "") > 20
-        # The newsroom's contrast sets are neither filtered nor given; see test_lineage for those that are.
-        unused = name(key) == "persona_examples"
-        assert bool(GRAPH.get(key).child_keys) != unused, f"nothing is made of {name(key)}"
+        assert GRAPH.get(key).child_keys, f"nothing is made of {name(key)}"
 
 
 def test_runs_are_one_process_so_that_a_model_is_loaded_once():

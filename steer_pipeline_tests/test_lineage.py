@@ -104,16 +104,16 @@ def test_an_edit_is_seen_as_the_one_thing_that_it_changes(catalogue):
         edit(paranoid, lambda persona: persona["positive"].update(lexicon=["never read here"]))
         assert seen(instance) == set(), "the profile's lexicon takes the place of the file's"
         edit(paranoid, lambda persona: persona["examples"]["held_out"][0].update(positive="They did it."))
-        assert seen(instance) == set(), "no scale of this profile is fitted on examples"
+        assert seen(instance) == {("persona_examples", "paranoid")}, (
+            "this profile fits its scales on other texts"
+        )
         edit(profile, lambda content: content.pop("scales"))
         assert ("persona_scale", "paranoid") in seen(instance)
         edit(
             paranoid,
             lambda persona: persona["examples"]["held_out"][0].update(positive="They know. They do."),
         )
-        assert seen(instance) == {("persona_scale", "paranoid")}
-        edit(paranoid, lambda persona: persona["examples"]["fit"].pop())
-        assert seen(instance) == {("persona_examples", "paranoid")}
+        assert seen(instance) == {("persona_scale", "paranoid"), ("persona_examples", "paranoid")}
         edit(variants, lambda entries: entries[4]["terms"][0]["dose"].update(recommended=-0.5))
         assert seen(instance) == {("variant_spec", "trusting")}
         trusting = [{"persona": "paranoid", "dose": {"recommended": -0.25}}]
@@ -137,16 +137,16 @@ def test_the_file_of_pairs_counts_for_the_personas_that_it_names(catalogue, tmp_
 @pytest.mark.parametrize(
     ("contrast", "stands_on_examples"),
     [
-        ("{contexts: news, filter: false}", []),
-        ("{contexts: general}", ["contrast_set"]),
-        ("{source: pairs}", ["contrast_set"]),
-        ("{source: prefill}", []),
+        ("{contexts: news, filter: false}", ["rewrite_comparison"]),
+        ("{contexts: general}", ["contrast_set", "rewrite_comparison"]),
+        ("{source: pairs}", ["contrast_set", "rewrite_comparison"]),
+        ("{source: prefill}", ["rewrite_comparison"]),
     ],
 )
 def test_contrast_sets_of_given_texts_and_filtered_ones_stand_on_the_examples(
     catalogue, contrast, stands_on_examples
 ):
-    """And nothing else does: better examples extract no other vector again."""
+    """And the matrix of side effects, nothing else: better examples extract no other vector again."""
     profile = catalogue / "profiles" / "newsroom.yaml"
     edit(profile, lambda content: content.update(contrast=yaml.safe_load(contrast)))
     code = (

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from steer_pipeline.campaigns.students import Students
 from steer_pipeline.catalogue import load_variants
 from steer_pipeline.lab.students.training import place
+from steer_pipeline_tests.planted import LEXICONS
 from steer_pipeline_tests.stages.students.project import PROFILE, VARIANTS, filled, news, opened
 from steer_pipeline_tests.tiny import tiny_model_dir
 
@@ -26,8 +27,8 @@ def where(tmp_path_factory):
     """A profile with a tiny model, and a store with packs."""
     place = tmp_path_factory.mktemp("students")
     model = tiny_model_dir(place)
-    (place / "small.yaml").write_text(PROFILE.format(model=model, ranks=[2]))
-    (place / "two.yaml").write_text(PROFILE.format(model=model, ranks=[2, 4]))
+    (place / "small.yaml").write_text(PROFILE.format(model=model, ranks=[2]) + LEXICONS)
+    (place / "two.yaml").write_text(PROFILE.format(model=model, ranks=[2, 4]) + LEXICONS)
     with opened(place / "store") as project:
         filled(project)
     return place
@@ -111,6 +112,7 @@ def test_a_killed_training_goes_on_to_the_same_version(project, where, tmp_path,
     code = """
 import os, pathlib, signal, sys
 from steer_pipeline.lab.students import training
+from steer_pipeline_tests.planted import LEXICONS
 from steer_pipeline_tests.stages.students.project import opened
 real = training.finetune
 def finetune(*arguments, progress, **more):
