@@ -143,7 +143,8 @@ def test_examples_change_no_version_of_what_was_made_of_a_persona(catalogue):
         edit(catalogue / "personas" / f"{name}.yaml", lambda persona: persona.pop("examples"))
     assert load_persona("paranoid").examples is None
     after = {(origin.name, name): look(origin, now, name) for origin in OF_PERSONAS for name in PERSONAS}
-    assert after == before
+    changed = {key for key in before if after[key] != before[key]}
+    assert changed == {("persona_examples", name) for name in PERSONAS}
     assert not [found.problem for found in after.values() if found.problem]
 
 

@@ -123,8 +123,10 @@ class Journal:
         """Notes which rows the run took or made, all it was asked for: compaction keeps those of the last such run."""
         notes, (_, last) = {}, self._use()
         for variant, fingerprints in self._used.items():
-            note = {"used": variant, "fingerprints": sorted(fingerprints), "at": _now()}
             before = last.get(variant, {"fingerprints": None, "at": 0.0})
+            # Later than the note before, within one millisecond and by a clock put back, too: the last one counts.
+            at = max(_now(), round(before["at"] + 0.001, 3))
+            note = {"used": variant, "fingerprints": sorted(fingerprints), "at": at}
             if before["fingerprints"] != note["fingerprints"] or note["at"] - before["at"] > _DAY_S:
                 notes[_key(note)] = as_line(note)
         self._append(notes)

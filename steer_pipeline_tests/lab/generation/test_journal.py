@@ -107,6 +107,22 @@ def test_compaction_keeps_what_the_last_finished_run_used_and_what_is_young(tmp_
         assert book.compact(float("inf"), write=False).lines == 0
 
 
+@pytest.mark.parametrize("second", [1.0, 0.5])
+def test_of_two_runs_in_one_moment_the_later_counts_and_so_it_does_when_the_clock_goes_back(
+    tmp_path, monkeypatch, second
+):
+    path = tmp_path / "j.jsonl"
+    for now, fingerprint in ((1.0, "first"), (second, "second")):
+        monkeypatch.setattr(journal_module.time, "time", lambda now=now: now)
+        with Journal(path) as book:
+            used(book, fingerprint)
+    with Journal(path) as book:
+        book.compact(float("inf"), write=True)
+    with Journal(path) as book:
+        assert book.take("r0", "base", "first") is None
+        assert book.take("r0", "base", "second") == row(0)
+
+
 def test_a_row_is_as_old_as_its_last_use(tmp_path, monkeypatch):
     path, day = tmp_path / "j.jsonl", 24 * 3600.0
     for now, fingerprint in ((1, "a"), (3, "a"), (3.1, "a"), (4, "b")):

@@ -277,7 +277,7 @@ def test_a_vector_of_what_attention_adds_is_collected_there_and_swept_there(mode
     expected = (states.positive[train] - states.negative[train]).mean(axis=0)
     np.testing.assert_allclose(vector.raw, expected, rtol=1e-4, atol=1e-5)
     assert vector.site == "attention"
-    (cell,) = steered_cells(vector, [1], [0.2])
+    (cell,) = steered_cells(vector, [1], [0.2], "all")
     assert [term.site for term in cell.plan.terms] == [Site(1, "attention")]
     assert (
         vector.metadata["residual_norms"]
