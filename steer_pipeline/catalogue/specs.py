@@ -459,7 +459,16 @@ class DoseSpec(Strict):
         description="Sweep the whole grid on `coarse_rows`, and only the best blocks and doses there on all rows.",
     )
     coarse_rows: int = Field(default=8, ge=4, description="`refine`: rows of the first pass.")
+    both_poles: list[Name] | None = Field(
+        default=None,
+        description="Personas whose vector is also used with its sign turned, so that their dose must hold both ways; "
+        "default: every axis.",
+    )
     seed: int = 13
+
+    def holds_both_ways(self, persona: "Persona") -> bool:
+        """Whether the negative dose of the persona must be coherent, too."""
+        return persona.kind == "axis" if self.both_poles is None else persona.name in self.both_poles
 
     @model_validator(mode="after")
     def _measures_what_it_judges(self) -> Self:

@@ -170,7 +170,7 @@ def make_dose_curve(
     """
     scales = dose_scales(persona, profile, contrast)
     rows = _with_facts(dose_rows(profile, news), known_facts)
-    chat, both_poles = profile.model.chat_template, persona.kind == "axis"
+    chat, both_poles = profile.model.chat_template, profile.dose.holds_both_ways(persona)
     probes = _probed(model, vector, profile, rows)
     scored = sweep_rows(
         model,

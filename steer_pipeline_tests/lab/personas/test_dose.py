@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.specs import CoherenceSpec, DoseSpec, ModelSpec, RewriteSpec, SamplingSpec
 from steer_pipeline.lab.evaluation import ScaleError, Scales
 from steer_pipeline.lab.models.hidden import sequence_nll
@@ -452,3 +453,12 @@ def test_the_same_table_gives_the_same_png(rows, tmp_path):
     for name in ("a.png", "b.png"):
         plot_sweep(table, recommendation, LIMITS, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_dose_holds_both_ways_for_axes_unless_the_profile_says_for_whom():
+    personas = load_personas()
+    assert DoseSpec().holds_both_ways(personas["rule_defiant"])
+    assert not DoseSpec().holds_both_ways(personas["sailor"])
+    only = DoseSpec(both_poles=["paranoid"])
+    assert only.holds_both_ways(personas["paranoid"])
+    assert not only.holds_both_ways(personas["rule_defiant"])
