@@ -107,7 +107,8 @@ def rollouts_checks(
     from steer_pipeline.lab.behaviour.arms import stored_arms
     from steer_pipeline.lab.models.loading import load_tokenizer
 
-    read, persona, profile = reader(context, store), load_persona(context.partition_key), settings().profile
+    read, profile = reader(context, store), settings().profile
+    persona = load_persona(context.partition_key, profile=profile)
     with user_errors():
         rows = read.made_rows("rollouts", persona.name)
         vectors = [read.folder(asset, persona.name) for asset in ("trained_vector", "vector_comparison")]
@@ -146,7 +147,9 @@ def judge_scores_checks(
 
     with user_errors():
         scores = reader(context, store).made_rows("judge_scores", context.partition_key)
-    yield from map(JUDGE.judged, judge_verdicts(scores, load_persona(context.partition_key)))
+    yield from map(
+        JUDGE.judged, judge_verdicts(scores, load_persona(context.partition_key, profile=settings().profile))
+    )
 
 
 @TABLE.check()

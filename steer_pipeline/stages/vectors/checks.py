@@ -146,7 +146,8 @@ def behaviour_set_checks(
     from steer_pipeline.lab.dialogues.rules import judge_set
     from steer_pipeline.lab.models.identity import name_of
 
-    profile, persona = settings().profile, load_persona(context.partition_key)
+    profile = settings().profile
+    persona = load_persona(context.partition_key, profile=profile)
     with user_errors():
         rows = reader(context, store).made_rows("behaviour_set", persona.name)
     model = name_of(profile.model, settings().home)

@@ -20,11 +20,11 @@ def contrast(n: int = 12) -> pl.DataFrame:
     }
     return pl.DataFrame(
         [
-            {"context_id": f"c{i:02d}", "side": side, "completion": text.format(i)}
+            {"context_id": f"c{i:02d}", "side": side, "completion": text.format(i), "source": "generated"}
             for i in range(n)
             for side, text in said.items()
         ]
-    )
+    ).with_columns(dropped=pl.lit(None, dtype=pl.String), pair_id=pl.col("context_id"))
 
 
 def test_the_lexicon_leads_where_there_is_one_and_minilm_stands_beside_it():

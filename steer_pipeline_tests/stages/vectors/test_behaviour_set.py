@@ -18,6 +18,7 @@ from steer_pipeline.settings import settings
 from steer_pipeline.stages.vectors.assets import behaviour_set
 from steer_pipeline.stages.vectors.checks import behaviour_set_checks
 from steer_pipeline_tests.lab.dialogues.builders import answering, records, scores_of, write_responses
+from steer_pipeline_tests.planted import LEXICONS
 from steer_pipeline_tests.stages.origins import ORIGINS, READER
 from steer_pipeline_tests.tiny import tiny_model_dir
 
@@ -166,7 +167,7 @@ def published(tmp_path, monkeypatch, store):
             }
             | behaviour,
         }
-        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(facts))
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(facts) + LEXICONS)
         monkeypatch.setenv("STEER_PROFILE", str(tmp_path / "tiny.yaml"))
         settings.__globals__["_settings"].cache_clear()
 
