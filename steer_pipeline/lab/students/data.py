@@ -47,7 +47,7 @@ def released_keep_set(read: Reader, variant: str) -> pl.DataFrame:
     if judged != pack:
         raise Refused(
             f"{variant}: version {pack} of its pack is released, and keep_set is of {judged}: release the newest pack "
-            f"(`steer release promote --variant {variant}`), or materialise keep_set after a roll-back"
+            f"(`steer release promote {variant}`), or materialise keep_set after a roll-back"
         )
     return read_rows(kept.path)
 
