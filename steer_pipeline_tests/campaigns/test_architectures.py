@@ -153,7 +153,7 @@ def test_on_a_real_model_given_texts_steer_what_random_directions_do_not(tmp_pat
     shipped["model"]["path"] = str(SMOLLM2)
     shipped["dose"] |= {
         "blocks": [15],
-        "fractions": [-0.25, 0.0, 0.3],
+        "fractions": [-0.3, 0.0, 0.3],
         "n_rows": 10,
         "n_random": 3,
         "refine": False,
@@ -169,7 +169,7 @@ def test_on_a_real_model_given_texts_steer_what_random_directions_do_not(tmp_pat
     store = open_store(settings())
     sweep = pl.read_parquet(store.current("dose_curve", "paranoid").path / "sweep.parquet")
     up = sweep.filter(direction="persona", fraction=0.3).row(0, named=True)
-    down = sweep.filter(direction="persona", fraction=-0.25).row(0, named=True)
+    down = sweep.filter(direction="persona", fraction=-0.3).row(0, named=True)
     random = sweep.filter(direction="random")["shift"]
     assert up["shift_low"] > 0
     assert up["shift"] > random.max()
