@@ -37,12 +37,12 @@ def sides_match(rows: pl.DataFrame) -> Verdict:
     return Verdict("sides_share_their_contexts", broken.is_empty() and splits == 2, message, numbers)
 
 
-def contrast_shows(rows: pl.DataFrame, persona: Persona) -> Verdict:
+def contrast_shows(rows: pl.DataFrame, persona: Persona, scales: ScaleSpec) -> Verdict:
     """What the model says under the two instructions differs in the trait; pairs that were filtered out included."""
     claim, generated = "completions_show_the_contrast", rows.filter(pl.col("source") == GENERATED)
     if generated.is_empty():
         return Verdict(claim, True, "the model generated nothing: the texts are given")
-    scorer = trait_scales(persona, ScaleSpec(), rows, headline_only=True).scorer
+    scorer = trait_scales(persona, scales, rows, headline_only=True).scorer
     apart = measure_contrast(generated, scorer)
     return Verdict(
         claim,

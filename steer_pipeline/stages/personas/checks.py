@@ -94,7 +94,9 @@ def contrast_set_checks(
     if matched.numbers["mismatched_contexts"]:
         yield CONTRAST.unjudged("completions_show_the_contrast", "the sides do not match")
     else:
-        yield CONTRAST.judged(contrast_shows(rows, load_persona(persona, profile=settings().profile)))
+        profile = settings().profile
+        asked = load_persona(persona, profile=profile)
+        yield CONTRAST.judged(contrast_shows(rows, asked, profile.scales))
 
 
 @VECTOR.check()

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from steer_pipeline.catalogue import load_persona
-from steer_pipeline.catalogue.specs import ModelSpec, Profile
+from steer_pipeline.catalogue.specs import ModelSpec, Profile, ScaleSpec
 from steer_pipeline.lab.evaluation import Judgement
 from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.personas.claims import contrast_shows
@@ -135,8 +135,8 @@ def test_whether_the_model_shows_the_contrast_is_asked_of_all_that_it_said_and_o
     rows = said(told).with_columns(
         dropped=pl.when(pl.col("completion") == "nothing").then(pl.lit("neither side shows its pole"))
     )
-    assert contrast_shows(rows, persona()).numbers["auc"] < 1
-    assert contrast_shows(kept(rows), persona()).numbers["auc"] == 1
-    given = contrast_shows(said(told, "pairs"), persona())
+    assert contrast_shows(rows, persona(), ScaleSpec()).numbers["auc"] < 1
+    assert contrast_shows(kept(rows), persona(), ScaleSpec()).numbers["auc"] == 1
+    given = contrast_shows(said(told, "pairs"), persona(), ScaleSpec())
     assert given.passed
     assert "given" in given.message
