@@ -51,6 +51,7 @@ SCORED = ("coherence", "scales", "vector.seed")
         "contrast",
         "vector.held_out_fraction",
         "vector.seed",
+        "scales.minilm",  # its check scores completions on it
         *JUDGED,
         *RESERVED,
     ),
