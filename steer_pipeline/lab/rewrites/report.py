@@ -37,7 +37,7 @@ def render_vector_eval_report(inputs: ReportInputs, out_dir: Path) -> ReportFile
     tables = inputs.tables
     blocks: list[Block] = [
         *overview.head(inputs),
-        *overview.how_to_read(),
+        *overview.how_to_read(tables),
         *effects.traits(tables),
         *effects.keywords(tables),
         *effects.content(tables),

@@ -22,7 +22,7 @@ MAX_PLOT_BYTES = 150_000  # of plots shown inside the UI; the bundle holds them 
         dg.AssetDep("persona_vector", partition_mapping=STEERED_PERSONAS),
         dg.AssetDep("dose_curve", partition_mapping=STEERED_PERSONAS),
     ],
-    code_version=made_of("3", "name", "summary", "rewrites.sampling"),
+    code_version=made_of("4", "name", "summary", "rewrites.sampling"),
 )
 def vector_eval_report(
     context: dg.AssetExecutionContext, rewrite_comparison: Path, store: ArtifactStoreResource

@@ -1,6 +1,7 @@
 """The report says what the rows say, in Markdown and in one self-contained page, beside both controls."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import polars as pl
@@ -114,6 +115,19 @@ def test_every_table_of_the_janus_report_is_there(written):
         "trait_shifts", "trait_rows", "text_distributions", "dose_response", "vectors",
     }  # fmt: skip
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in written["files"].plots)
+
+
+def test_without_a_lexicon_nothing_is_said_of_lexicons(tmp_path):
+    packs, facts = make_packs(n=8)
+    scorers = {name: {"minilm": scales["lexicon"]} for name, scales in SCORERS.items()}
+    tables = compare_variants(packs, facts, scorers, ROLES, seed=5)
+    tables = replace(tables, rows=tables.rows.drop(pl.selectors.starts_with("hits_")))
+    context = ReportContext(versions={"rewrite_pack/base": "0" * 64}, facts={}, targets=TARGETS)
+    written = render_vector_eval_report(ReportInputs(tables, packs, [VECTOR], [DOSE], context), tmp_path)
+    page = written.markdown.read_text(encoding="utf-8")
+    assert "# Traits\n" in page
+    assert "lexicon" not in page.lower()
+    assert "keyword" not in page.lower()
 
 
 def test_numbers_are_those_of_the_tables(written):

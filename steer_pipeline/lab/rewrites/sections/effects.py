@@ -77,8 +77,10 @@ def _control(name: str) -> Callable[[Any], tuple]:
 
 
 def keywords(tables: ComparisonTables) -> list[Block]:
-    """Janus's table of keyword hits, for every persona, at word boundaries and beside both controls."""
+    """Janus's table of keyword hits, for every persona with a lexicon, at word boundaries and beside both controls."""
     personas = figures.personas_with_markers(tables)
+    if not personas:
+        return []
     rows = [row for persona in personas for row in _keyword_rows(tables, persona)]
     moved = [name for name in tables.variants if tables.roles[name] in ("steered", "prompted")]
     return [
@@ -143,8 +145,6 @@ def _top_examples(tables: ComparisonTables, variant: str) -> list[Block]:
         persona: pl.col(f"hits_{persona}_positive") - pl.col(f"hits_{persona}_negative")
         for persona in figures.personas_with_markers(tables)
     }
-    if not net:
-        return []
     own, base = (tables.rows.filter(pl.col("variant") == name) for name in (variant, BASE))
     joined = own.select("row_id", "source", "output", **net).join(
         base.select("row_id", base="output", **{f"base_{name}": value for name, value in net.items()}),

@@ -12,6 +12,11 @@ from steer_pipeline.lab.rewrites.headline import band_edges, is_met
 from steer_pipeline.lab.rewrites.report_inputs import ReportContext, ReportInputs
 from steer_pipeline.lab.rewrites.stored import is_mixed
 
+LEXICON = (
+    "The lexicon score is the share of sentences with a marker of the positive pole minus the share with one of the "
+    "negative pole. It is exact about its markers and blind to everything else."
+)
+
 SHIFT = of("difference", "low", "high")
 LEVEL = 0.05  # of tests that the verdicts go by
 
@@ -46,7 +51,7 @@ def primary_traits(tables: ComparisonTables) -> list[str]:
     return [trait_column(persona, scale) for persona, scale in scales.items()]
 
 
-def how_to_read() -> list[Block]:
+def how_to_read(tables: ComparisonTables) -> list[Block]:
     return [
         Heading("How to read this"),
         Bullets(
@@ -58,10 +63,9 @@ def how_to_read() -> list[Block]:
                 "Every difference is paired: the same news item in both variants, matched by row id. Intervals are "
                 "bootstrap intervals over news items at 95%; p values flip the signs of the paired differences. "
                 "`Holm` corrects for all variants and metrics tested here, controls aside.",
-                "The lexicon score is the share of sentences with a marker of the positive pole minus the share with "
-                "one of the negative pole. It is exact about its markers and blind to everything else. The MiniLM "
-                "score is 2p - 1 of a classifier of sentence embeddings; how well it separates texts that it has not "
-                "seen stands in the section on vectors and scorers.",
+                *([LEXICON] if figures.personas_with_markers(tables) else []),
+                "The MiniLM score is 2p - 1 of a classifier of sentence embeddings; how well it separates texts that "
+                "it has not seen stands in the section on vectors and scorers.",
                 "Equal outputs and word overlap say how alike two texts are, not why. Read them against the "
                 "resample's. In the page, point at a column's title to read what it holds.",
             ]
