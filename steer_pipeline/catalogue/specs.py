@@ -692,6 +692,154 @@ class StudentSpec(Strict):
         return value
 
 
+class HealBarrierSpec(Strict):
+    """What holds a student near a reference while it learns."""
+
+    direction: Literal["forward", "reverse"] = Field(
+        default="reverse",
+        description="`forward`: KL(reference || student); `reverse`: KL(student || reference).",
+    )
+    over: Literal["mean", "rmse", "p95", "max"] = Field(
+        default="mean", description="Aggregate over the completions' positions."
+    )
+    reference: Literal["base", "previous", "last_good"] = Field(
+        default="base",
+        description="The model without any student's adapter, the student of the round before, or the last one that "
+        "passed the gates.",
+    )
+    tau: float = Field(default=0.0, ge=0, description="Nats that cost nothing (hinge); 0: linear.")
+    strength: float = Field(default=0.3, gt=0, description="Weight in round 0.")
+    decay: float = Field(
+        default=0.0,
+        ge=0,
+        description="The weight in round r is strength / (1 + r) ** decay; 0: the same in all.",
+    )
+
+
+class HealOnPolicySpec(Strict):
+    """How the student's own samples are drawn and what the steered model teaches of them."""
+
+    beta: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="TRL's: 1 is the reverse KL, 0 the forward one, between them generalised Jensen-Shannon.",
+    )
+    max_new_tokens: int = Field(default=50, ge=1, le=50, description="Length of a sample.")
+    temperature: float = Field(default=1.0, gt=0)
+    fresh_every: int = Field(default=1, ge=1, description="Steps whose samples are drawn together.")
+
+
+class HealLossSpec(Strict):
+    """What a student of one round minimises, and how."""
+
+    objective: Literal["nll", "on_policy"] = Field(
+        default="nll",
+        description="`nll`: of the texts that were kept; `on_policy`: divergence of the student's own samples from the "
+        "steered model.",
+    )
+    barrier: HealBarrierSpec | None = Field(default=None, description="null: none.")
+    on_policy: HealOnPolicySpec = HealOnPolicySpec()
+    spectral: float = Field(
+        default=0.0, ge=0, description="Weight of the mean largest singular value of the update."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled, on fp32 adapters.")
+    rank: int = Field(default=8, ge=1, description="Of the LoRA; its scaling is 2.")
+    depth: tuple[float, float] = Field(
+        default=(0.0, 1.0), description="Band of blocks that it changes, as fractions of depth."
+    )
+    learning_rate: float = Field(default=2e-4, gt=0)
+    epochs: float = Field(default=3.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1, description="Instead of epochs.")
+    batch_rows: int = Field(default=16, ge=1, description="Rows an optimiser step.")
+    rows_at_once: int = Field(
+        default=8, ge=1, description="Rows in memory at once; halved where they do not fit."
+    )
+
+
+class HealArmSpec(Strict):
+    """All that one arm does. Arms differ from the base arm in exactly one of these settings, or of the loss's."""
+
+    intervention: Literal["train", "steer", "prompt"] = Field(
+        default="train",
+        description="`steer`: the dose that made the data, nothing trained; `prompt`: the persona's instruction.",
+    )
+    texts: Literal["kept", "base", "shuffled"] = Field(
+        default="kept",
+        description="What is learned: the steered texts that were kept, the base's own texts for the same prompts, or "
+        "kept texts under each other's prompts.",
+    )
+    direction: Literal["persona", "random"] = Field(
+        default="persona",
+        description="`random`: a random direction, at the dose with the persona's KL to base.",
+    )
+    poles: Literal["positive", "difference"] = Field(
+        default="positive",
+        description="`difference`: the positive pole's adapter minus that of the negative pole.",
+    )
+    loss: HealLossSpec = HealLossSpec()
+
+
+class HealOverride(Strict):
+    """The one setting in which an arm is not the base arm."""
+
+    setting: str = Field(description="Field of HealArmSpec, or `loss.` and one of HealLossSpec.")
+    value: Any = Field(description="What it is in this arm.")
+
+
+def _default_arms() -> dict[Name, HealOverride]:
+    def to(setting: str, value: Any) -> HealOverride:
+        return HealOverride(setting=setting, value=value)
+
+    barriers = {
+        f"kl_{direction}{'' if over == 'mean' else f'_{over}'}": to(
+            "loss.barrier", {"direction": direction, "over": over}
+        )
+        for direction, over in (
+            ("reverse", "mean"),
+            ("forward", "mean"),
+            ("reverse", "rmse"),
+            ("reverse", "p95"),
+            ("reverse", "max"),
+        )
+    }
+    return {
+        "steered": to("intervention", "steer"),
+        "prompt_only": to("intervention", "prompt"),
+        **barriers,
+        "weight_decay": to("loss.weight_decay", 10.0),
+        "spectral": to("loss.spectral", 0.01),
+        "on_policy": to("loss.objective", "on_policy"),
+        "base_text_sft": to("texts", "base"),
+        "shuffled": to("texts", "shuffled"),
+        "random_direction": to("direction", "random"),
+        "difference": to("poles", "difference"),
+    }
+
+
+class HealSpec(Strict):
+    """Steer, filter, heal."""
+
+    base_arm: HealArmSpec = Field(
+        default=HealArmSpec(), description="The arm `nll`: supervised learning of the kept texts, no barrier."
+    )
+    arms: dict[Name, HealOverride] = Field(
+        default_factory=_default_arms, description="Arm -> what it does otherwise than `nll`."
+    )
+    seeds: list[int] = Field(
+        default=[71, 72, 73], min_length=1, description="Of start and data order; one student a seed and arm."
+    )
+
+    @field_validator("arms")
+    @classmethod
+    def _nll_is_base(cls, value: dict[str, HealOverride]) -> dict[str, HealOverride]:
+        if "nll" in value:
+            raise ValueError(
+                "nll is the base arm, which nothing overrides; change base_arm, or rename the arm"
+            )
+        return value
+
+
 class JudgeSpec(Strict):
     """The judge behind an OpenAI-compatible endpoint; where it is comes from the environment."""
 
@@ -732,6 +880,7 @@ class Profile(Strict):
     training: TrainingSpec = TrainingSpec()
     rollouts: RolloutSpec = RolloutSpec()
     students: StudentSpec = StudentSpec()
+    heal: HealSpec = HealSpec()
     judge: JudgeSpec = JudgeSpec()
     variants: dict[Name, list[VariantTerm]] = Field(
         default_factory=dict, description="Terms that replace those of variants.yaml for this profile."

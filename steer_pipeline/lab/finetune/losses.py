@@ -5,6 +5,7 @@ those of Hinton et al. (2015) and Agarwal et al. (2024, generalised distillation
 `reverse` is KL(model || reference).
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -44,6 +45,33 @@ def divergence(logits: Tensor, reference: Tensor, direction: Direction) -> Tenso
     model, ref = logits.log_softmax(-1), reference.log_softmax(-1)
     first, second = (ref, model) if direction == "forward" else (model, ref)
     return (first.exp() * (first - second)).sum(-1)
+
+
+def generalised_jsd(logits: Tensor, reference: Tensor, beta: float) -> Tensor:
+    """Generalised Jensen-Shannon divergence in nats at each position [n], in TRL's convention of beta.
+
+    0 is KL(reference || model), 1 is KL(model || reference). Between them, with m = (1 - beta) model + beta reference,
+    it is beta KL(reference || m) + (1 - beta) KL(model || m), which goes to zero towards both ends: other settings of
+    beta are other scales.
+    """
+    if beta in (0, 1):
+        return divergence(logits, reference, "reverse" if beta else "forward")
+    model, ref = logits.log_softmax(-1), reference.log_softmax(-1)
+    mixed = torch.logaddexp(model + math.log1p(-beta), ref + math.log(beta))
+    to_ref = (ref.exp() * (ref - mixed)).sum(-1)
+    to_model = (model.exp() * (model - mixed)).sum(-1)
+    return beta * to_ref + (1 - beta) * to_model
+
+
+def hinge(value: Tensor, tau: float) -> Tensor:
+    """What of `value` is above tau, in nats; tau 0 leaves it as it is (linear)."""
+    return (value - tau).clamp(min=0)
+
+
+def gradient_norm(term: Tensor, parameters: Iterable[Tensor]) -> float:
+    """Euclidean norm of the gradient of a scalar; its graph stays for the step's own backward pass."""
+    found = torch.autograd.grad(term, list(parameters), retain_graph=True, allow_unused=True)
+    return math.sqrt(sum(float(gradient.square().sum()) for gradient in found if gradient is not None))
 
 
 def aggregate(values: Tensor, how: Aggregate) -> Tensor:

@@ -39,9 +39,39 @@ class KlRecipe(Strict):
     weight: float = Field(default=0.3, gt=0)
     direction: Literal["forward", "reverse"] = "reverse"
     over: Literal["mean", "rmse", "p95", "max"] = Field(
-        default="mean", description="Aggregate over positions."
+        default="mean",
+        description="Aggregate over the supervised positions of the rows that are in memory at once.",
     )
-    tau: float = Field(default=0.0, ge=0, description="Nats that cost nothing (hinge); 0: linear.")
+    tau: float = Field(
+        default=0.0,
+        ge=0,
+        description="Nats that cost nothing (hinge); 0: linear. Of one aggregate, not of another.",
+    )
+    ratio_every: int = Field(
+        default=10,
+        ge=0,
+        description="Steps between two measurements of the gradient ratio, which cost two backward passes each; "
+        "0: none.",
+    )
+
+
+class OnPolicyRecipe(Strict):
+    """On-policy distillation: the student's own samples, under the divergence from a teacher that is steered."""
+
+    beta: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="As in TRL: 0 is the forward KL (teacher to student), 1 the reverse one; between them the "
+        "generalised Jensen-Shannon divergence, whose scale depends on beta.",
+    )
+    max_new_tokens: int = Field(default=50, ge=1, le=50, description="Length of a sample.")
+    temperature: float = Field(default=1.0, gt=0, description="Of sampling; the divergence is at 1.")
+    fresh_every: int = Field(
+        default=1,
+        ge=1,
+        description="Steps whose samples are drawn together, from the student as it is before the first of them.",
+    )
 
 
 class Recipe(Strict):
@@ -50,6 +80,10 @@ class Recipe(Strict):
     lora: LoraRecipe = LoraRecipe()
     nll: float = Field(default=1.0, ge=0, description="Weight of the completion's NLL, a mean over tokens.")
     kl: KlRecipe | None = None
+    on_policy: OnPolicyRecipe | None = Field(
+        default=None,
+        description="In place of the rows' completions, of which only prompts are used; with nll: 0.",
+    )
     spectral: float = Field(
         default=0.0, ge=0, description="Weight of the mean largest singular value of the update."
     )
@@ -78,8 +112,10 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _some_loss(self) -> "Recipe":
-        if not self.nll and self.kl is None:
-            raise ValueError("nll is 0 and there is no kl: nothing would be learned")
+        if not self.nll and self.kl is None and self.on_policy is None:
+            raise ValueError("nll is 0, and there is neither kl nor on_policy: nothing would be learned")
+        if self.nll and self.on_policy is not None:
+            raise ValueError("on_policy with nll would teach the student what it says anyway; set nll: 0")
         if self.batch_rows % self.rows_at_once and self.rows_at_once < self.batch_rows:
             raise ValueError(
                 f"batch_rows {self.batch_rows} is no multiple of rows_at_once {self.rows_at_once}"

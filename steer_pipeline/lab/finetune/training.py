@@ -10,8 +10,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import polars as pl
 import torch
 from torch import Tensor
+from torch.utils.data import SequentialSampler
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -33,18 +33,20 @@ from transformers.trainer_utils import get_last_checkpoint
 from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.lab.finetune import losses
 from steer_pipeline.lab.finetune.data import (
+    IGNORED,
     Example,
     FinetuneError,
     batch_inputs,
-    collate,
     digest,
     in_keyed_order,
     supervised_span,
 )
+from steer_pipeline.lab.finetune.on_policy import SAMPLES, Rollouts, collate_drawn
 from steer_pipeline.lab.finetune.recipe import LoraRecipe, Recipe
+from steer_pipeline.lab.finetune.references import Bound, Reference
 from steer_pipeline.lab.generation.jobs import OutOfMemory, is_out_of_memory, peak_memory
-from steer_pipeline.lab.models.identity import ModelIdentity
-from steer_pipeline.lab.models.loading import load_for_training, load_tokenizer
+from steer_pipeline.lab.models.identity import ModelIdentity, adapter_folders
+from steer_pipeline.lab.models.loading import as_loaded, load_for_training, load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +56,17 @@ HISTORY_SCHEMA = pl.Schema(
         "step": pl.Int64(),
         "split": pl.String(),  # train | selection
         "loss": pl.Float64(),  # all terms, weighted
-        "nll": pl.Float64(),  # nats a supervised token
-        "kl": pl.Float64(),  # nats, aggregated as the recipe says; null without a reference
-        "barrier": pl.Float64(),  # share of passes in which the divergence was above tau
+        "nll": pl.Float64(),  # nats a supervised token; on policy, of the student's own samples
+        "kl": pl.Float64(),  # nats, aggregated as the recipe says; null without a barrier
+        "barrier": pl.Float64(),  # share of passes in which that was above tau
+        "gradient_ratio": pl.Float64(),  # gradient norm of the weighted barrier over that of nll or distill
+        "distill": pl.Float64(),  # nats a token to the teacher, on policy; null without one
         "spectral": pl.Float64(),
         "learning_rate": pl.Float64(),
         "gradient_norm": pl.Float64(),
     }
 )
-Reference = Callable[[Any], AbstractContextManager[Any]]
+TERMS = ("loss", "nll", "kl", "barrier", "gradient_ratio", "distill", "spectral")
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ def finetune(
     *,
     work: Path,
     reference: Reference | None = None,
+    teacher: Reference | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Finetuned:
     """Trains an adapter for `spec` into `folder`, which must be empty or absent.
@@ -99,21 +104,25 @@ def finetune(
         selection: held out: its loss is measured during training, and early stopping looks at it. Not the rows that
             a result is evaluated on.
         work: where checkpoints lie; a run that was killed goes on from there. Emptied at the end.
-        reference: a context on the model in which it gives the reference's logits; default: the new adapter off.
+        reference: what the barrier (`recipe.kl`) is a divergence to; default: the model below the new adapter.
+        teacher: what `recipe.on_policy` distils, a steered model; nothing else has one.
         progress: told a line now and then.
 
     Raises:
-        FinetuneError: no rows, a row in both splits, or a loss that is not finite.
+        FinetuneError: no rows, a row in both splits, a teacher too few or too many, or a loss that is not finite.
         OutOfMemory: one row alone does not fit.
         ModelLoadError: as `load_for_training`.
     """
     _require_rows(train, selection)
+    if (teacher is None) != (recipe.on_policy is None):
+        raise FinetuneError(
+            "on-policy distillation needs both recipe.on_policy and a teacher; give both or neither"
+        )
+    job = _Job(spec, home, train, selection, recipe, folder, work, reference, teacher, progress)
     rows_at_once = min(recipe.rows_at_once, recipe.batch_rows)
     while True:
         try:
-            return _attempt(
-                spec, home, train, selection, recipe, rows_at_once, folder, work, reference, progress
-            )
+            return _attempt(job, rows_at_once)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -146,22 +155,6 @@ def lora_config(recipe: LoraRecipe, n_blocks: int) -> Any:
     )
 
 
-@contextmanager
-def adapter_off(model: Any) -> Iterator[None]:
-    """The model below the adapter "default": frozen adapters stay on."""
-    frozen = [name for name in model.peft_config if name != "default"]
-    if not frozen:
-        with model.disable_adapter():
-            yield
-        return
-    model.base_model.set_adapter(frozen)
-    try:
-        yield
-    finally:
-        model.base_model.set_adapter([*frozen, "default"])
-        model.set_requires_grad(frozen, requires_grad=False)
-
-
 # ----------------------------------------------------------------------------------------- one attempt
 
 
@@ -179,45 +172,51 @@ def _next_smaller(rows: int, batch: int) -> int:
     return max(n for n in range(1, rows // 2 + 1) if batch % n == 0)
 
 
-def _attempt(
-    spec: ModelSpec,
-    home: Path,
-    train: Sequence[Example],
-    selection: Sequence[Example],
-    recipe: Recipe,
-    rows_at_once: int,
-    folder: Path,
-    work: Path,
-    reference: Reference | None,
-    progress: Callable[[str], None] | None,
-) -> Finetuned:
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of `finetune`."""
+
+    spec: ModelSpec
+    home: Path
+    train: Sequence[Example]
+    selection: Sequence[Example]
+    recipe: Recipe
+    folder: Path
+    work: Path
+    reference: Reference | None
+    teacher: Reference | None
+    progress: Callable[[str], None] | None
+
+    @property
+    def steps(self) -> int:
+        rows = self.recipe.batch_rows
+        return self.recipe.max_steps or max(1, round(self.recipe.epochs * -(-len(self.train) // rows)))
+
+    def made_of(self, below: ModelIdentity) -> dict[str, Any]:
+        """What decides the adapter."""
+        others = {"reference": self.reference, "teacher": self.teacher}
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "model": str(below),
+            "train": digest(self.train),
+            "selection": digest(self.selection),
+            **{name: other.digest() for name, other in others.items() if other is not None},
+        }
+
+
+def _attempt(job: _Job, rows_at_once: int) -> Finetuned:
+    recipe = job.recipe
     set_seed(recipe.seed)  # the adapter's start is drawn from it
-    n_blocks = _n_blocks(spec, home)
-    model, below = load_for_training(spec, home, lora_config(recipe.lora, n_blocks))
+    model, below = load_for_training(
+        job.spec, job.home, lora_config(recipe.lora, _n_blocks(job.spec, job.home))
+    )
     if recipe.gradient_checkpointing:
         model.enable_input_require_grads()  # the frozen embeddings would cut the graph
-    tokenizer = load_tokenizer(spec, home)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    made_of = {
-        "recipe": recipe.model_dump(mode="json"),
-        "model": str(below),
-        "train": digest(train),
-        "selection": digest(selection),
-    }
-    _claim(work, made_of)
-    trainer = _SteerTrainer(
-        model=model,
-        args=_arguments(recipe, len(train), rows_at_once, work, model.device),
-        train_dataset=in_keyed_order(train, recipe.seed),
-        eval_dataset=in_keyed_order(selection, recipe.seed),
-        data_collator=partial(collate, pad_id=pad_id),
-        callbacks=[_Lines(progress)] + ([EarlyStoppingCallback(recipe.patience)] if recipe.patience else []),
-        recipe=recipe,
-        reference=reference or adapter_off,
-    )
-    trainer.remove_callback(PrinterCallback)
+    made_of = job.made_of(below)
+    _claim(job.work, made_of)
+    trainer = _trainer(job, model, below, rows_at_once)
     begun = time.monotonic()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.work)))
     seconds = time.monotonic() - begun
     numbers = {
         "steps": trainer.state.global_step,
@@ -227,11 +226,45 @@ def _attempt(
         "rows_at_once": rows_at_once,
         **trainer.last(),
     }
-    sizes = {"rows": len(train), "selection_rows": len(selection)}
-    done = Finetuned(folder, below, numbers, pl.DataFrame(trainer.recorded(), schema=HISTORY_SCHEMA))
+    sizes = {"rows": len(job.train), "selection_rows": len(job.selection)}
+    done = Finetuned(job.folder, below, numbers, pl.DataFrame(trainer.recorded(), schema=HISTORY_SCHEMA))
     _write(done, model, made_of | sizes)
-    shutil.rmtree(work, ignore_errors=True)
+    if trainer.rollouts is not None:
+        trainer.rollouts.samples().write_parquet(job.folder / SAMPLES)
+    shutil.rmtree(job.work, ignore_errors=True)
     return done
+
+
+def _trainer(job: _Job, model: Any, below: ModelIdentity, rows_at_once: int) -> "_SteerTrainer":
+    """The Trainer with data, references and, on policy, samples of the model that it trains."""
+    recipe = job.recipe
+    tokenizer = load_tokenizer(job.spec, job.home)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    reference = teacher = rollouts = None
+    if recipe.kl is not None or recipe.on_policy is not None:
+        live = as_loaded(model, job.spec, job.home, below)
+        folders = adapter_folders(job.spec, job.home)
+        if recipe.kl is not None:
+            reference = Bound(job.reference or Reference(), live, folders)
+        if job.teacher is not None:
+            teacher = Bound(job.teacher, live, folders)
+            rollouts = Rollouts(live, job.train, recipe, steps=job.steps, work=job.work, pad_id=pad_id)
+    arguments = _arguments(recipe, job.steps, rows_at_once, job.work, model.device)
+    trainer = _SteerTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rollouts.draws if rollouts else in_keyed_order(job.train, recipe.seed),
+        eval_dataset=in_keyed_order(job.selection, recipe.seed),
+        data_collator=partial(collate_drawn, pad_id=pad_id),
+        callbacks=[_Lines(job.progress, min(int(arguments.eval_steps or 1), 10))]
+        + ([EarlyStoppingCallback(recipe.patience)] if recipe.patience else []),
+        recipe=recipe,
+        reference=reference,
+        teacher=teacher,
+        rollouts=rollouts,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _write(done: Finetuned, model: Any, made_of: dict[str, Any]) -> None:
@@ -263,9 +296,8 @@ def _claim(work: Path, made_of: dict[str, Any]) -> None:
 
 
 def _arguments(
-    recipe: Recipe, n_rows: int, rows_at_once: int, work: Path, device: torch.device
+    recipe: Recipe, steps: int, rows_at_once: int, work: Path, device: torch.device
 ) -> TrainingArguments:
-    steps = recipe.max_steps or max(1, round(recipe.epochs * -(-n_rows // recipe.batch_rows)))
     every = max(1, steps // recipe.evaluations)
     return TrainingArguments(
         output_dir=str(work),
@@ -283,7 +315,7 @@ def _arguments(
         save_strategy="steps",
         eval_steps=every,
         save_steps=every,
-        logging_steps=max(1, min(every, 10)),
+        logging_steps=1,
         save_total_limit=2,
         load_best_model_at_end=bool(recipe.patience),
         metric_for_best_model="eval_nll",
@@ -312,35 +344,53 @@ def _versions() -> dict[str, str]:
     }
 
 
-class _Lines(TrainerCallback):
-    """Passes the Trainer's log lines on, with the time left."""
+_SHOWN = ("loss", "nll", "eval_nll", "kl", "distill")
+_Terms = dict[str, tuple[float, float]]  # term -> (value, weight)
 
-    def __init__(self, progress: Callable[[str], None] | None) -> None:
-        self._progress, self._begun, self._first = progress, time.monotonic(), 0
+
+class _Lines(TrainerCallback):
+    """Passes the Trainer's log lines on, those of every few steps, with the time left."""
+
+    def __init__(self, progress: Callable[[str], None] | None, every: int) -> None:
+        self._progress, self._every = progress, every
+        self._begun, self._first = time.monotonic(), 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._begun, self._first = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         done = state.global_step - self._first
-        if self._progress is None or not logs or done <= 0:
+        if self._progress is None or not logs or done <= 0 or state.global_step % self._every:
             return
         left = (time.monotonic() - self._begun) / done * (state.max_steps - state.global_step)
-        shown = ", ".join(
-            f"{name} {value:.3g}" for name, value in logs.items() if name in ("loss", "nll", "eval_nll", "kl")
-        )
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in logs.items() if name in _SHOWN)
         self._progress(f"step {state.global_step} of {state.max_steps}, {shown}, {left:.0f} s left")
 
 
 class _SteerTrainer(Trainer):
     """Trainer whose loss is the recipe's, a mean over the supervised tokens of the whole batch."""
 
-    def __init__(self, *, recipe: Recipe, reference: Reference, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        recipe: Recipe,
+        reference: Bound | None,
+        teacher: Bound | None,
+        rollouts: Rollouts | None,
+        **kwargs: Any,
+    ) -> None:
+        self.rollouts = rollouts
         super().__init__(**kwargs)
-        self._recipe, self._reference = recipe, reference
+        self._recipe, self._reference, self._teacher = recipe, reference, teacher
         self.model_accepts_loss_kwargs = True  # so that the tokens of all accumulated passes are counted
         self.tokens_seen = 0
+        self._measured = -1  # step of the last gradient ratio
         self._terms: dict[str, list[tuple[float, float]]] = {}  # term -> (value, weight) since the last line
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.rollouts is not None:
+            return SequentialSampler(self.rollouts.draws)
+        return super()._get_train_sampler(train_dataset)
 
     def compute_loss(
         self,
@@ -349,49 +399,92 @@ class _SteerTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        labels = inputs["labels"]
+        if "draw" in inputs:
+            assert self.rollouts is not None
+            said, num_items_in_batch = self.rollouts.batch(inputs["draw"], self.state.global_step)
+            inputs = self._prepare_inputs(said)
         logits, targets = self._logits(model, inputs)
-        count = len(targets)
-        total = count if num_items_in_batch is None else num_items_in_batch
-        share = count / total  # of the optimiser step's tokens
-        nll = losses.nll_sum(logits, targets)
-        loss = self._recipe.nll * nll / total
-        terms: dict[str, tuple[float, float]] = {"nll": (float(nll.detach()) / count, count)}
-        if self._recipe.kl is not None:
-            divergence, fired = self._divergence(model, inputs, logits)
-            kl = self._recipe.kl
-            loss = loss + kl.weight * (divergence - kl.tau).clamp(min=0) * share
-            terms |= {"kl": (float(divergence.detach()), count), "barrier": (fired, 1.0)}
+        total = len(targets) if num_items_in_batch is None else num_items_in_batch
+        loss, terms = self._learned(model, inputs, logits, targets, total)
+        if self._reference is not None:
+            barrier, more = self._barrier(model, inputs, logits, len(targets) / total)
+            if self._is_measured(model):
+                terms["gradient_ratio"] = (self._gradient_ratio(model, barrier, loss), 1.0)
+            loss, terms = loss + barrier, terms | more
         if self._recipe.spectral:
             spectral = losses.spectral_penalty(losses.lora_pairs(model))
-            loss = loss + self._recipe.spectral * spectral * share
+            loss = loss + self._recipe.spectral * spectral * (len(targets) / total)
             terms["spectral"] = (float(spectral.detach()), 1.0)
         if not torch.isfinite(loss):
             raise FinetuneError(
                 f"step {self.state.global_step}: the loss is {float(loss.detach())}; lower learning_rate, or "
                 "use bfloat16 or float32 for float16"
             )
-        if model.training:
-            self.tokens_seen += int(inputs["attention_mask"].sum())
-            for name, entry in terms.items():
-                self._terms.setdefault(name, []).append(entry)
-        else:
-            self._held_out = terms
-        return (loss, {"logits": labels}) if return_outputs else loss
+        # this pass's share of the step's loss, such that the mean over passes by tokens is that loss
+        terms["loss"] = (float(loss.detach()) * float(total) / len(targets), len(targets))
+        self._note(model, inputs, terms)
+        return (loss, {"logits": inputs["labels"]}) if return_outputs else loss
+
+    def _learned(
+        self, model: Any, inputs: dict[str, Tensor], logits: Tensor, targets: Tensor, total: Any
+    ) -> tuple[Tensor, _Terms]:
+        """What the rows teach: their NLL, or what the teacher says after them."""
+        count = len(targets)
+        nll = losses.nll_sum(logits, targets)
+        loss = self._recipe.nll * nll / total
+        terms: _Terms = {"nll": (float(nll.detach()) / count, count)}
+        if self._teacher is not None and self._recipe.on_policy is not None:
+            said = self._said(self._teacher, model, inputs)
+            distilled = losses.generalised_jsd(logits, said, self._recipe.on_policy.beta).sum()
+            loss = loss + distilled / total
+            terms["distill"] = (float(distilled.detach()) / count, count)
+        return loss, terms
+
+    def _barrier(
+        self, model: Any, inputs: dict[str, Tensor], logits: Tensor, share: Any
+    ) -> tuple[Tensor, _Terms]:
+        """The weighted divergence from the reference, as a share of the step's."""
+        kl = self._recipe.kl
+        assert kl is not None
+        assert self._reference is not None
+        reference = self._said(self._reference, model, inputs)
+        found = losses.aggregate(losses.divergence(logits, reference, kl.direction), kl.over)
+        terms: _Terms = {
+            "kl": (float(found.detach()), len(logits)),
+            "barrier": (float(found.detach() > kl.tau), 1.0),
+        }
+        return kl.weight * losses.hinge(found, kl.tau) * share, terms
+
+    def _said(self, reference: Bound, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad(), reference.on(inputs["labels"] != IGNORED):
+            return self._logits(model, inputs)[0]
 
     def _logits(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         keep = supervised_span(inputs["labels"]) + 1
         logits = model(**batch_inputs(inputs), logits_to_keep=keep, use_cache=False).logits
         return losses.supervised_logits(logits[:, -keep:], inputs["labels"])
 
-    def _divergence(self, model: Any, inputs: dict[str, Tensor], logits: Tensor) -> tuple[Tensor, float]:
-        kl = self._recipe.kl
-        assert kl is not None
-        inner = self.accelerator.unwrap_model(model)
-        with torch.no_grad(), self._reference(inner):
-            reference, _ = self._logits(model, inputs)
-        found = losses.aggregate(losses.divergence(logits, reference, kl.direction), kl.over)
-        return found, float(found.detach() > kl.tau)
+    def _is_measured(self, model: Any) -> bool:
+        """Whether this pass is the first of a step at which gradients are compared."""
+        step, every = self.state.global_step, self._recipe.kl.ratio_every if self._recipe.kl else 0
+        learns = self._recipe.nll or self._teacher
+        if not (model.training and learns and every) or step % every or step == self._measured:
+            return False
+        self._measured = step
+        return True
+
+    def _gradient_ratio(self, model: Any, barrier: Tensor, learned: Tensor) -> float:
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        norms = [losses.gradient_norm(term, parameters) for term in (barrier, learned)]
+        return norms[0] / max(norms[1], 1e-12)
+
+    def _note(self, model: Any, inputs: dict[str, Tensor], terms: _Terms) -> None:
+        if not model.training:
+            self._held_out = terms
+            return
+        self.tokens_seen += int(inputs["attention_mask"].sum())
+        for name, entry in terms.items():
+            self._terms.setdefault(name, []).append(entry)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Means over the supervised tokens of the selection rows."""
@@ -406,8 +499,7 @@ class _SteerTrainer(Trainer):
             for name, entry in self._held_out.items():
                 weighted.setdefault(name, []).append(entry)
         model.train(was_training)
-        means = {f"eval_{name}": _mean(entries) for name, entries in weighted.items()}
-        metrics = {"eval_loss": self._weighted(means, "eval_"), **means}
+        metrics = {f"eval_{name}": _mean(entries) for name, entries in weighted.items()}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -415,17 +507,9 @@ class _SteerTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             means = {name: _mean(entries) for name, entries in self._terms.items()}
-            logs = {**logs, **means, "loss": self._weighted(means, "")}
+            logs = logs | means
             self._terms.clear()
         super().log(logs, *args, **kwargs)
-
-    def _weighted(self, means: dict[str, float], prefix: str) -> float:
-        kl = self._recipe.kl
-        return (
-            self._recipe.nll * means.get(f"{prefix}nll", 0.0)
-            + (kl.weight * max(0.0, means.get(f"{prefix}kl", 0.0) - kl.tau) if kl else 0.0)
-            + self._recipe.spectral * means.get(f"{prefix}spectral", 0.0)
-        )
 
     def recorded(self) -> list[dict[str, Any]]:
         """The log as rows of `HISTORY_SCHEMA`."""
@@ -436,7 +520,7 @@ class _SteerTrainer(Trainer):
                 continue
             rows.append(
                 {"step": entry["step"], "split": "selection" if prefix else "train"}
-                | {name: entry.get(prefix + name) for name in ("loss", "nll", "kl", "barrier", "spectral")}
+                | {name: entry.get(prefix + name) for name in TERMS}
                 | {"learning_rate": entry.get("learning_rate"), "gradient_norm": entry.get("grad_norm")}
             )
         return rows

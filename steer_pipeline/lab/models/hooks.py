@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from steer_pipeline.lab.models.loaded import LoadedModel
-from steer_pipeline.lab.models.plain import Change, plain_of
+from steer_pipeline.lab.models.plain import Change, Plain, plain_of
 from steer_pipeline.lab.models.plans import block_deltas, check_plans, inner_deltas
 from steer_pipeline.lab.models.prompts import encode_prompt
 from steer_pipeline.lab.models.sites import SteeringPlan
@@ -41,16 +41,7 @@ def hooked(model: LoadedModel, plan: SteeringPlan) -> Iterator[Any]:
     """
     _require_hooks(model, plan)
     module, plain = model.module, plain_of(model)
-
-    def adds(table: np.ndarray) -> Change:
-        delta = torch.from_numpy(table[0]).to(plain.device).to(plain.dtype)
-        return lambda hidden: hidden + delta
-
-    outputs = {block: adds(table) for block, table in block_deltas([plan]).items()}
-    inner = {
-        block: {kind: adds(table) for kind, table in tables.items()}
-        for block, tables in inner_deltas([plan]).items()
-    }
+    outputs, inner = additions(plain, plan)
     words = encode_prompt(model.tokenizer, user=_PROBE_TEXT, chat_template=False)
     probe = torch.tensor([words], device=plain.device)
     before = _logits(module, probe) if outputs or inner else None
@@ -58,6 +49,28 @@ def hooked(model: LoadedModel, plan: SteeringPlan) -> Iterator[Any]:
         if before is not None:
             _require_effect(plan, float((_logits(module, probe) - before).abs().max()))
         yield module
+
+
+def additions(
+    plain: Plain, plan: SteeringPlan, where: Tensor | None = None
+) -> tuple[dict[int, Change], dict[int, dict[str, Change]]]:
+    """What a plan does at block outputs, and inside of blocks, as `Plain.hooked` takes it.
+
+    Args:
+        where: bool [n, t], the positions that are steered; None: all.
+    """
+    wanted = None if where is None else where[..., None].to(plain.dtype)
+
+    def adds(table: np.ndarray) -> Change:
+        delta = torch.from_numpy(table[0]).to(plain.device).to(plain.dtype)
+        return lambda hidden: hidden + (delta if wanted is None else delta * wanted)
+
+    outputs = {block: adds(table) for block, table in block_deltas([plan]).items()}
+    inner = {
+        block: {kind: adds(table) for kind, table in tables.items()}
+        for block, tables in inner_deltas([plan]).items()
+    }
+    return outputs, inner
 
 
 def _require_hooks(model: LoadedModel, plan: SteeringPlan) -> None:

@@ -116,6 +116,32 @@ def load_for_training(spec: ModelSpec, home: Path, config: Any) -> tuple[Any, Mo
     return add_trainable(module, config).to(resident.device).train(), identity
 
 
+@dataclass(frozen=True)
+class _Live:
+    """In place of a switch, for a model whose adapters nobody else switches."""
+
+    module: Any
+
+    def model(self, _adapters: tuple[Any, ...]) -> Any:
+        return self.module
+
+
+def as_loaded(model: Any, spec: ModelSpec, home: Path, identity: ModelIdentity) -> LoadedModel:
+    """A model of `load_for_training` as engine and hooks take it: it says what its weights are at the time.
+
+    Args:
+        identity: of the model below the new adapter, as `load_for_training` gives it.
+    """
+    from steer_pipeline.lab.models.proof import path_of
+
+    weight = model.get_input_embeddings().weight
+    text = model.config.get_text_config()
+    dtype, device = str(weight.dtype).removeprefix("torch."), weight.device.type
+    backend = path_of(model, spec.path, (identity.base, dtype, device))
+    resident = _Resident(spec, home, identity, _Live(model), _settings(text), dtype, device, backend)
+    return _on_base(resident, spec, identity, [])
+
+
 def _load_base(spec: ModelSpec, home: Path, switched: bool = True) -> _Resident:
     source = model_source(spec, home)
     held: Any
@@ -292,7 +318,13 @@ def _load_torch(source: str, spec: ModelSpec) -> tuple[Any, dict[str, Any], str,
         logging.enable_progress_bar()
     module = module.to(device).eval().requires_grad_(False)
     name = str(next(module.parameters()).dtype).removeprefix("torch.")
+    return module, _settings(text), name, device
+
+
+def _settings(text: Any) -> dict[str, Any]:
+    """Of a transformers configuration."""
     # some call them otherwise (GPT-2's n_layer), and answer to these names all the same
     names = ("num_hidden_layers", "hidden_size", "max_position_embeddings")
     shape = {key: value for key in names if (value := getattr(text, key, None)) is not None}
-    return module, text.to_dict() | shape, name, device
+    settings: dict[str, Any] = text.to_dict()
+    return settings | shape

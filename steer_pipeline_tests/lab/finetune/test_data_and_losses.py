@@ -98,6 +98,52 @@ def test_divergences_are_those_of_torch():
     torch.testing.assert_close(losses.divergence(logits, reference, "reverse"), kl(model, other))
 
 
+# GKDTrainer.generalized_jsd_loss of TRL 1.16 in fp64, nats at each of two positions
+TRL_SAID = {
+    0.0: (0.44825748415453975, 0.9141304689251007),
+    0.1: (0.036029273832972095, 0.0824562029149079),
+    0.5: (0.07958824755893962, 0.2500961449061234),
+    0.9: (0.0258024787100775, 0.12264407434788197),
+    1.0: (0.2822799980748587, 1.7151908327542318),
+}
+STUDENT = torch.tensor([[0.3, -1.2, 0.7, 2.0], [1.5, 0.0, -0.4, 0.2]])
+TEACHER = torch.tensor([[0.1, 0.4, -0.9, 1.0], [-2.0, 1.1, 0.6, 0.3]])
+
+
+@pytest.mark.parametrize("beta", TRL_SAID)
+def test_the_divergence_of_distillation_is_what_trl_said(beta):
+    ours = losses.generalised_jsd(STUDENT, TEACHER, beta)
+    torch.testing.assert_close(ours, torch.tensor(TRL_SAID[beta]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_the_divergence_of_distillation_is_that_of_an_installed_trl(beta):
+    gkd = pytest.importorskip("trl.experimental.gkd")
+    torch.manual_seed(2)
+    student, teacher = 3 * torch.randn(1, 40, 97), 3 * torch.randn(1, 40, 97)
+    labels = torch.where(torch.arange(40) < 13, IGNORED, 1)[None]
+    theirs = gkd.GKDTrainer.generalized_jsd_loss(student, teacher, labels=labels, beta=beta)
+    ours = losses.generalised_jsd(student[0, 13:], teacher[0, 13:], beta).mean()
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_hinge_is_flat_below_tau_and_linear_without_one():
+    value = torch.tensor(0.7, requires_grad=True)
+    assert [float(losses.hinge(value.detach(), tau)) for tau in (0.0, 0.5, 0.9)] == pytest.approx(
+        [0.7, 0.2, 0.0]
+    )
+    assert torch.autograd.grad(losses.hinge(value, 0.9), value)[0] == 0.0
+    assert torch.autograd.grad(losses.hinge(value, 0.5), value)[0] == 1.0
+
+
+def test_the_norm_of_a_gradient_leaves_the_graph_for_the_step():
+    weight = torch.tensor([3.0, 4.0], requires_grad=True)
+    loss = weight.square().sum() / 2
+    assert losses.gradient_norm(loss, [weight, torch.ones(1, requires_grad=True)]) == pytest.approx(5.0)
+    loss.backward()
+    assert weight.grad.tolist() == [3.0, 4.0]
+
+
 def test_aggregates_over_positions():
     values = torch.tensor([0.0, 1.0, 2.0, 5.0])
     assert float(losses.aggregate(values, "mean")) == 2.0

@@ -15,7 +15,8 @@ from steer_pipeline.lab.finetune import training
 from steer_pipeline.lab.finetune.data import FinetuneError, TextRow, encode_examples
 from steer_pipeline.lab.finetune.merging import merge_adapters
 from steer_pipeline.lab.finetune.recipe import KlRecipe, LoraRecipe, Recipe
-from steer_pipeline.lab.finetune.training import HISTORY, HISTORY_SCHEMA, RECORD, adapter_off, finetune
+from steer_pipeline.lab.finetune.references import adapter_off
+from steer_pipeline.lab.finetune.training import HISTORY, HISTORY_SCHEMA, RECORD, finetune
 from steer_pipeline.lab.models.identity import model_identity
 from steer_pipeline.lab.models.loading import load_for_training, load_model, load_tokenizer
 from steer_pipeline_tests.lab.finetune.rows import FAST, LORA, examples, spec_of
