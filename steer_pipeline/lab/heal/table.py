@@ -458,7 +458,11 @@ def judge(row: Mapping[str, Any], steered: Interval | None) -> tuple[str, str]:
     beside = "off-target not measured" if off is None else f"{off:.3f} beside the target at most"
     lost = 1 - row["coherence"]
     if lost > MAX_HEALED_LOSS:
-        return COSTLY, f"{shown}, {beside}; coherence {lost:.3f} below base by {row['worst_signal']}"
+        least = 1 - row["coherence_high"]
+        told = f"{shown}, {beside}; coherence {lost:.3f} below base by {row['worst_signal']}"
+        if least > MAX_HEALED_LOSS:
+            return COSTLY, told
+        return INCONCLUSIVE, f"{told}, but perhaps {least:.3f} alone, within the limit of {MAX_HEALED_LOSS}"
     seeds = "" if row["n_seeds"] >= MIN_SEEDS else f"; {row['n_seeds']} of {MIN_SEEDS} seeds"
     return GOOD, f"{shown}, {beside}, coherence {row['coherence']:.3f}{seeds}"
 

@@ -144,7 +144,7 @@ def pareto(rows: pl.DataFrame) -> bytes:
         axes.plot(1, 0, "+", color=DARK, markersize=9)
         axes.set_title(reading, fontsize=9)
         axes.set_xlabel("worst coherence", fontsize=8)
-        axes.set_xlim(min([MIN_COHERENCE - 0.05, *(row["coherence_low"] - 0.02 for row in own)]), 1.03)
+        axes.set_xlim(min([MIN_COHERENCE - 0.05, *(row["coherence_low"] - 0.02 for row in own)]), 1.05)
         bare(axes)
     grid[0, 0].set_ylabel("movement of the target, arm less base", fontsize=8)
     figure.draw_without_rendering()

@@ -105,6 +105,16 @@ def test_gates_stop_arms_in_their_order(changes, verdict):
     assert found.row("nll")["verdict"] == verdict, found.row("nll")["reason"]
 
 
+def test_one_odd_text_does_not_make_an_arm_costly():
+    loops = pl.Series("loops", [1.0] + [0.0] * (N - 1))
+    whole = [rows("base").with_columns(loops=0.0), rows("steered", target=1.0).with_columns(loops=0.0)]
+    whole += [rows("nll", seed, target=0.9).with_columns(loops) for seed in SEEDS]
+    row = stage_table({"texts": pl.concat(whole)}, seed=0, n_boot=500).row("nll")
+    assert row["coherence"] == pytest.approx(1 - 1 / N)
+    assert row["verdict"] == INCONCLUSIVE
+    assert "within the limit" in row["reason"]
+
+
 def test_a_healed_arm_with_one_seed_says_so():
     row = table(rows("nll", 71, target=0.9)).row("nll")
     assert row["verdict"] == GOOD
