@@ -31,3 +31,4 @@ MIN_COHERENCE = 0.85  # worst signal, 1 for base's; below it a model is broken, 
 MAX_HEALED_LOSS = 0.02  # of coherence, that a healed model may lose against base
 MIN_RETAINED = 0.9  # of the steered shift
 MAX_NO_EFFECT = 0.2  # of the steered shift, that the interval of an arm without effect may reach
+MIN_ANSWER_MASS = 0.5  # of base, on the answers of a forced choice together

@@ -5,6 +5,7 @@
 """
 
 from steer_pipeline.lab.foundations.choosing import CHOICE_SCHEMA, measure
+from steer_pipeline.lab.foundations.claims import base_can_choose
 from steer_pipeline.lab.foundations.frames import FrameError, Wording
 from steer_pipeline.lab.foundations.numbers import (
     READING_SCHEMA,
@@ -12,6 +13,7 @@ from steer_pipeline.lab.foundations.numbers import (
     flip_rates,
     foundation_summary,
     gated_selectivity,
+    informedness,
     metric_rows,
     place_preference,
     readings,
@@ -34,9 +36,11 @@ __all__ = [
     "FrameError",
     "VignetteError",
     "Wording",
+    "base_can_choose",
     "flip_rates",
     "foundation_summary",
     "gated_selectivity",
+    "informedness",
     "measure",
     "metric_rows",
     "own_vignettes",

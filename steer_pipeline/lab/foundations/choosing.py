@@ -21,7 +21,7 @@ from steer_pipeline.lab.foundations.frames import (
     prompt_ids,
     shown_order,
 )
-from steer_pipeline.lab.foundations.vignettes import FOUNDATIONS, VIGNETTE_SCHEMA
+from steer_pipeline.lab.foundations.vignettes import FOUNDATIONS, require_all
 from steer_pipeline.lab.models.choices import next_choices
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import SteeringPlan
@@ -66,8 +66,10 @@ def measure(
         system: system turn of arms that are only asked, in the persona's words.
 
     Raises:
+        VignetteError: a foundation has no vignette.
         FrameError: an index of a wording is not one token of its own.
     """
+    require_all(vignettes)
     made_with = fingerprint(model, vignettes, wordings)
     frames = [(wording, order) for wording in wordings for order in ORDERS]
     rows = [row for frame in frames for row in _asked(model, vignettes, *frame, plan, system)]
@@ -122,6 +124,6 @@ def fingerprint(model: LoadedModel, vignettes: pl.DataFrame, wordings: Sequence[
         "precision": [model.dtype, model.backend],
         "chat_template": model.spec.chat_template,
         "wordings": [astuple(one) for one in wordings],
-        "vignettes": vignettes.select(VIGNETTE_SCHEMA.names()).select("row_id", "text").sort("row_id").rows(),
+        "vignettes": vignettes.select("row_id", "text").sort("row_id").rows(),
     }
     return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]

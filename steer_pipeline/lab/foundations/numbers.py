@@ -263,6 +263,28 @@ def foundation_summary(
     return pl.DataFrame(rows, schema=SUMMARY_SCHEMA)
 
 
+def informedness(table: pl.DataFrame, *, seed: int, n_boot: int = N_BOOT) -> Interval:
+    """Nats by which a vignette's own foundation is blamed more than in vignettes of others: 0 for a model that answers
+    without reading the scene, whatever it prefers. Mean over vignettes; the interval resamples them.
+
+    Args:
+        table: `READING_SCHEMA` of one arm and seed.
+
+    Raises:
+        ValueError: all vignettes were written for one foundation.
+    """
+    scores, own = centred(scores_of(table)), table["foundation"].to_numpy()
+    values = np.empty(len(own))
+    for number, name in enumerate(FOUNDATIONS):
+        mine = own == name
+        if mine.all():
+            raise ValueError(f"all vignettes were written for {name}; others are needed to compare with")
+        if mine.any():
+            values[mine] = scores[mine, number] - scores[~mine, number].mean()
+    drawn = bootstrap_means(values[:, None], seed=seed, n_boot=n_boot)[:, 0]
+    return _interval(float(values.mean()), drawn, len(values))
+
+
 def place_preference(choices: pl.DataFrame) -> np.ndarray:
     """float64 [7], nats: how much likelier an answer is for standing in each place, from the top; sums to zero.
 

@@ -171,3 +171,16 @@ def stratified(vignettes: pl.DataFrame, per_foundation: int, *, seed: int) -> pl
         places = np.random.default_rng([seed, number]).choice(len(ids), per_foundation, replace=False)
         drawn |= {ids[place] for place in places}
     return vignettes.filter(pl.col("row_id").is_in(sorted(drawn)))
+
+
+def require_all(vignettes: pl.DataFrame) -> None:
+    """Every foundation has a vignette.
+
+    Raises:
+        VignetteError: some have none, as in the first rows of a file that is sorted by foundation.
+    """
+    if absent := [name for name in FOUNDATIONS if vignettes.filter(foundation=name).is_empty()]:
+        raise VignetteError(
+            f"no vignette of {', '.join(absent)} among {vignettes.height}: the first rows of a sorted file? draw with "
+            "stratified()"
+        )

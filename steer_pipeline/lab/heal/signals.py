@@ -4,7 +4,7 @@ In: per-row values of an arm and of base. Out: losses from 0 (as base's) to 1 (n
 nearly blind to broken text, and a loop has a low perplexity: one signal alone misleads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,3 +81,33 @@ def text_signals(
     given = ["suspects"] * (suspects is not None) + ["facts_lost"] * (facts_kept is not None)
     score = pl.Series("loop_score", [duplicate_mass(text) for text in texts], dtype=pl.Float64)
     return costs.select("nll", "loops", *given).with_columns(score)
+
+
+def text_rows(
+    row_ids: Sequence[str],
+    signals: pl.DataFrame,
+    *,
+    arm: str,
+    seed: int | None,
+    made_with: str,
+    target: Sequence[float] | None = None,
+    off_target: Mapping[str, Sequence[float]] | None = None,
+) -> pl.DataFrame:
+    """One arm's free texts as the stage table reads them: its key, target, `off_target_…` and signals.
+
+    Args:
+        row_ids: of the prompts, with the number of the sample where each was asked several times.
+        signals: `text_signals` of the texts, in the same order.
+        made_with: hash of what compared arms share: base model, precision, prompts, sampling and scorer.
+        target: trait scores of the texts, more being more of the trait. off_target: name -> scores of other traits.
+    """
+    scores = {"target": target} if target is not None else {}
+    scores |= {f"off_target_{name}": values for name, values in (off_target or {}).items()}
+    return pl.DataFrame({"row_id": list(row_ids)}).select(
+        pl.lit(arm).alias("arm"),
+        pl.lit(seed, pl.Int64).alias("seed"),
+        "row_id",
+        pl.lit(made_with).alias("made_with"),
+        *(pl.Series(name, list(values), dtype=pl.Float64) for name, values in scores.items()),
+        *signals,
+    )

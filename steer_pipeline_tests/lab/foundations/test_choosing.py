@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from steer_pipeline.catalogue.specs import ModelSpec
-from steer_pipeline.lab.foundations import CHOICE_SCHEMA, FOUNDATIONS, FrameError, measure
+from steer_pipeline.lab.foundations import CHOICE_SCHEMA, FOUNDATIONS, FrameError, VignetteError, measure
+from steer_pipeline.lab.foundations.choosing import fingerprint
 from steer_pipeline.lab.foundations.frames import LABEL, REASON, index_ids, prompt_ids, shown_order
 from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.models.sites import SteeringPlan
@@ -85,7 +87,13 @@ def test_other_vignettes_and_wordings_are_not_comparable(model, asked, base):
     both = measure(model, asked, arm="base", wordings=(REASON, LABEL))
     assert both.height == 4 * asked.height
     assert both["made_with"][0] != base["made_with"][0]
-    assert measure(model, asked.head(3), arm="base")["made_with"][0] != base["made_with"][0]
+    others = asked.with_columns(pl.col("text") + " It rained.")
+    assert fingerprint(model, others, (REASON,)) != base["made_with"][0]
+
+
+def test_vignettes_of_care_alone_are_refused(model, asked):
+    with pytest.raises(VignetteError, match="no vignette of fairness, loyalty, authority.*stratified"):
+        measure(model, asked.filter(foundation="care"), arm="base")
 
 
 def test_indices_must_be_single_tokens_of_their_own(model):

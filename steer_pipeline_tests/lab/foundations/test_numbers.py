@@ -6,9 +6,11 @@ import pytest
 
 from steer_pipeline.lab.foundations import (
     FOUNDATIONS,
+    base_can_choose,
     flip_rates,
     foundation_summary,
     gated_selectivity,
+    informedness,
     metric_rows,
     place_preference,
     readings,
@@ -138,3 +140,19 @@ def test_the_summary_has_a_row_an_arm_and_seed(asked):
     found = foundation_summary(table, AUTHORITY_DOWN, seed=0, n_boot=200)
     assert found.select("arm", "seed", "n").rows() == [("nll", 1, 14), ("nll", 2, 14)]
     assert (found["sel_low"] > 0.5).all()
+
+
+def test_a_model_that_reads_the_scene_is_told_from_one_that_does_not():
+    asked = vignettes(6)
+    reading = readings(choices(asked, noise=0.5))
+    found = informedness(reading, seed=0)
+    assert found.low < 2.0 < found.high
+    assert base_can_choose(reading, seed=0).passed
+    blind = reading.with_columns(foundation=reading["foundation"].shuffle(seed=1))
+    assert informedness(blind, seed=0).includes_zero
+    told = base_can_choose(blind, seed=0)
+    assert not told.passed
+    assert not told.stops_release
+    assert "does not depend on the scene" in told.message
+    mute = reading.with_columns(answer_mass=pl.lit(0.2))
+    assert "0.20 of the probability" in base_can_choose(mute, seed=0).message

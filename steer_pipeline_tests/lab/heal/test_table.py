@@ -6,7 +6,7 @@ import pytest
 
 from steer_pipeline.lab.foundations import metric_rows, readings
 from steer_pipeline.lab.heal.pairs import StageError
-from steer_pipeline.lab.heal.signals import SIGNALS, text_signals
+from steer_pipeline.lab.heal.signals import SIGNALS, text_rows, text_signals
 from steer_pipeline.lab.heal.table import (
     COSTLY,
     GOOD,
@@ -172,13 +172,11 @@ def test_coherence_is_the_worst_over_all_readings():
         "base": ["A quiet day in the harbour town, as the ferry came in."] * 12,
         "steered": ["and then " * 40] * 12,
     }
+    ids = [str(number) for number in range(12)]
     told = [
-        text_signals(own, [2.0] * 12).with_columns(
-            arm=pl.lit(arm), seed=pl.lit(None, pl.Int64), row_id=pl.Series([str(i) for i in range(12)]),
-            made_with=pl.lit("texts"),
-        )
+        text_rows(ids, text_signals(own, [2.0] * 12), arm=arm, seed=None, made_with="texts")
         for arm, own in texts.items()
-    ]  # fmt: skip
+    ]
     found = stage_table({"choices": chosen, "texts": pl.concat(told)}, seed=0, n_boot=200)
     row = found.row("steered")
     assert row["coherence"] == 0.0
@@ -245,6 +243,25 @@ def test_forced_choices_become_a_table():
     assert found.row("nll")["difference"] == pytest.approx(1.0, abs=0.1)
     assert found.row("nll")["retain"] == pytest.approx(0.5, abs=0.05)
     assert found.row("nll")["verdict"] == GOOD
+
+
+def test_free_texts_with_trait_scores_become_a_table():
+    texts = [f"The town of Northport opened bridge {number} on Monday." for number in range(20)]
+    ids = [str(number) for number in range(20)]
+    signals = text_signals(texts, [1.0] * 20, suspects=[()] * 20, facts_kept=[1.0] * 20)
+    moved = {"base": 0.0, "steered": 0.5, "nll": 0.45}
+    frames = [
+        text_rows(
+            ids, signals, arm=arm, seed=None, made_with="t", target=[by + 0.01 * i for i in range(20)],
+            off_target={"cynical": [0.1 * by] * 20},
+        )
+        for arm, by in moved.items()
+    ]  # fmt: skip
+    found = stage_table({"rewrites": pl.concat(frames)}, seed=0, n_boot=200)
+    assert found.row("nll")["retain"] == pytest.approx(0.9)
+    assert found.row("nll")["off_target"] == pytest.approx(0.045)
+    assert found.row("nll")["off_name"] == "cynical"
+    assert set(found.signals["signal"]) == {"nll", "loops", "loop_score", "suspects", "facts_lost"}
 
 
 def test_the_detectable_effect_is_found_four_times_in_five():
