@@ -25,13 +25,7 @@ from steer_pipeline.lab.heal.pairs import (
     require_same_arms,
 )
 from steer_pipeline.lab.heal.signals import SIGNALS
-from steer_pipeline.lab.limits import (
-    MAX_HEALED_LOSS,
-    MAX_NO_EFFECT,
-    MIN_COHERENCE,
-    MIN_RETAINED,
-    MIN_SEEDS,
-)
+from steer_pipeline.lab.heal.verdicts import CONTROL, HEALED, KNOWN_STAGES, STAGES, VERDICTS, judge
 from steer_pipeline.lab.stats import (
     Interval,
     bootstrap_means,
@@ -41,38 +35,16 @@ from steer_pipeline.lab.stats import (
     sign_flip_tests,
 )
 from steer_pipeline.lab.stats.power import minimum_detectable
-from steer_pipeline.lab.verdict import Verdict
 
-LEVEL, ALPHA = 0.95, 0.05
-BASE, STEERED, HEALED, PROMPTED, CONTROL = STAGES = ("base", "steered", "healed", "prompted", "control")
-KNOWN_STAGES = {
-    "base": BASE,
-    "steered": STEERED,
-    "prompt_only": PROMPTED,
-    "random_direction": CONTROL,
-    "base_text_sft": CONTROL,
-}
-(NOT_FINITE, INCOHERENT, NO_EFFECT, INCONCLUSIVE, WRONG_WAY, WITHIN, NOT_SURGICAL, COSTLY, GOOD) = (
-    VERDICTS
-) = (
-    "not finite",
-    "incoherent",
-    "no effect",
-    "inconclusive",
-    "wrong way",
-    "within controls",
-    "not surgical",
-    "costs coherence",
-    "good",
-)
+LEVEL = 0.95
 STAGE_SCHEMA, STAGE_COLUMNS = described(
     reading=(pl.String(), "how the arms were read: forced choices, or free texts on a scale"),
     arm=(pl.String(), "how the model was changed"),
     stage=(pl.String(), " | ".join(STAGES)),
     n_rows=(pl.Int64(), "rows that have a target in the arm and in base"),
     n_seeds=(pl.Int64(), "of the arm; intervals of one seed say nothing of others"),
-    base=(pl.Float64(), "mean target of base on these rows"),
-    mean=(pl.Float64(), "of the arm, seeds averaged"),
+    base=(pl.Float64(), "mean target of base"),
+    mean=(pl.Float64(), "of the arm: base plus difference"),
     difference=(pl.Float64(), "arm less base, paired by row; positive: more of the trait"),
     low=(pl.Float64(), "95% interval over rows and seeds"),
     high=(pl.Float64(), "its upper end"),
@@ -218,45 +190,41 @@ def _reading_rows(
     cells = {arm: _complete(reading.of(arm, TARGET)) for arm in arms}
     shifts = {
         arm: crossed_intervals(own[:, :, None], seed=seed, level=LEVEL, n_boot=n_boot)[0]
-        if len(own)
-        else None
         for arm, own in cells.items()
+        if len(own)
     }
     ps = _tests(reading, arms, seed, n_boot)
-    controls = [abs(one.estimate) for arm, one in shifts.items() if one and stages[arm] == CONTROL]
-    band = max(controls, default=None)
-    base = float(reading.base[reading.metrics.index(TARGET)])
+    controls = [abs(one.estimate) for arm, one in shifts.items() if stages[arm] == CONTROL]
+    steered = shifts.get(reference)
     rows = []
     for arm in arms:
-        own, shift = cells[arm], shifts[arm]
-        row: dict[str, Any] = {
-            "reading": reading.name,
-            "arm": arm,
-            "stage": stages[arm],
-            "base": base,
-            "band": band,
+        row: dict[str, Any] = {"reading": reading.name, "arm": arm, "stage": stages[arm]}
+        row |= {
+            "band": max(controls, default=None),
+            "base": float(reading.base[reading.metrics.index(TARGET)]),
         }
-        row |= {"n_rows": len(own), "n_seeds": len(reading.seeds[arm])} | coherence[arm].numbers()
-        if shift is not None:
-            row |= {
-                "mean": base + shift.estimate,
-                "difference": shift.estimate,
-                "low": shift.low,
-                "high": shift.high,
-            }
-            row |= {"seed_sd": float(own.mean(axis=0).std(ddof=1)) if own.shape[1] > 1 else None}
-            row |= {"detectable": minimum_detectable(own), "p": ps[arm][0], "p_holm": ps[arm][1]}
+        row |= {"n_rows": len(cells[arm]), "n_seeds": len(reading.seeds[arm])} | coherence[arm].numbers()
+        if arm in shifts:
+            row |= _movement(shifts[arm], cells[arm], row) | {"p": ps[arm][0], "p_holm": ps[arm][1]}
             row |= _off_target(reading, arm, seed, n_boot)
-            row |= {
-                "coherence_cost": (1 - row["coherence"]) / abs(shift.estimate) if shift.estimate else None
-            }
+        if arm != reference and steered and not steered.includes_zero:
+            row |= _retained(reading, arm, reference, seed, n_boot)
+        row["verdict"], row["reason"] = judge(row, None if arm == reference else steered)
         rows.append(row)
-    steered = shifts.get(reference)
-    for row in rows:
-        if row["arm"] != reference and row["stage"] != BASE and steered and not steered.includes_zero:
-            row |= _retained(reading, row["arm"], reference, seed, n_boot)
-        row["verdict"], row["reason"] = judge(row, None if row["arm"] == reference else steered)
     return rows
+
+
+def _movement(shift: Interval, cells: np.ndarray, row: Mapping[str, Any]) -> dict[str, Any]:
+    """What follows from the target's differences [rows, seeds] and their interval."""
+    return {
+        "mean": row["base"] + shift.estimate,
+        "difference": shift.estimate,
+        "low": shift.low,
+        "high": shift.high,
+        "seed_sd": float(cells.mean(axis=0).std(ddof=1)) if cells.shape[1] > 1 else None,
+        "detectable": minimum_detectable(cells),
+        "coherence_cost": (1 - row["coherence"]) / abs(shift.estimate) if shift.estimate else None,
+    }
 
 
 def _complete(cells: np.ndarray) -> np.ndarray:
@@ -430,120 +398,6 @@ def _signal_rows(reading: Reading, seed: int, n_boot: int) -> list[dict[str, Any
                 row["loss"] = 1.0
             rows.append(row)
     return rows
-
-
-# ------------------------------------------------------------------------------------------ verdicts
-
-
-def judge(row: Mapping[str, Any], steered: Interval | None) -> tuple[str, str]:
-    """The verdict on one row of the table, and why: the gates in their order.
-
-    Args:
-        row: `STAGE_SCHEMA`, as far as it is known.
-        steered: movement of the reference; None for the reference itself, or without one.
-    """
-    shift = row.get("difference")
-    if shift is None or not np.isfinite(shift):
-        return NOT_FINITE, "no row has a finite target in every seed"
-    if row["coherence"] < MIN_COHERENCE:
-        worst = row["worst_signal"]
-        return INCOHERENT, f"coherence {row['coherence']:.3f} by {worst}, the floor is {MIN_COHERENCE}"
-    shown = f"moved {shift:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-    moved = _moved(row, shown, steered)
-    if moved is not None:
-        return moved
-    off = row.get("off_target")
-    if off is not None and off >= abs(shift):
-        return NOT_SURGICAL, f"{shown}, but {row['off_name']} by {off:.3f}"
-    beside = "off-target not measured" if off is None else f"{off:.3f} beside the target at most"
-    lost = 1 - row["coherence"]
-    if lost > MAX_HEALED_LOSS:
-        least = 1 - row["coherence_high"]
-        told = f"{shown}, {beside}; coherence {lost:.3f} below base by {row['worst_signal']}"
-        if least > MAX_HEALED_LOSS:
-            return COSTLY, told
-        return INCONCLUSIVE, f"{told}, but perhaps {least:.3f} alone, within the limit of {MAX_HEALED_LOSS}"
-    seeds = "" if row["n_seeds"] >= MIN_SEEDS else f"; {row['n_seeds']} of {MIN_SEEDS} seeds"
-    return GOOD, f"{shown}, {beside}, coherence {row['coherence']:.3f}{seeds}"
-
-
-def _moved(row: Mapping[str, Any], shown: str, steered: Interval | None) -> tuple[str, str] | None:
-    """Why the second gate stops an arm; None where it has moved as wanted."""
-    low, high, shift = row["low"], row["high"], row["difference"]
-    if steered is not None and not steered.includes_zero:
-        limit = MAX_NO_EFFECT * abs(steered.estimate)
-        if max(abs(low), abs(high)) <= limit:
-            return NO_EFFECT, f"{shown}, all within {MAX_NO_EFFECT:.0%} of the steered shift ({limit:.3f})"
-    if low <= 0 <= high or row["p_holm"] >= ALPHA:
-        found = f"{row['detectable']:.3f} would have been found"
-        return INCONCLUSIVE, f"{shown}, p {row['p_holm']:.3f} over all arms; {found}"
-    if shift < 0:
-        return WRONG_WAY, f"{shown}: less of the trait"
-    band = row.get("band")
-    if row["stage"] != CONTROL and band is not None and shift <= band:
-        return WITHIN, f"{shown}, a control {band:.3f}"
-    return None
-
-
-def claims(table: pl.DataFrame, *, healed: Sequence[str] | None = None) -> list[Verdict]:
-    """What a stage table should show, judged; only that controls show nothing blocks.
-
-    Args:
-        table: `STAGE_SCHEMA`.
-        healed: arms that are to keep the trait; default: all of stage `healed`.
-    """
-    controls = table.filter(stage=CONTROL)
-    stray = controls.filter(~pl.col("verdict").is_in([NO_EFFECT, INCONCLUSIVE]))
-    shown = "; ".join(
-        f"{row['arm']}: {row['verdict']}, {row['reason']}" for row in stray.iter_rows(named=True)
-    )
-    found = [
-        Verdict(
-            "heal_controls_show_nothing",
-            bool(controls.height) and stray.is_empty(),
-            shown
-            or (f"{controls.height} controls have no effect" if controls.height else "no control was run"),
-            {"controls": controls.height, "with_effect": stray.height},
-            stray.select("reading", "arm", "difference", "low", "high", "verdict").to_dicts(),
-        )
-    ]
-    own = table.filter(stage=HEALED)
-    own = own if healed is None else own.filter(pl.col("arm").is_in(healed))
-    kept = own.filter(
-        (pl.col("retain") >= MIN_RETAINED)
-        & (pl.col("coherence") >= 1 - MAX_HEALED_LOSS)
-        & (pl.col("verdict") == GOOD)
-    )
-    best = own.sort("retain", descending=True, nulls_last=True).head(1).to_dicts()
-    told = "".join(
-        f"; {row['arm']} retains {row['retain']:.2f} at coherence {row['coherence']:.3f}"
-        for row in best
-        if row["retain"] is not None
-    )
-    found.append(
-        Verdict(
-            "heal_keeps_the_trait",
-            kept.height > 0,
-            f"{kept.height} of {own.height} healed arms retain {MIN_RETAINED} of the steered shift within "
-            f"{MAX_HEALED_LOSS} of base's coherence{told}",
-            {"kept": kept.height, "healed": own.height},
-            blocking=False,
-        )
-    )
-    few = own.filter(pl.col("n_seeds") < MIN_SEEDS)
-    names = ", ".join(f"{row['arm']} {row['n_seeds']}" for row in few.iter_rows(named=True))
-    found.append(
-        Verdict(
-            "heal_has_enough_seeds",
-            few.is_empty(),
-            f"fewer than {MIN_SEEDS} seeds: {names}"
-            if names
-            else f"every healed arm has {MIN_SEEDS} seeds or more",
-            {"arms": own.height, "few": few.height},
-            blocking=False,
-        )
-    )
-    return found
 
 
 # ------------------------------------------------------------------------------------------ as a folder

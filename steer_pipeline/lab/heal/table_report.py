@@ -9,17 +9,8 @@ from typing import Any
 import polars as pl
 from matplotlib.figure import Figure as Plot
 
-from steer_pipeline.lab.heal.table import (
-    CONTROL,
-    GOOD,
-    HEALED,
-    PROMPTED,
-    SEED_COLUMNS,
-    SIGNAL_COLUMNS,
-    STAGE_COLUMNS,
-    STEERED,
-    StageTable,
-)
+from steer_pipeline.lab.heal.table import SEED_COLUMNS, SIGNAL_COLUMNS, STAGE_COLUMNS, StageTable
+from steer_pipeline.lab.heal.verdicts import CONTROL, GOOD, HEALED, PROMPTED, STEERED
 from steer_pipeline.lab.limits import (
     MAX_HEALED_LOSS,
     MAX_NO_EFFECT,

@@ -8,6 +8,15 @@ from steer_pipeline.lab.foundations import metric_rows, readings
 from steer_pipeline.lab.heal.pairs import StageError
 from steer_pipeline.lab.heal.signals import SIGNALS, text_rows, text_signals
 from steer_pipeline.lab.heal.table import (
+    SEED_SCHEMA,
+    SIGNAL_SCHEMA,
+    STAGE_SCHEMA,
+    read_stage_table,
+    stage_table,
+    write_stage_table,
+)
+from steer_pipeline.lab.heal.table_report import pareto, stage_blocks
+from steer_pipeline.lab.heal.verdicts import (
     COSTLY,
     GOOD,
     INCOHERENT,
@@ -15,17 +24,10 @@ from steer_pipeline.lab.heal.table import (
     NO_EFFECT,
     NOT_FINITE,
     NOT_SURGICAL,
-    SEED_SCHEMA,
-    SIGNAL_SCHEMA,
-    STAGE_SCHEMA,
     WITHIN,
     WRONG_WAY,
     claims,
-    read_stage_table,
-    stage_table,
-    write_stage_table,
 )
-from steer_pipeline.lab.heal.table_report import pareto, stage_blocks
 from steer_pipeline.lab.report.document import to_html
 from steer_pipeline.lab.stats.power import minimum_detectable
 from steer_pipeline_tests.lab.foundations.builders import choices, vignettes
