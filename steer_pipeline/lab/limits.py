@@ -25,3 +25,10 @@ MIN_AGREEMENT = 0.8  # AUC of MiniLM for answers in which the lexicon finds the 
 
 # Students.
 MIN_TRANSFER_ROWS = 30  # held-out news
+
+# Steer, filter, heal.
+MIN_COHERENCE = 0.85  # worst signal, 1 for base's; below it a model is broken, whatever it says
+MAX_HEALED_LOSS = 0.02  # of coherence, that a healed model may lose against base
+MIN_RETAINED = 0.9  # of the steered shift
+MAX_NO_EFFECT = 0.2  # of the steered shift, that the interval of an arm without effect may reach
+MIN_ANSWER_MASS = 0.5  # of base, on the answers of a forced choice together

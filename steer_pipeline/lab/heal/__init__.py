@@ -1,1 +1,3 @@
-"""Steer, filter, heal: a student learns what a steered model says, without the damage that steering does."""
+"""Steer, filter, heal: what a steered model says is kept where it is coherent and learned, and every arm stands beside
+its base.
+"""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steer_pipeline.lab.models.blocks import Blocks, Call, Inner, Stop, blocks_of, causal, masked
+from steer_pipeline.lab.models.blocks import Attend, Blocks, Call, Inner, Stop, blocks_of, causal, masked
 from steer_pipeline.lab.models.loaded import GENERAL, LoadedModel
 from steer_pipeline.lab.models.plain import Plain, plain_of
 from steer_pipeline.lab.models.plans import NOT_IN_MLX, block_deltas, check_plans, inner_deltas
@@ -307,13 +307,38 @@ class _Runner:
             last_spans: int [n, 2]; of the last block that runs only these positions are computed, with
                 others where a span is shorter than the longest.
         """
-        blocks = self.blocks
-        assert isinstance(blocks, Blocks)
-        last = len(blocks.layers) - 1 if stop_after is None else stop_after
         if self.long_after is not None and ids.shape[1] > self.long_after:
             last_spans = None  # a span alone would be turned as short sequences are
         at = torch.arange(ids.shape[1], device=ids.device)[None]
         begin = torch.from_numpy(np.asarray(starts, dtype=np.int64)).to(ids.device)[:, None]
+        last = self.blocks.config.num_hidden_layers - 1 if stop_after is None else stop_after
+        return self._through(ids, at, begin, causal, last, read, last_spans, kind)
+
+    def tree(self, ids: Tensor, at: Tensor, begin: Tensor, attend: Attend) -> Tensor:
+        """The last block's output [1, t, hidden] of branches that share what stands before them.
+
+        Args:
+            ids: [1, t].
+            at: [1, t], each token's position on its own branch.
+            begin: [1, t], where each token's branch begins to be steered under a plan with scope "generated".
+            attend: lets a token see its own branch and what all share.
+        """
+        return self._through(ids, at, begin, attend, self.blocks.config.num_hidden_layers - 1)
+
+    def _through(
+        self,
+        ids: Tensor,
+        at: Tensor,
+        begin: Tensor,
+        attend: Attend,
+        last: int,
+        read: _Read | None = None,
+        last_spans: np.ndarray | None = None,
+        kind: str = "output",
+    ) -> Tensor:
+        """Block by block up to `last`; see `run` and `tree`."""
+        blocks = self.blocks
+        assert isinstance(blocks, Blocks)
         with blocks.ready():
             hidden = blocks.embed(ids)
             rotary = blocks.rotary(hidden, at)
@@ -322,7 +347,7 @@ class _Runner:
                 if block == last and last_spans is not None:
                     hidden, at = self._only_spans(block, hidden, rotary, last_spans, inner)
                 else:
-                    hidden = blocks.run(block, hidden, rotary, causal, inner(at))
+                    hidden = blocks.run(block, hidden, rotary, attend, inner(at))
                 if block in self.deltas:
                     hidden = self._steered(hidden, self.deltas[block], at, begin)
                 if read is not None and kind == "output":

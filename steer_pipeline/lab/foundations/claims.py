@@ -1,0 +1,42 @@
+"""What forced choices must show before numbers of arms mean anything. In: readings of base. Out: a verdict."""
+
+import polars as pl
+
+from steer_pipeline.lab.foundations.numbers import informedness
+from steer_pipeline.lab.limits import MIN_ANSWER_MASS
+from steer_pipeline.lab.verdict import Verdict
+
+
+def base_can_choose(base: pl.DataFrame, *, seed: int) -> Verdict:
+    """Whether the unsteered model answers with the given indices, and its answers depend on the scene.
+
+    Small models prefer indices and places whatever is asked. Arms can be compared all the same, but what moves then is
+    that preference. It blocks nothing: free texts may still tell.
+
+    Args:
+        base: `READING_SCHEMA` of base.
+    """
+    mass, unscorable = (float(base[name].to_numpy().mean()) for name in ("answer_mass", "unscorable"))
+    read = informedness(base, seed=seed)
+    shown = f"{read.estimate:+.2f} nats [{read.low:+.2f}, {read.high:+.2f}]"
+    problems = []
+    if mass < MIN_ANSWER_MASS:
+        problems.append(f"{mass:.2f} of the probability lies on the answers, {MIN_ANSWER_MASS} is wanted")
+    if not read.low > 0:
+        problems.append(
+            f"what it answers does not depend on the scene ({shown} for the scene's own foundation)"
+        )
+    fine = f"{mass:.2f} of the probability lies on the answers, {shown} more for the scene's own foundation"
+    return Verdict(
+        "base_can_choose",
+        not problems,
+        "; ".join(problems) or fine,
+        {
+            "answer_mass": mass,
+            "unscorable": unscorable,
+            "informedness": read.estimate,
+            "vignettes": base.height,
+        },
+        blocking=False,
+        cure="read the trait from free texts, or take a larger model" if problems else "",
+    )
