@@ -20,6 +20,7 @@ from torch import Tensor
 
 from steer_pipeline.lab.models.blocks import Blocks, Call, Inner, Stop, blocks_of, causal, masked
 from steer_pipeline.lab.models.loaded import GENERAL, LoadedModel
+from steer_pipeline.lab.models.operators import operated, operators_of
 from steer_pipeline.lab.models.plain import Plain, plain_of
 from steer_pipeline.lab.models.plans import NOT_IN_MLX, block_deltas, check_plans, inner_deltas
 from steer_pipeline.lab.models.sites import INNER, SteeringPlan
@@ -249,6 +250,7 @@ class _Runner:
         self.device = self.blocks.device
         self.long_after = self.blocks.long_after
         self.deltas = {block: self._tensor(table[0]) for block, table in block_deltas(plans).items()}
+        self.operators = operators_of(plans, self.device)
         self.inner = {
             block: {kind: self._tensor(table[0]) for kind, table in tables.items()}
             for block, tables in inner_deltas(plans).items()
@@ -323,10 +325,17 @@ class _Runner:
                     hidden, at = self._only_spans(block, hidden, rotary, last_spans, inner)
                 else:
                     hidden = blocks.run(block, hidden, rotary, causal, inner(at))
-                if block in self.deltas:
-                    hidden = self._steered(hidden, self.deltas[block], at, begin)
+                hidden = self._output(block, hidden, at, begin)
                 if read is not None and kind == "output":
                     read(block, hidden, at)
+        return hidden
+
+    def _output(self, block: int, hidden: Tensor, at: Tensor, begin: Tensor) -> Tensor:
+        """What the plan makes of a block's output [n, t, hidden] at positions `at`."""
+        if block in self.deltas:
+            hidden = self._steered(hidden, self.deltas[block], at, begin)
+        if block in self.operators:
+            hidden = operated(self.operators[block], hidden, where=None if self.everywhere else at >= begin)
         return hidden
 
     def _steered(self, hidden: Tensor, delta: Tensor, at: Tensor, begin: Tensor) -> Tensor:
@@ -432,8 +441,7 @@ class _PlainRunner(_Runner):
         final: list[Tensor] = []
 
         def output(block: int, hidden: Tensor) -> Tensor:
-            if block in self.deltas:
-                hidden = self._steered(hidden, self.deltas[block], at, begin)
+            hidden = self._output(block, hidden, at, begin)
             if read is not None and kind == "output":
                 read(block, hidden, at)
             if block == last:

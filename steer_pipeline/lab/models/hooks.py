@@ -5,8 +5,9 @@ own `generate`, in a trainer, in another library. The hooks sit at the sites whe
 the last block's output before the final norm included. It knows nothing of personas or doses.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.operators import Operator, operated, operators_of
 from steer_pipeline.lab.models.plain import Change, plain_of
 from steer_pipeline.lab.models.plans import block_deltas, check_plans, inner_deltas
 from steer_pipeline.lab.models.prompts import encode_prompt
@@ -47,6 +49,9 @@ def hooked(model: LoadedModel, plan: SteeringPlan) -> Iterator[Any]:
         return lambda hidden: hidden + delta
 
     outputs = {block: adds(table) for block, table in block_deltas([plan]).items()}
+    for block, operators in operators_of([plan], plain.device).items():
+        added = outputs.get(block)
+        outputs[block] = partial(operated, operators) if added is None else _after(added, operators)
     inner = {
         block: {kind: adds(table) for kind, table in tables.items()}
         for block, tables in inner_deltas([plan]).items()
@@ -58,6 +63,10 @@ def hooked(model: LoadedModel, plan: SteeringPlan) -> Iterator[Any]:
         if before is not None:
             _require_effect(plan, float((_logits(module, probe) - before).abs().max()))
         yield module
+
+
+def _after(added: Change, operators: Sequence[Operator]) -> Change:
+    return lambda hidden: operated(operators, added(hidden))
 
 
 def _require_hooks(model: LoadedModel, plan: SteeringPlan) -> None:
