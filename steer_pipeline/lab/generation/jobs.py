@@ -14,7 +14,7 @@ import numpy as np
 
 from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.models.loaded import LoadedModel
-from steer_pipeline.lab.models.sites import SteeringPlan
+from steer_pipeline.lab.models.sites import ADD, SteeringPlan
 
 FinishReason = Literal["eos", "length"]
 
@@ -139,7 +139,10 @@ def plan_hash(plan: SteeringPlan) -> str:
     """16 hex digits of what a plan does, its vectors included."""
     digest = hashlib.sha256(f"{plan.variant}\x1f{plan.scope}\x1f{plan.stream or plan.variant}".encode())
     for term in plan.terms:
-        digest.update(f"{term.site.kind}:{term.site.block}:{term.alpha!r}:".encode())
+        operator = (
+            "" if term.operator == ADD else f"{term.operator}:"
+        )  # journals from before there were others hold
+        digest.update(f"{operator}{term.site.kind}:{term.site.block}:{term.alpha!r}:".encode())
         digest.update(np.ascontiguousarray(term.unit, dtype=np.float32).tobytes())
     return digest.hexdigest()[:16]
 

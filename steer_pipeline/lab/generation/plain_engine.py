@@ -20,6 +20,7 @@ from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation.jobs import Generated, Job, OutOfMemory, broken_logits, is_out_of_memory
 from steer_pipeline.lab.generation.sampler import History, pick, stream_key, uniforms
 from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.operators import operated, operators_of
 from steer_pipeline.lab.models.plain import Change, Plain, plain_of
 from steer_pipeline.lab.models.plans import block_deltas, inner_deltas
 from steer_pipeline.lab.models.sites import SteeringPlan
@@ -105,6 +106,7 @@ class _Decoder:
         self._end = torch.tensor(self.eos, device=plain.device)
         self._everywhere = torch.tensor([plan.scope == "all" for plan in plans], device=plain.device)
         self._deltas = {block: self._tensor(table) for block, table in block_deltas(plans).items()}
+        self._operators = operators_of(plans, plain.device)
         self._inner = {
             block: {kind: self._tensor(table) for kind, table in of.items()}
             for block, of in inner_deltas(plans).items()
@@ -131,16 +133,26 @@ class _Decoder:
         plans = group.plans
         width = max(len(lane.prompt) for lane in lanes)
 
-        def steered(table: Tensor, hidden: Tensor) -> Tensor:
-            """Adds each sequence's row of `table` [n_plans, hidden] to [n, t, hidden] that ends at the newest token."""
+        def wanted(hidden: Tensor) -> Tensor:
+            """bool [n, t]: which positions of [n, t, hidden] that ends at the newest token are steered."""
             t = hidden.shape[1]
             at = (
                 width + group.step - t + torch.arange(t, device=hidden.device)
             )  # padding on the left included
-            wanted = self._everywhere[plans][:, None] | (at >= width)[None]  # [n, t]
-            return hidden + table[plans][:, None] * wanted[..., None].to(hidden.dtype)
+            return self._everywhere[plans][:, None] | (at >= width)[None]
 
-        outputs: dict[int, Change] = {block: partial(steered, table) for block, table in self._deltas.items()}
+        def steered(table: Tensor, hidden: Tensor) -> Tensor:
+            """Adds each sequence's row of `table` [n_plans, hidden]."""
+            return hidden + table[plans][:, None] * wanted(hidden)[..., None].to(hidden.dtype)
+
+        def output(block: int, hidden: Tensor) -> Tensor:
+            if block in self._deltas:
+                hidden = steered(self._deltas[block], hidden)
+            return operated(self._operators.get(block, []), hidden, plans, wanted(hidden))
+
+        outputs: dict[int, Change] = {
+            block: partial(output, block) for block in {*self._deltas, *self._operators}
+        }
         inner = {
             block: {kind: partial(steered, table) for kind, table in of.items()}
             for block, of in self._inner.items()

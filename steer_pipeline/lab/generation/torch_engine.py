@@ -40,7 +40,8 @@ from steer_pipeline.lab.models.blocks import (
     causal,
 )
 from steer_pipeline.lab.models.loaded import LoadedModel
-from steer_pipeline.lab.models.plans import block_deltas, inner_deltas
+from steer_pipeline.lab.models.operators import Operator, operated, operators_of
+from steer_pipeline.lab.models.plans import OperatorTable, block_deltas, block_operators, inner_deltas
 from steer_pipeline.lab.models.sites import SteeringPlan
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,15 @@ def _numbered(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     numbers = {np.zeros_like(table[0]).tobytes(): 0}
     number = np.array([numbers.setdefault((row + 0.0).tobytes(), len(numbers)) for row in table])
     return np.stack([np.frombuffer(raw, dtype=np.float32) for raw in numbers]), number
+
+
+def _flat(table: OperatorTable) -> np.ndarray:
+    """fp32 [n_plans, 2 + hidden]: whether a plan has the operator, its dose and direction. Zeros: it has none."""
+    return np.concatenate([table.used[:, None], table.doses[:, None], table.units], axis=1).astype(np.float32)
+
+
+def _unflat(operator: str, rows: np.ndarray) -> OperatorTable:
+    return OperatorTable(operator, rows[:, 2:], rows[:, 1], rows[:, 0] > 0)
 
 
 def _plus(delta: Tensor, added: Tensor) -> Tensor:
@@ -203,10 +213,20 @@ class _Decoder:
         # Prompt positions are steered by scope "all" only. Equal deltas share a number, 0 is "none": what
         # splits streams.
         self.prompt_deltas: dict[int, tuple[Tensor, np.ndarray]] = {}
-        for b, table in tables.items():
-            distinct, number = _numbered(table * everywhere[:, None])
+        self.operators = operators_of(plans, self.device)
+        self.prompt_operators: dict[int, list[Operator]] = {}  # rows as numbered in `prompt_deltas`
+        operators = block_operators(plans)
+        for b in sorted({*tables, *operators}):
+            table = tables.get(b, np.zeros((len(plans), model.hidden_size), dtype=np.float32))
+            parts = [table, *(_flat(one) for one in operators.get(b, []))]
+            distinct, number = _numbered(np.concatenate(parts, axis=1) * everywhere[:, None])
             if len(distinct) > 1:
-                self.prompt_deltas[b] = (self._tensor(distinct), number)
+                delta, *flat = np.split(distinct, np.cumsum([part.shape[1] for part in parts])[:-1], axis=1)
+                self.prompt_deltas[b] = (self._tensor(delta), number)
+                self.prompt_operators[b] = [
+                    Operator.of(_unflat(one.operator, rows), self.device)
+                    for one, rows in zip(operators.get(b, []), flat, strict=True)
+                ]
         # The same for what attention and MLP of a block add: both together split streams, before the block.
         inner = inner_deltas(plans)
         self.inner = {b: {kind: self._tensor(one) for kind, one in of.items()} for b, of in inner.items()}
@@ -537,6 +557,8 @@ class _Batch:
                     hidden = decoder.step_blocks.run(block, hidden, rotary, attend)
                 if block in decoder.deltas:
                     hidden[:n] += decoder.deltas[block][plans][:, None]
+                if block in decoder.operators:
+                    hidden[:n] = operated(decoder.operators[block], hidden[:n], plans)
         last = hidden[:, 0]
         logits = blocks.logits(last, _padded(decoder.bias_of(plans, last[:n], on_prompt=False), padding))[:n]
         for cohort in cohorts:
@@ -727,6 +749,7 @@ def _prefill_chunk(decoder: _Decoder, lanes: list[_Lane], length: int) -> _Chunk
             table, number = decoder.prompt_deltas[block]
             parent, numbered = split(number)
             hidden = hidden[parent] + table[numbered][:, None]
+            hidden = operated(decoder.prompt_operators[block], hidden, numbered)
 
     last = hidden[torch.from_numpy(stream_of_lane).to(device), 0]  # [n, hidden]
     bias = decoder.bias_of(torch.from_numpy(plans).to(device), last, on_prompt=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from steer_pipeline.lab.models.blocks import Attend, Blocks, Call, Inner, Stop, blocks_of, causal, masked
 from steer_pipeline.lab.models.loaded import GENERAL, LoadedModel
+from steer_pipeline.lab.models.operators import operated, operators_of
 from steer_pipeline.lab.models.plain import Plain, plain_of
 from steer_pipeline.lab.models.plans import NOT_IN_MLX, block_deltas, check_plans, inner_deltas
 from steer_pipeline.lab.models.sites import INNER, SteeringPlan
@@ -117,6 +118,20 @@ def each_states(
             yield row, states[: len(sequences[row])]
 
 
+def projections(
+    model: LoadedModel, sequences: Sequence[list[int]], block: int, unit: np.ndarray
+) -> np.ndarray:
+    """fp32 [positions of all sequences but each one's first]: unsteered block outputs along a unit direction [hidden].
+
+    What a cap can be set by: its percentiles. The first position is left out, as in `residual_norms`.
+    """
+    found: dict[int, np.ndarray] = {}
+    for row, states in each_states(model, sequences, block):
+        direction = torch.from_numpy(np.asarray(unit, dtype=np.float32)).to(states.device)
+        found[row] = (states[1:].float() @ direction).cpu().numpy()
+    return np.concatenate([found[row] for row in sorted(found)])
+
+
 def residual_norms(model: LoadedModel, sequences: list[list[int]]) -> np.ndarray:
     """fp32 [n_blocks]: mean Euclidean norm of block outputs over all positions but each sequence's first.
 
@@ -167,16 +182,35 @@ def sequence_nll(
     return sums, np.maximum(counts, 0)
 
 
-def mean_kl(model: LoadedModel, ids: list[list[int]], starts: list[int], plan: SteeringPlan) -> np.ndarray:
-    """fp32 [n], nats: KL(steered || base) of the next-token distribution, mean over predictions of tokens
-    >= start.
-
-    NaN for a sequence without such tokens.
+def position_kl(
+    model: LoadedModel, ids: list[list[int]], starts: list[int], plan: SteeringPlan
+) -> list[np.ndarray]:
+    """fp32 [tokens at positions >= start] a sequence, nats: KL(steered || base) of the distribution, over the whole
+    vocabulary, that each of these tokens was drawn from; empty for a sequence without such tokens.
     """
-    steered, base = _runner(model, plan), _runner(model, None)
+    out = [np.empty(0, dtype=np.float32)] * len(ids)
+    for row, values in _divergences(model, ids, starts, plan):
+        out[row] = np.concatenate([out[row], values.float().cpu().numpy()])
+    return out
+
+
+def mean_kl(model: LoadedModel, ids: list[list[int]], starts: list[int], plan: SteeringPlan) -> np.ndarray:
+    """fp32 [n], nats: the mean over `position_kl`; NaN for a sequence without tokens."""
     out = np.full(len(ids), np.nan, dtype=np.float32)
     sums, counts = np.zeros(len(ids)), np.zeros(len(ids))
+    for row, values in _divergences(model, ids, starts, plan):
+        sums[row] += float(values.sum())
+        counts[row] += len(values)
+    has = counts > 0
+    out[has] = sums[has] / counts[has]
+    return out
 
+
+def _divergences(
+    model: LoadedModel, ids: list[list[int]], starts: list[int], plan: SteeringPlan
+) -> Iterator[tuple[int, Tensor]]:
+    """(sequence, fp64 [m] nats) of some of its positions at a time, in order."""
+    steered, base = _runner(model, plan), _runner(model, None)
     for rows, batch in steered.batches(ids):
         begin = np.array([starts[row] for row in rows])
         pairs = zip(
@@ -186,11 +220,7 @@ def mean_kl(model: LoadedModel, ids: list[list[int]], starts: list[int], plan: S
         )
         for (row, _, changed), (_, _, plain) in pairs:
             p, q = changed.double().log_softmax(-1), plain.double().log_softmax(-1)
-            sums[rows[row]] += float((p.exp() * (p - q)).sum())
-            counts[rows[row]] += len(p)
-    has = counts > 0
-    out[has] = sums[has] / counts[has]
-    return out
+            yield rows[row], (p.exp() * (p - q)).sum(-1)
 
 
 def answer_logits(
@@ -249,6 +279,7 @@ class _Runner:
         self.device = self.blocks.device
         self.long_after = self.blocks.long_after
         self.deltas = {block: self._tensor(table[0]) for block, table in block_deltas(plans).items()}
+        self.operators = operators_of(plans, self.device)
         self.inner = {
             block: {kind: self._tensor(table[0]) for kind, table in tables.items()}
             for block, tables in inner_deltas(plans).items()
@@ -348,10 +379,17 @@ class _Runner:
                     hidden, at = self._only_spans(block, hidden, rotary, last_spans, inner)
                 else:
                     hidden = blocks.run(block, hidden, rotary, attend, inner(at))
-                if block in self.deltas:
-                    hidden = self._steered(hidden, self.deltas[block], at, begin)
+                hidden = self._output(block, hidden, at, begin)
                 if read is not None and kind == "output":
                     read(block, hidden, at)
+        return hidden
+
+    def _output(self, block: int, hidden: Tensor, at: Tensor, begin: Tensor) -> Tensor:
+        """What the plan makes of a block's output [n, t, hidden] at positions `at`."""
+        if block in self.deltas:
+            hidden = self._steered(hidden, self.deltas[block], at, begin)
+        if block in self.operators:
+            hidden = operated(self.operators[block], hidden, where=None if self.everywhere else at >= begin)
         return hidden
 
     def _steered(self, hidden: Tensor, delta: Tensor, at: Tensor, begin: Tensor) -> Tensor:
@@ -457,8 +495,7 @@ class _PlainRunner(_Runner):
         final: list[Tensor] = []
 
         def output(block: int, hidden: Tensor) -> Tensor:
-            if block in self.deltas:
-                hidden = self._steered(hidden, self.deltas[block], at, begin)
+            hidden = self._output(block, hidden, at, begin)
             if read is not None and kind == "output":
                 read(block, hidden, at)
             if block == last:

@@ -7,6 +7,7 @@ the last block's output before the final norm included. It knows nothing of pers
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.models.operators import operated, operators_of
 from steer_pipeline.lab.models.plain import Change, Plain, plain_of
 from steer_pipeline.lab.models.plans import block_deltas, check_plans, inner_deltas
 from steer_pipeline.lab.models.prompts import encode_prompt
@@ -66,11 +68,19 @@ def additions(
         return lambda hidden: hidden + (delta if wanted is None else delta * wanted)
 
     outputs = {block: adds(table) for block, table in block_deltas([plan]).items()}
+    for block, operators in operators_of([plan], plain.device).items():
+        operate = partial(operated, operators, where=where)
+        added = outputs.get(block)
+        outputs[block] = operate if added is None else _after(added, operate)
     inner = {
         block: {kind: adds(table) for kind, table in tables.items()}
         for block, tables in inner_deltas([plan]).items()
     }
     return outputs, inner
+
+
+def _after(first: Change, then: Change) -> Change:
+    return lambda hidden: then(first(hidden))
 
 
 def _require_hooks(model: LoadedModel, plan: SteeringPlan) -> None:

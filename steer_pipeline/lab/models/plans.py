@@ -1,17 +1,34 @@
 """Checks steering plans against a model and sums their terms into tables. Plain numpy, both back ends use it.
 
-In: plans of named terms. Out: per block the fp32 vectors to add, one row a plan. Doses stay fp32 up to
-here; each back end casts the finished sum to the dtype of its residual stream.
+In: plans of named terms. Out: per block the fp32 vectors to add, one row a plan, and what other operators do. Doses
+stay fp32 up to here; each back end casts the finished sum to the dtype of its residual stream.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from steer_pipeline.lab.models.loaded import LoadedModel
-from steer_pipeline.lab.models.sites import INNER, KINDS, SteeringPlan
+from steer_pipeline.lab.models.sites import ADD, INNER, KINDS, OPERATORS, SteeringPlan, SteeringTerm
 
 NOT_IN_MLX = "the mlx back end knows block outputs and logits, not what attention and MLP add; set model.backend: torch"
+
+
+@dataclass(frozen=True, eq=False)
+class OperatorTable:
+    """One operator at one block, a row a plan.
+
+    Attributes:
+        units: fp32 [n_plans, hidden].
+        doses: fp32 [n_plans].
+        used: bool [n_plans]; the plans whose operator it is.
+    """
+
+    operator: str
+    units: np.ndarray
+    doses: np.ndarray
+    used: np.ndarray
 
 
 def check_plans(model: LoadedModel, plans: Sequence[SteeringPlan]) -> None:
@@ -45,6 +62,27 @@ def check_plans(model: LoadedModel, plans: Sequence[SteeringPlan]) -> None:
                 )
             if not (np.isfinite(term.unit).all() and np.isfinite(term.alpha)):
                 raise ValueError(f"{where}: vector or dose is NaN or infinite; compute the vector again")
+            _check_operator(model, term, where)
+
+
+def _check_operator(model: LoadedModel, term: SteeringTerm, where: str) -> None:
+    if term.operator == ADD:
+        return
+    if term.operator not in OPERATORS:
+        raise ValueError(f"{where}: operator {term.operator!r}; choose from {', '.join(OPERATORS)}")
+    if term.site.kind != "output":
+        raise ValueError(
+            f"{where}: operator {term.operator!r} acts on the residual stream, site {term.site.kind!r} is only a part "
+            "of it; take site 'output', or operator 'add'"
+        )
+    if model.backend == "mlx":
+        raise ValueError(
+            f"{where}: the mlx back end knows operator 'add' and not {term.operator!r}; set model.backend: torch"
+        )
+    if term.operator == "rotate" and abs(term.alpha) > 1:
+        raise ValueError(
+            f"{where}: rotates by {term.alpha:g} of the angle to the direction; give a share from -1 to 1"
+        )
 
 
 def inner_deltas(plans: Sequence[SteeringPlan]) -> dict[int, dict[str, np.ndarray]]:
@@ -57,12 +95,33 @@ def inner_deltas(plans: Sequence[SteeringPlan]) -> dict[int, dict[str, np.ndarra
 
 
 def block_deltas(plans: Sequence[SteeringPlan], kind: str = "output") -> dict[int, np.ndarray]:
-    """fp32 [n_plans, hidden] by block: the sum of alpha * unit over each plan's terms there."""
+    """fp32 [n_plans, hidden] by block: the sum of alpha * unit over each plan's terms that add there."""
     deltas: dict[int, np.ndarray] = {}
     for index, plan in enumerate(plans):
         for term in plan.terms:
-            if term.site.kind == kind:
+            if term.site.kind == kind and term.operator == ADD:
                 shape = (len(plans), len(term.unit))
                 table = deltas.setdefault(term.site.block, np.zeros(shape, dtype=np.float32))
                 table[index] += np.float32(term.alpha) * term.unit.astype(np.float32)
     return deltas
+
+
+def block_operators(plans: Sequence[SteeringPlan]) -> dict[int, list[OperatorTable]]:
+    """By block what follows after its deltas, in this order; a plan's own operators keep the order of its terms."""
+    found: dict[int, dict[tuple[int, str], OperatorTable]] = {}
+    for index, plan in enumerate(plans):
+        turns: dict[int, int] = {}  # by block, the plan's operators so far
+        for term in plan.terms:
+            if term.operator == ADD:
+                continue
+            block = term.site.block
+            turn = turns[block] = turns.get(block, -1) + 1
+            empty = OperatorTable(
+                term.operator,
+                np.zeros((len(plans), len(term.unit)), dtype=np.float32),
+                np.zeros(len(plans), dtype=np.float32),
+                np.zeros(len(plans), dtype=bool),
+            )
+            table = found.setdefault(block, {}).setdefault((turn, term.operator), empty)
+            table.units[index], table.doses[index], table.used[index] = term.unit, term.alpha, True
+    return {block: [tables[key] for key in sorted(tables)] for block, tables in found.items()}

@@ -11,6 +11,16 @@ import numpy as np
 
 INNER = ("attention", "mlp")
 KINDS = ("output", *INNER, "logits")
+# What a term does with the residual stream h at its site, u being its unit direction; see `operators` for the formulas.
+OPERATORS = {
+    "add": "alpha * u is added; alpha is a length, 0 changes nothing",
+    "ablate": "the projection of h on u becomes alpha, a length; 0 is plain directional ablation; no alpha is neutral",
+    "rotate": "h is turned towards u (towards -u where alpha is negative) by the share |alpha| <= 1 of the angle "
+    "between them, its length kept; 0 changes nothing",
+    "cap": "the projection of h on u is clipped to at most alpha, a length; above the largest projection it changes "
+    "nothing; a floor f is the cap -f of -u",
+}
+ADD = "add"
 
 
 @dataclass(frozen=True)
@@ -43,16 +53,18 @@ def resolve_site(reference: int | float, n_blocks: int) -> Site:
 
 @dataclass(frozen=True, eq=False)
 class SteeringTerm:
-    """`alpha * unit` is added at `site`.
+    """`alpha * unit` is added at `site`, or what another operator does with the two.
 
     Attributes:
         name: persona, or `random:<persona>`; for messages and provenance.
         unit: fp32 [hidden], Euclidean norm 1.
-        alpha: dose as a length in the residual stream; negative steers to the other pole.
+        alpha: dose as a length in the residual stream; negative steers to the other pole. Of other operators: see
+            `OPERATORS`.
         dose_fraction: alpha over the mean residual norm at the site, where known.
         version: content hash of the vector artefact.
         made_on: identity, as text, of the model that the vector was made on; it may have had other adapters than the
             model that is steered.
+        operator: one of `OPERATORS`; others than "add" act on block outputs only.
     """
 
     name: str
@@ -62,11 +74,15 @@ class SteeringTerm:
     dose_fraction: float | None = None
     version: str | None = None
     made_on: str | None = None
+    operator: str = ADD
 
 
 @dataclass(frozen=True, eq=False)
 class SteeringPlan:
-    """The terms of one variant; they add up. No terms: the model as it is."""
+    """The terms of one variant. No terms: the model as it is.
+
+    Those that add, add up; at one block the other operators follow after them, in the order of the terms.
+    """
 
     variant: str
     terms: tuple[SteeringTerm, ...] = ()
