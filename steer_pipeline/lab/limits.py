@@ -26,6 +26,9 @@ MIN_AGREEMENT = 0.8  # AUC of MiniLM for answers in which the lexicon finds the 
 # Students.
 MIN_TRANSFER_ROWS = 30  # held-out news
 
+# The filter of samples, on labelled texts.
+MIN_FILTER_RECALL = 0.98  # of loops, and of babble, that it drops
+MIN_SOUND_KEPT = 0.95  # of fluent texts that show a trait
 # Steer, filter, heal.
 MIN_COHERENCE = 0.85  # worst signal, 1 for base's; below it a model is broken, whatever it says
 MAX_HEALED_LOSS = 0.02  # of coherence, that a healed model may lose against base

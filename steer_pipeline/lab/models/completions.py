@@ -1,21 +1,22 @@
 """How likely a model finds texts that answer the same prompts.
 
-In: token ids of prompts, and of each prompt's completions. Out: mean negative log-likelihood of each completion. The
-completions of a prompt are branches of one tree: one pass computes the prompt once and every branch behind it, where
-attention can be masked (models that run block by block). Others read prompt and completion anew for each.
+In: token ids of prompts, and of each prompt's completions. Out: negative log-likelihood of each completion, as a mean
+or token by token. The completions of a prompt are branches of one tree: one pass computes the prompt once and every
+branch behind it, where attention can be masked (models that run block by block). Others read prompt and completion
+anew for each.
 """
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from steer_pipeline.lab.models.blocks import Blocks, Call, blocks_of, masked
-from steer_pipeline.lab.models.hidden import sequence_nll
+from steer_pipeline.lab.models.hidden import token_losses
 from steer_pipeline.lab.models.loaded import FAST, LoadedModel
 
 _ROOM = {"cpu": 1024, "mps": 4096, "cuda": 16384}  # tokens of one pass: their logits exist at the same time
-_NONE = float("nan")
 
 Ids = Sequence[int]
 
@@ -32,6 +33,19 @@ def completion_nll(
     Raises:
         ValueError: as many lists of completions as prompts are needed, or a prompt is empty (its index is named).
     """
+    losses = completion_losses(model, prompts, completions)
+    return [
+        [float(one.mean(dtype=np.float64)) if one.size else float("nan") for one in own] for own in losses
+    ]
+
+
+def completion_losses(
+    model: LoadedModel, prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]]
+) -> list[list[np.ndarray]]:
+    """The same token by token: fp32 [tokens] a completion, in nats.
+
+    Prompt and completion are not tokenised here: what is measured are the very ids that were generated.
+    """
     if len(prompts) != len(completions):
         raise ValueError(
             f"{len(prompts)} prompts and {len(completions)} lists of completions; give one for each"
@@ -47,24 +61,29 @@ def completion_nll(
 
 def _one_by_one(
     model: LoadedModel, prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]]
-) -> list[list[float]]:
+) -> list[list[np.ndarray]]:
     """The same as sequences: for back ends whose attention cannot be masked."""
     places = [(i, j) for i, own in enumerate(completions) for j, ids in enumerate(own) if ids]
-    found = [[_NONE] * len(own) for own in completions]
+    found = [[_nothing() for _ in own] for own in completions]
     if places:
         ids = [[*prompts[i], *completions[i][j]] for i, j in places]
-        sums, counts = sequence_nll(model, ids, [len(prompts[i]) for i, _ in places])
-        for (i, j), total, count in zip(places, sums.tolist(), counts.tolist(), strict=True):
-            found[i][j] = total / count
+        for (i, j), losses in zip(
+            places, token_losses(model, ids, [len(prompts[i]) for i, _ in places]), strict=True
+        ):
+            found[i][j] = losses
     return found
 
 
-def _branches(blocks: Blocks, prompt: Ids, completions: Sequence[Ids]) -> list[float]:
-    found = [_NONE] * len(completions)
+def _nothing() -> np.ndarray:
+    return np.empty(0, dtype=np.float32)
+
+
+def _branches(blocks: Blocks, prompt: Ids, completions: Sequence[Ids]) -> list[np.ndarray]:
+    found = [_nothing() for _ in completions]
     for together in _passes(completions, max(1, _ROOM[blocks.device.type] - len(prompt))):
-        means = _pass(blocks, prompt, [completions[index] for index in together])
-        for index, mean in zip(together, means, strict=True):
-            found[index] = mean
+        losses = _pass(blocks, prompt, [completions[index] for index in together])
+        for index, own in zip(together, losses, strict=True):
+            found[index] = own
     return found
 
 
@@ -84,8 +103,8 @@ def _passes(completions: Sequence[Ids], room: int) -> Iterator[list[int]]:
         yield together
 
 
-def _pass(blocks: Blocks, prompt: Ids, branches: Sequence[Ids]) -> list[float]:
-    """Mean loss of each branch: a token sees the prompt and what stands before it on its own branch."""
+def _pass(blocks: Blocks, prompt: Ids, branches: Sequence[Ids]) -> list[np.ndarray]:
+    """Losses of each branch: a token sees the prompt and what stands before it on its own branch."""
     start, device = len(prompt), blocks.device
     lengths = [len(ids) for ids in branches]
     flat = [token for ids in branches for token in ids]
@@ -100,7 +119,7 @@ def _pass(blocks: Blocks, prompt: Ids, branches: Sequence[Ids]) -> list[float]:
     before = torch.where(within == 0, torch.full_like(here, start - 1), here - 1)
     logits = blocks.logits(hidden[0, before])
     losses = -logits.log_softmax(-1).gather(1, ids[0, here, None])[:, 0]
-    return [float(part.double().mean()) for part in losses.split(lengths)]
+    return [part.float().cpu().numpy() for part in losses.split(lengths)]
 
 
 def _last_states(blocks: Blocks, ids: Tensor, at: Tensor, owner: Tensor) -> Tensor:

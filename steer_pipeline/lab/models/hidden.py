@@ -166,20 +166,37 @@ def sequence_nll(
 
     The first token of a sequence has no prediction and is never counted.
     """
-    runner = _runner(model, plan)
     sums = np.zeros(len(ids), dtype=np.float32)
-    counts = np.array(
-        [len(one) - max(start, 1) for one, start in zip(ids, starts, strict=True)], dtype=np.int64
-    )
+    for row, losses in _losses(model, ids, starts, plan):
+        sums[row] += float(losses.double().sum())
+    counts = [max(0, len(one) - max(start, 1)) for one, start in zip(ids, starts, strict=True)]
+    return sums, np.array(counts, dtype=np.int64)
 
+
+def token_losses(
+    model: LoadedModel, ids: list[list[int]], starts: list[int], plan: SteeringPlan | None = None
+) -> list[np.ndarray]:
+    """fp32 [len(ids) - start] a sequence: negative log-likelihood in nats of each token at positions >= start.
+
+    A sequence's first token has no prediction and no entry.
+    """
+    found: list[list[np.ndarray]] = [[np.empty(0, dtype=np.float32)] for _ in ids]
+    for row, losses in _losses(model, ids, starts, plan):
+        found[row].append(losses.float().cpu().numpy())
+    return [np.concatenate(parts) for parts in found]
+
+
+def _losses(
+    model: LoadedModel, ids: list[list[int]], starts: list[int], plan: SteeringPlan | None
+) -> Iterator[tuple[int, Tensor]]:
+    """(sequence, losses [m] of some of its tokens), a sequence's own in order."""
+    runner = _runner(model, plan)
     for rows, batch in runner.batches(ids):
         begin = np.array([starts[row] for row in rows])
         states = runner.run(batch, begin)
         for row, at, logits in runner.predictions(states, rows, ids, begin):
             targets = torch.tensor(ids[rows[row]], device=batch.device)[at + 1]
-            losses = -logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
-            sums[rows[row]] += float(losses.double().sum())
-    return sums, np.maximum(counts, 0)
+            yield int(rows[row]), -logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
 def position_kl(

@@ -2,7 +2,7 @@
 
 In: a sequence (words, characters, token ids) or a text. Out: the cycle, or the reason why a text loops.
 The share of the most frequent n-gram cannot see a cycle of k words (it scores about 1/k) and perplexity
-is low in a loop; comparing the sequence with itself shifted by every period sees all of them.
+is low in a loop; comparing the sequence with itself, shifted by every period, sees all of them.
 """
 
 import re
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from steer_pipeline.lab.quality.repeats import Repeats
 from steer_pipeline.lab.quality.text import sentences, straight, words
 
 MIN_DUPLICATE_MASS = 0.35  # share of 4-word windows that repeat an earlier one; news stays below 0.1
@@ -35,42 +36,40 @@ class Cycle:
         return self.length / self.period
 
 
-def _repeats_needed(period: int) -> int:
-    """Elements that must equal the one a period earlier before a cycle of words is no accident.
+def _needed(periods: np.ndarray) -> np.ndarray:
+    """Elements that must equal the one a period earlier before a cycle of words is no accident, by period.
 
     One word 5 times, two words 4 times, 3 to 7 words 3 times, 8 words or more twice. "Very, very, very"
     and "again and again and again" pass.
     """
-    if period == 1:
-        return 4
-    return max(6, 2 * period) if period < 8 else period
+    several = np.where(periods < 8, np.maximum(6, 2 * periods), periods)
+    return np.where(periods == 1, 4, several)
 
 
 def find_cycle(sequence: Sequence[Hashable], max_period: int | None = None) -> Cycle | None:
-    """The longest stretch that repeats with any period, by the rule of `_repeats_needed`; None without one.
+    """The longest stretch that repeats with any period, by the rule of `_needed`; None without one.
 
-    Words, characters or token ids alike; quadratic in the length.
+    Words, characters or token ids alike.
     """
     n = len(sequence)
     if n < 5:
         return None
-    codes: dict[Hashable, int] = {}
-    ids = np.array([codes.setdefault(item, len(codes)) for item in sequence])
-    best: Cycle | None = None
-    for period in range(1, min(n // 2, max_period or n) + 1):
-        differs = np.flatnonzero(ids[period:] != ids[:-period])
-        edges = np.concatenate(([-1], differs, [n - period]))
-        runs = np.diff(edges) - 1
-        longest = int(runs.argmax())
-        repeats = int(runs[longest])
-        if repeats >= _repeats_needed(period) and (best is None or repeats + period > best.length):
-            best = Cycle(period, int(edges[longest]) + 1, repeats + period)
-    return best
+    periods, starts, repeats = Repeats(sequence).runs(min(n // 2, max_period or n))
+    enough = np.flatnonzero(repeats >= _needed(periods))
+    if not enough.size:
+        return None
+    # The longest; of equal ones that of the smallest period, and the earliest.
+    best = enough[np.lexsort((starts[enough], periods[enough], -(repeats + periods)[enough]))[0]]
+    return Cycle(int(periods[best]), int(starts[best]), int(repeats[best] + periods[best]))
 
 
 def duplicate_mass(text: str, n: int = 4) -> float:
     """Share of the text's n-word windows that repeat an earlier one: 0 for varied text, near 1 in a loop."""
-    tokens = words(text)
+    return repeated_windows(words(text), n)
+
+
+def repeated_windows(tokens: Sequence[str], n: int) -> float:
+    """Share of the windows of n words that repeat an earlier one; 0 with fewer than n words."""
     windows = list(zip(*(tokens[i:] for i in range(n)), strict=False))
     return 1 - len(set(windows)) / len(windows) if windows else 0.0
 
@@ -85,10 +84,10 @@ def find_loop(text: str, source: str = "") -> str | None:
     cycle = find_cycle(tokens) if _repeats(tokens) else None
     if cycle and " ".join(tokens[cycle.start : cycle.start + cycle.length]) not in " ".join(words(source)):
         return f"{cycle.period} words {cycle.rounds:.1f} times"
-    if counted := _counting_cycle(tokens):
+    if counted := counting_cycle(tokens):
         return f"{counted.period} words {counted.rounds:.1f} times, counting"
-    if reason := _character_cycle(text, source):
-        return reason
+    if letters := character_cycle(text, source):
+        return f"{letters.period} characters {letters.rounds:.1f} times"
     answers = Counter(" ".join(words(sentence)) for sentence in sentences(text))
     for sentence, times in answers.items():
         if times < SENTENCE_TIMES or sentence.count(" ") + 1 < MIN_SENTENCE_WORDS:
@@ -107,7 +106,7 @@ def _repeats(tokens: Sequence[str]) -> bool:
     return len(set(windows)) < len(windows)
 
 
-def _counting_cycle(tokens: Sequence[str]) -> Cycle | None:
+def counting_cycle(tokens: Sequence[str]) -> Cycle | None:
     """A cycle that shows once numbers are masked and that holds at least three other words."""
     masked = ["#" if re.fullmatch(r"\d+", token) else token for token in tokens]
     if "#" not in masked or not _repeats(masked):
@@ -118,7 +117,7 @@ def _counting_cycle(tokens: Sequence[str]) -> Cycle | None:
     return cycle if len(set(masked[cycle.start : cycle.start + cycle.period]) - {"#"}) >= 3 else None
 
 
-def _character_cycle(text: str, source: str) -> str | None:
+def character_cycle(text: str, source: str = "") -> Cycle | None:
     """24 characters or more that repeat a unit of up to 64 at least four times: "hahaha…", "-=-=-=…"."""
     squeezed = re.sub(r"\s+", "", straight(text)).lower()
     if len(squeezed) < MIN_CHARACTER_SPAN:
@@ -131,4 +130,4 @@ def _character_cycle(text: str, source: str) -> str | None:
         return None
     if squeezed[cycle.start : cycle.start + cycle.length] in re.sub(r"\s+", "", straight(source)).lower():
         return None
-    return f"{cycle.period} characters {cycle.rounds:.1f} times"
+    return cycle

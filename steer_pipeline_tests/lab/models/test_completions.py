@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from steer_pipeline.lab.models import completions
-from steer_pipeline.lab.models.completions import completion_nll
+from steer_pipeline.lab.models.completions import completion_losses, completion_nll
 from steer_pipeline_tests.lab.generation.reference import loaded, prompts
 from steer_pipeline_tests.lab.models import test_architectures as architectures
 
@@ -56,3 +56,18 @@ def test_an_empty_prompt_is_named(tmp_path):
     model = loaded(tmp_path, "llama")
     with pytest.raises(ValueError, match="prompt 1 has no tokens"):
         completion_nll(model, [[1], []], [[[2]], [[3]]])
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_losses_token_by_token_have_the_means_and_the_lengths(tmp_path, arch):
+    model = loaded(tmp_path, arch) if arch == "llama" else architectures.loaded(arch, tmp_path)
+    ids = prompts(model) if arch == "llama" else architectures.rows((12, 9, 33))
+    found = completion_losses(model, [ids[0]], [[ids[1], [], ids[2]]])[0]
+    assert [len(losses) for losses in found] == [len(ids[1]), 0, len(ids[2])]
+    assert [found[0].mean(), found[2].mean()] == pytest.approx(
+        [transformers_nll(model, ids[0], one) for one in (ids[1], ids[2])], abs=2e-3
+    )
+    whole = torch.tensor([[*ids[0], *ids[2]]])
+    with torch.inference_mode():
+        logits = model.module(whole).logits[0, len(ids[0]) - 1].float()
+    assert found[2][0] == pytest.approx(float(-logits.log_softmax(-1)[ids[2][0]]), abs=2e-3)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from steer_pipeline.lab.quality import duplicate_mass, find_cycle, find_loop
+from steer_pipeline.lab.quality.repeats import Repeats, longest_repeat
 
 VOCABULARY = [f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(400)]
 
@@ -104,3 +105,57 @@ def test_duplicate_mass_of_varied_text_is_zero():
 def test_token_ids_are_searched_like_words():
     assert find_cycle([5, 9, 2, 7] * 3).period == 4
     assert find_cycle(list(range(50))) is None
+
+
+def plain_cycle(sequence, max_period):
+    """The same by comparing the sequence with itself at every shift: quadratic, and obviously right."""
+    best = None
+    for period in range(1, min(len(sequence) // 2, max_period or len(sequence)) + 1):
+        needed = 4 if period == 1 else max(6, 2 * period) if period < 8 else period
+        start = 0
+        for at in range(period, len(sequence) + 1):
+            if at < len(sequence) and sequence[at] == sequence[at - period]:
+                continue
+            length = at - start  # of the stretch, with the period before its first repeat
+            if length - period >= needed and (best is None or length > best[2]):
+                best = (period, start, length)
+            start = at + 1 - period
+    return best
+
+
+def plain_repeat(sequence):
+    for length in range(len(sequence) - 1, 0, -1):
+        blocks = [tuple(sequence[i : i + length]) for i in range(len(sequence) - length + 1)]
+        if len(set(blocks)) < len(blocks):
+            return length
+    return 0
+
+
+def test_cycles_and_repeats_are_those_of_a_plain_search():
+    rng = np.random.default_rng(0)
+    cycles = 0
+    for trial in range(400):
+        sequence = rng.integers(0, rng.integers(1, 6), rng.integers(0, 50)).tolist()
+        period, start = int(rng.integers(1, 12)), int(rng.integers(0, 50))
+        for i in range(max(start, period), len(sequence)):
+            sequence[i] = sequence[i - period]
+        limit = [None, 3, 10][trial % 3]
+        found = find_cycle(sequence, limit)
+        assert (found and (found.period, found.start, found.length)) == plain_cycle(sequence, limit), sequence
+        assert longest_repeat(sequence) == plain_repeat(sequence), sequence
+        cycles += found is not None
+    assert 50 < cycles < 350  # both kinds were tried
+
+
+def test_a_long_text_costs_little_more_than_n_log_n():
+    """Comparisons of places, not seconds: their number is the sum of n / period."""
+    asked = []
+
+    class Counting(Repeats):
+        def agree(self, one, other, *, backward=False):
+            asked.append(len(one))
+            return super().agree(one, other, backward=backward)
+
+    n = 4000
+    Counting(np.random.default_rng(0).integers(0, 500, n).tolist()).runs(n // 2)
+    assert sum(asked) < 2 * n * (np.log(n) + 1)
