@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 
 .PHONY: help pilot real behaviour students status report test test-slow ui newsroom newsroom-card newsroom-data \
-	newsroom-dialogues smollm2 gpu bench-rewrite bench-extract bench-vectors chaos lint clean-store
+	newsroom-dialogues smollm2 gpu bench-rewrite bench-extract bench-vectors null chaos lint clean-store
 
 help: ## what there is to make
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -80,6 +80,9 @@ bench-vectors: $(DEV) ## trained vectors: five rates against one, an epoch again
 
 gpu: $(CORE) ## what the lab does on a CUDA device, in at most eight minutes; needs one
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+null: $(CORE) ## level and power of the verdicts, on rewrites of one model; after make pilot
+	$(BIN)/python -m benchmarks.null $(ARGS)
 
 chaos: $(DEV) ## seeded faults: kills, torn journals, full disks, damaged releases, swapped weights, bad inputs
 	$(BIN)/python -m benchmarks.chaos $(ARGS)

@@ -141,16 +141,19 @@ def _personas(spec: VariantSpec) -> list[str]:
 
 
 def chosen(
-    variants: Mapping[str, VariantSpec], only: Sequence[str], broken: Container[str] = ()
+    variants: Mapping[str, VariantSpec],
+    only: Sequence[str],
+    broken: Container[str] = (),
+    references: Sequence[str] = REFERENCES,
 ) -> dict[str, VariantSpec]:
-    """The sound variants among those named, with those that all are compared with.
+    """The sound variants among those named, with the `references` that all are compared with.
 
     Raises:
         NoSuchName: a name is not in the catalogue.
     """
     if unknown := [name for name in only if name not in variants and name not in broken]:
         raise NoSuchName(f"no variant {', '.join(unknown)}; the catalogue has {', '.join(variants)}")
-    return {name: spec for name, spec in variants.items() if not only or name in (*only, *REFERENCES)}
+    return {name: spec for name, spec in variants.items() if not only or name in (*only, *references)}
 
 
 def make_pilot(

@@ -1,7 +1,8 @@
 """`steer make students`: adapters that learn the released packs, what they do on held-out news, and their comparison.
 
 All variants and controls, every rank and seed, in one process. What is fresh is left alone; a variant that fails is
-named and the others go on. Packs that nobody has released yet are made first, in the pilot's size.
+named and the others go on. Packs that nobody has released yet are made first, in the pilot's size; what their gates
+stop, a person may release all the same (`steer release promote VARIANT --despite WHY`).
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from steer_pipeline.campaigns.progress import Place
 from steer_pipeline.catalogue.specs import VariantSpec
 from steer_pipeline.settings import settings
 
-NEEDED = ("keep_set", "rewrite_release")
+KEEP, RELEASE = "keep_set", "rewrite_release"
 CHAIN = ("student_adapter", "student_transfer", "student_mechanism")
 COMPARISON = "student_comparison"
 
@@ -37,7 +38,7 @@ class Students(Campaign):
             self.pilot.run()
         for variant in self.variants:
             if self._released(variant):
-                self.bring_up(CHAIN, variant, stop=False)
+                self.bring_up(self._chain(variant), variant, stop=False)
             else:
                 self.problems.append(f"{variant}: nothing is released of it, so there is nothing to learn")
         return self.numbers() if self.bring_up((COMPARISON,), None, stop=False) else {}
@@ -45,7 +46,7 @@ class Students(Campaign):
     def places(self) -> list[Place]:
         return [
             *(self.pilot.places() if self.pilot is not None else []),
-            *((asset, variant) for variant in self.variants for asset in CHAIN),
+            *((asset, variant) for variant in self.variants for asset in self._chain(variant)),
             (COMPARISON, None),
         ]
 
@@ -71,8 +72,13 @@ class Students(Campaign):
         found = headline(read_tables(self.store.current(COMPARISON, None).path))
         return {name: numbers for name, numbers in found.items() if name in self.variants}
 
+    def _chain(self, variant: str) -> tuple[str, ...]:
+        """Of a pack that was released despite its gates nobody has made a keep set yet."""
+        made = not self._released(variant) or self._stored(KEEP, variant)
+        return CHAIN if made else (KEEP, *CHAIN)
+
     def _released(self, variant: str) -> bool:
-        return all(self._stored(asset, variant) for asset in NEEDED)
+        return self._stored(RELEASE, variant)
 
 
 def make_students(
@@ -83,7 +89,8 @@ def make_students(
     Args: as `make_pilot`; `force` trains again and leaves packs alone.
     """
     catalogue = settings()
-    variants = chosen(catalogue.variants, only, catalogue.broken_variants)
+    controls = ("base", *catalogue.profile.students.controls)
+    variants = chosen(catalogue.variants, only, catalogue.broken_variants, controls)
     try:
         with open_driver(defs, catalogue.home, how.pop("instance", None)) as driver:
             campaign = Students(driver, variants, force=force, **how)

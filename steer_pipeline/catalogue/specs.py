@@ -659,6 +659,12 @@ class StudentSpec(Strict):
     seeds: list[int] = Field(
         default=[61, 62, 63], min_length=1, description="Of start and data order; one student a seed."
     )
+    controls: list[Name] = Field(
+        default=["base_resample", "random_direction"],
+        min_length=1,
+        description="Variants whose students must stand beside every other, with those of base. Leave one out only "
+        "where too few of its rows are kept to learn from: effects are then judged without its band.",
+    )
     rows: int = Field(
         default=400,
         ge=2,

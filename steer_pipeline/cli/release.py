@@ -19,21 +19,35 @@ def release() -> None:
     """Promote a pack, roll back, and see the history."""
 
 
-@release.command(epilog=examples("steer release promote paranoid", "steer release promote paranoid trusting"))
+@release.command(
+    epilog=examples(
+        "steer release promote paranoid",
+        "steer release promote paranoid trusting",
+        'steer release promote paranoid --despite "a small model: 6 of 50 rows more than base name a wrong figure"',
+    )
+)
 @click.argument("given", metavar="[VARIANT]...", nargs=-1)
 @names("Variants", "--variants", default="")
+@click.option(
+    "--despite",
+    metavar="WHY",
+    help="Release packs whose suspect rate or difference from base fails its gate, and log why. Damaged, misaligned or "
+    "incomplete packs are refused all the same.",
+)
 @DRY_RUN
-def promote(given: tuple[str, ...], variants: list[str], dry_run: bool) -> None:
+def promote(given: tuple[str, ...], variants: list[str], despite: str | None, dry_run: bool) -> None:
     """Run the gates of the newest packs of some variants, and release those that pass."""
     from steer_pipeline.campaigns import release as releases
 
     wanted = [*given, *variants]
     if not wanted:
         raise click.UsageError("name the variants to promote")
+    if despite is not None and not despite.strip():
+        raise click.UsageError("--despite wants a reason, which the history will show")
     if dry_run:
-        _foretell(wanted, "promote", None)
+        _foretell(wanted, "promote", None, despite)
     else:
-        _each(wanted, releases.promote)
+        _each(wanted, lambda driver, name: releases.promote(driver, name, despite))
 
 
 @release.command(
@@ -79,14 +93,14 @@ def _each(variants: Sequence[str], act: "Callable[[Driver, str], Outcome]") -> N
         sys.exit(1)
 
 
-def _foretell(variants: Sequence[str], action: str, to: str | None) -> None:
+def _foretell(variants: Sequence[str], action: str, to: str | None, despite: str | None = None) -> None:
     from steer_pipeline.campaigns.release import foretold
     from steer_pipeline.resources import open_store
 
     with _driver() as driver:
         _known(variants)
         for variant in variants:
-            click.echo(foretold(driver, open_store(), variant, action, to))
+            click.echo(foretold(driver, open_store(), variant, action, to, despite))
 
 
 def _show(driver: "Driver", variant: str | None, limit: int = 1000) -> None:

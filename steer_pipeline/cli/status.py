@@ -44,6 +44,7 @@ def status(variants: list[str], personas: list[str], as_json: bool, stale_only: 
     known(personas, PERSONA.get_partition_keys(), "persona")
     with open_driver(defs, settings().home) as driver:
         found = stale(driver, variants, personas)
+        overruled = released_despite_gates(variants)
     if stale_only:
         found = [each for each in found if each.why != NEVER]
     with readers_may_leave():
@@ -52,11 +53,27 @@ def status(variants: list[str], personas: list[str], as_json: bool, stale_only: 
             return
         for each in found:
             click.echo(f"{label(each.asset, each.partition)}: {each.why}")
+        for variant, decision in overruled.items():
+            click.echo(f"{variant} is released {decision}")
         click.echo(
             "everything is fresh"
             if not found
             else f"{len(found)} of the graph's partitions are missing or stale"
         )
+
+
+def released_despite_gates(variants: Sequence[str] = ()) -> dict[str, str]:
+    """variant -> which gates its released pack fails, and why it is released all the same."""
+    from steer_pipeline.lab.rewrites.release import NONE, UNKNOWN, overruled_of, released_or_unknown
+    from steer_pipeline.resources import open_store
+    from steer_pipeline.settings import settings
+
+    store, found = open_store(), {}
+    for variant in variants or settings().variant_names:
+        sha = released_or_unknown(store, variant)
+        if sha not in (NONE, UNKNOWN) and (decision := overruled_of(store, variant, sha)) is not None:
+            found[variant] = str(decision)
+    return found
 
 
 def stale(driver: "Driver", variants: Sequence[str] = (), personas: Sequence[str] = ()) -> list[Stale]:

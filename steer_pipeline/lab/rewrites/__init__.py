@@ -57,5 +57,10 @@ GATES = {
 }
 
 
+# Gates that say how good a pack is: a person may release it all the same and say why. The others say that it is not
+# what it claims to be, which no reason mends.
+MATTERS_OF_JUDGEMENT = (SUSPECTS, DIFFERS)
+
+
 class Refused(ValueError):
     """What was asked may not be done yet; the message lists why and what to do."""

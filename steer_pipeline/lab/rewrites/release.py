@@ -32,11 +32,33 @@ class Choice:
     Attributes:
         previous: a version, `none` or `unknown`.
         action: what was asked, or `keep` where the version is released already.
+        overruled: gates that the version fails and is released despite.
     """
 
     version: Version
     previous: str
     action: str
+    overruled: "Overruled | None" = None
+
+
+@dataclass(frozen=True)
+class Overruled:
+    """A decision to release a pack that gates stop.
+
+    Attributes:
+        despite: why, in the words of whoever decided.
+        failed: `gate: message` for each gate that it fails.
+    """
+
+    despite: str
+    failed: tuple[str, ...]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, for the log and for the note beside the pack."""
+        return {"despite": self.despite, "failed": list(self.failed)}
+
+    def __str__(self) -> str:
+        return f"despite {'; '.join(self.failed)} – because: {self.despite}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +77,7 @@ class Entry:
     rows: int
     run_id: str
     carried_out: bool = True
+    overruled: Overruled | None = None
 
 
 # ------------------------------------------------------------------------------------- the pointer
@@ -106,30 +129,41 @@ def prepare(store: ArtifactStore, variant: str, version: str, run_id: str, code_
     ).sha
 
 
-def move(store: ArtifactStore, variant: str, pointer: str, run_id: str) -> None:
-    """Releases what a prepared pointer points at."""
+def move(
+    store: ArtifactStore, variant: str, pointer: str, run_id: str, overruled: Overruled | None = None
+) -> None:
+    """Releases what a prepared pointer points at; `overruled` is noted beside the pack, for all who use it."""
     version = pointed_at(store.version(RELEASE, variant, pointer))
-    if not was_released(store, variant, version):
-        store.annotate(verdicts.PACK, variant, version, verdicts.RELEASED, {"run_id": run_id})
+    if overruled is not None or not was_released(store, variant, version):
+        decided = {} if overruled is None else overruled.record()
+        store.annotate(verdicts.PACK, variant, version, verdicts.RELEASED, {"run_id": run_id, **decided})
     store.point(RELEASE, variant, pointer)
 
 
 # -------------------------------------------------------------------------------- what is released
 
 
-def choose(store: ArtifactStore, variant: str, action: Action, wanted: str | None) -> Choice:
+def choose(
+    store: ArtifactStore, variant: str, action: Action, wanted: str | None, despite: str | None = None
+) -> Choice:
     """The version `wanted` (a hash or its beginning), or the newest pack.
 
     Without `wanted`, a pilot pack does not take the place of a released full one. That the former pointer is
     damaged stands in no one's way.
 
+    Args:
+        despite: why a version is released although gates fail that are a matter of judgement.
+
     Raises:
         Refused: no such version; its gates did not pass and it was never released; or it is released already and
-            its gates fail now.
+            its gates fail now. With `despite`: it was not judged, or fails a gate that nobody may overrule.
     """
     previous = released_or_unknown(store, variant)
     version = _version(store, variant, wanted) if wanted else _newest(store, variant, previous)
     gates = store.annotation(verdicts.PACK, variant, version.sha, verdicts.GATES)
+    action_taken = "keep" if version.sha == previous else action
+    if despite is not None:
+        return Choice(version, previous, action_taken, _overruled(variant, version.sha, gates, despite))
     if version.sha == previous and gates and not gates["passed"]:
         raise Refused(
             f"version {version.sha} of {variant} is released and stays so, but its gates fail now: "
@@ -140,7 +174,23 @@ def choose(store: ArtifactStore, variant: str, action: Action, wanted: str | Non
             f"version {version.sha} of {variant} may not be released: {'; '.join(verdicts.failing(gates))}; "
             f"{_available(store, variant)}"
         )
-    return Choice(version, previous, "keep" if version.sha == previous else action)
+    return Choice(version, previous, action_taken)
+
+
+def _overruled(variant: str, version: str, gates: Mapping[str, Any] | None, despite: str) -> Overruled | None:
+    """What a decision overrules; None where all gates passed.
+
+    Raises:
+        Refused: no reason is given, or it may not be decided.
+    """
+    if not despite.strip():
+        raise Refused(f"{variant}: say why version {version} is to be released although its gates fail")
+    if problems := verdicts.beyond_judgement(gates):
+        raise Refused(
+            f"version {version} of {variant} may not be released whatever the reason: {'; '.join(problems)}"
+        )
+    failed = tuple(verdicts.failing(gates))
+    return Overruled(despite.strip(), failed) if failed else None
 
 
 def available(store: ArtifactStore, variant: str) -> list[str]:
@@ -150,6 +200,12 @@ def available(store: ArtifactStore, variant: str) -> list[str]:
 
 def was_released(store: ArtifactStore, variant: str, sha: str) -> bool:
     return store.annotation(verdicts.PACK, variant, sha, verdicts.RELEASED) is not None
+
+
+def overruled_of(store: ArtifactStore, variant: str, sha: str) -> Overruled | None:
+    """The decision that released a version despite its gates; None where there was none."""
+    note = store.annotation(verdicts.PACK, variant, sha, verdicts.RELEASED) or {}
+    return Overruled(note["despite"], tuple(note["failed"])) if "despite" in note else None
 
 
 def size_of(store: ArtifactStore, variant: str, sha: str) -> str | None:
@@ -200,6 +256,7 @@ def log_entry(store: ArtifactStore, variant: str, choice: Choice) -> dict[str, A
         "action": choice.action,
         "store": store.address,
         "size": size_of(store, variant, choice.version.sha) or "empty",
+        **({} if choice.overruled is None else choice.overruled.record()),
         **difference(store, variant, choice),
     }
 

@@ -13,6 +13,7 @@ import polars as pl
 from steer_pipeline.io.reader import Reader, read_rows
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.rewrites.comparison import BASE, ComparisonTables
+from steer_pipeline.lab.rewrites.release import overruled_of
 from steer_pipeline.lab.rewrites.stored import (
     BAND_VERSION,
     NO_BAND,
@@ -134,7 +135,7 @@ def gather(read: Reader, settings: Settings, comparison: Path) -> ReportInputs:
     )
     context = ReportContext(
         versions=versions,
-        facts=_facts(settings, packs[BASE], compared),
+        facts=_facts(settings, packs[BASE], compared) | _overruled(read, compared),
         targets={name: settings.variants[name].targets for name in packs if settings.variants[name].targets},
         left_out=compared.left_out,
         axes_left_out=compared.axes_left_out,
@@ -170,6 +171,12 @@ def _doses(read: Reader, personas: Sequence[str]) -> list[DoseInfo]:
                 )
             infos.append(DoseInfo(persona, version.sha, sweep, load_recommendation(version.path)))
     return infos
+
+
+def _overruled(read: Reader, compared: Compared) -> dict[str, str]:
+    """Packs that somebody released despite their gates, and why: nobody should read their numbers without it."""
+    found = {name: overruled_of(read.store, name, sha) for name, sha in compared.versions.items()}
+    return {f"{name} is released": str(one) for name, one in found.items() if one is not None}
 
 
 def _facts(settings: Settings, base: pl.DataFrame, compared: Compared) -> dict[str, str]:

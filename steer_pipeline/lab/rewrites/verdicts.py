@@ -9,6 +9,7 @@ from typing import Any
 
 from steer_pipeline.io.store import ArtifactStore, Version
 from steer_pipeline.lab.rewrites import GATES as CLAIMS
+from steer_pipeline.lab.rewrites import MATTERS_OF_JUDGEMENT
 from steer_pipeline.lab.verdict import Verdict
 
 PACK = "rewrite_pack"
@@ -47,11 +48,22 @@ def failing(stored: Mapping[str, Any] | None) -> list[str]:
     """`gate: message` for each gate that stops a release; one sentence when the version was never judged."""
     if stored is None:
         return ["its gates have not run: run the job `promote`, which runs them first"]
+    return [f"{name}: {gate['message']}" for name, gate in _stopping(stored).items()]
+
+
+def beyond_judgement(stored: Mapping[str, Any] | None) -> list[str]:
+    """Those of `failing` that nobody may overrule."""
+    if stored is None:
+        return failing(stored)
     return [
         f"{name}: {gate['message']}"
-        for name, gate in stored["gates"].items()
-        if gate["blocking"] and not gate["passed"]
+        for name, gate in _stopping(stored).items()
+        if name not in MATTERS_OF_JUDGEMENT
     ]
+
+
+def _stopping(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: gate for name, gate in stored["gates"].items() if gate["blocking"] and not gate["passed"]}
 
 
 def releasable(store: ArtifactStore, variant: str, sha: str) -> bool:

@@ -140,7 +140,7 @@ def _beside_controls(tables: StudentTables, variants: Sequence[str]) -> Verdict:
         not left_out,
         f"not shown: {_listed(left_out)}"
         if left_out
-        else f"ranks {', '.join(map(str, ranks))}: all variants, each beside the students of base and of both controls",
+        else f"ranks {', '.join(map(str, ranks))}: all variants, each beside the students of base and of the controls",
         {"left_out": len(left_out)},
     )
 

@@ -170,26 +170,28 @@ def compare_students(
     *,
     seed: int,
     n_boot: int = 10_000,
+    needed: Sequence[str] = NEEDED,
 ) -> StudentTables:
     """Compares the students of all variants with base's, rank by rank.
 
     Args:
         stored: variant -> its transfer, in the catalogue's order.
+        needed: variants without whose students none is shown: base and controls.
 
     Raises:
         Refused: base or a control has no students, or no student can be shown.
     """
-    if absent := [name for name in NEEDED if name not in stored]:
+    if absent := [name for name in needed if name not in stored]:
         raise Refused(
             f"{', '.join(absent)}: no students; nothing is compared without its controls: make student_adapter and "
             "student_transfer of them (`steer make students` does)"
         )
     otherwise = made_otherwise(stored)
     stored = {name: one for name, one in stored.items() if name not in otherwise}
-    if absent := [name for name in NEEDED if name not in stored]:
+    if absent := [name for name in needed if name not in stored]:
         raise Refused("; ".join(f"{name}: {otherwise[name]}" for name in absent))
     students = pl.concat([one.students for one in stored.values()])
-    shown, left_out = showable(students)
+    shown, left_out = showable(students, needed)
     if shown.filter(pl.col("variant") != BASE).is_empty():
         raise Refused(f"no student has its controls: {'; '.join(f'{k}: {v}' for k, v in left_out.items())}")
     readouts, without = fit_readouts(stored, variants, seed)
@@ -217,7 +219,7 @@ def compare_students(
 # ------------------------------------------------------------------------------------ who may be shown
 
 
-def showable(students: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, str]]:
+def showable(students: pl.DataFrame, needed: Sequence[str] = NEEDED) -> tuple[pl.DataFrame, dict[str, str]]:
     """Students whose controls exist at their rank, with the same seeds, rows, epochs, recipe and model; and why not.
 
     Args:
@@ -225,7 +227,7 @@ def showable(students: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, str]]:
     """
     shown, left_out = [], {}
     for (variant, rank), own in students.group_by("variant", "rank", maintain_order=True):
-        lacking = [problem for name in NEEDED if (problem := _unlike(own, students, name, rank))]
+        lacking = [problem for name in needed if (problem := _unlike(own, students, name, rank))]
         if lacking:
             left_out[f"{variant} rank {rank}"] = "; ".join(lacking)
         else:

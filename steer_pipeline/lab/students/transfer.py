@@ -132,8 +132,8 @@ def measure_transfer(
     return Transfer(
         rows.drop("prompt"),
         pack.drop("prompt"),
-        _states(rows, task.profile, base, blocks),
-        _states(pack, task.profile, base, blocks),
+        read_states(rows, task.profile, base, blocks),
+        read_states(pack, task.profile, base, blocks),
         blocks,
         {
             "variant": variant,
@@ -292,7 +292,7 @@ def with_traits(rows: pl.DataFrame, scorers: Scorers) -> pl.DataFrame:
     )
 
 
-def _states(rows: pl.DataFrame, profile: Profile, base: LoadedModel, blocks: list[int]) -> np.ndarray:
+def read_states(rows: pl.DataFrame, profile: Profile, base: LoadedModel, blocks: list[int]) -> np.ndarray:
     """fp32 [rows, blocks, hidden]: what the unsteered model makes of each rewrite, given its prompt."""
     examples = _examples(base, _numbered(rows), profile)
     found = np.zeros((rows.height, len(blocks), base.hidden_size), dtype=np.float32)

@@ -75,6 +75,11 @@ class ReleaseConfig(dg.Config):
         description="Version of `rewrite_pack` to release (a hash or its beginning); default: the newest to promote, "
         "the one released before to roll back.",
     )
+    despite: str | None = Field(
+        default=None,
+        description="Why a pack is released although gates fail that are a matter of judgement (suspect rate, "
+        "difference from base). The reason and the failed gates go into the log and beside the pack.",
+    )
 
 
 @dg.asset(
@@ -293,7 +298,8 @@ def rewrite_release(
 
     Materialise it to promote the newest pack; `action: rollback` goes back in the history, again and again;
     `version` names one. Only a version whose stored gates all passed, or that was released before, is accepted, and
-    one that is released while its gates fail is not kept in silence. The list of materialisations is the log of
+    one that is released while its gates fail is not kept in silence; `despite` gives a reason to release one all
+    the same, which is logged with what it fails. The list of materialisations is the log of
     promotions and rollbacks; the data version is the pack's. Both versions are read and compared first, then the
     log is written, and the pointer moves last.
     """
@@ -305,7 +311,7 @@ def rewrite_release(
         wanted = config.version
         if config.action == "rollback" and not wanted:
             wanted = release.former(history(context.instance, packs, variant), variant)
-        choice = release.choose(packs, variant, config.action, wanted)
+        choice = release.choose(packs, variant, config.action, wanted, config.despite)
         entry = release.log_entry(packs, variant, choice)
         pointer = release.prepare(packs, variant, choice.version.sha, context.run_id, "1")
     path = dg.MetadataValue.path(str(choice.version.path))
@@ -313,7 +319,7 @@ def rewrite_release(
         data_version=dg.DataVersion(choice.version.sha), metadata={**entry, "path": path}
     )
     # Here the materialisation is in the log.
-    release.move(packs, variant, pointer, context.run_id)
+    release.move(packs, variant, pointer, context.run_id, choice.overruled)
 
 
 def _why_empty(context: dg.AssetExecutionContext) -> str:

@@ -13,7 +13,7 @@ import dagster as dg
 
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.keys import key
-from steer_pipeline.lab.rewrites.release import RELEASE, UNKNOWN, Entry, released_or_unknown
+from steer_pipeline.lab.rewrites.release import RELEASE, UNKNOWN, Entry, Overruled, released_or_unknown
 
 
 def history(
@@ -46,4 +46,7 @@ def _entry(record: Any, metadata: Mapping[str, Any]) -> Entry:
         previous=str(metadata["previous"]),
         rows=int(metadata["rows"]),
         run_id=record.run_id,
+        overruled=Overruled(str(metadata["despite"]), tuple(metadata["failed"]))
+        if "despite" in metadata
+        else None,
     )

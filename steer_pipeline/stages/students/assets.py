@@ -194,7 +194,7 @@ def _judged_on(read: Reader, variant: str) -> "tuple[pl.DataFrame, Task]":
 
 
 @dg.asset(
-    code_version=made_of("1", "coherence", "students.seed"),
+    code_version=made_of("1", "coherence", "students.seed", "students.controls"),
     deps=["student_adapter", "student_transfer", "student_mechanism", "variant_spec"],
     **cpu("students", io_manager_key="bundle_io", kinds={"polars", "parquet"}),
 )
@@ -224,7 +224,13 @@ def student_comparison(
                 stored[name] = read_transfer(
                     adapters.path, transfer.path, None if mechanism is None else mechanism.path
                 )
-        tables = compare_students(stored, variants, profile.coherence, seed=profile.students.seed)
+        tables = compare_students(
+            stored,
+            variants,
+            profile.coherence,
+            seed=profile.students.seed,
+            needed=("base", *profile.students.controls),
+        )
         written = write_report(tables, read.seen, made)
         yield dg.Output(made, metadata=metadata.of_comparison(tables, written))
 

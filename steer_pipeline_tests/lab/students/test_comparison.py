@@ -124,6 +124,17 @@ def test_nothing_is_compared_without_its_controls():
         compare(other)
 
 
+def test_a_control_that_cannot_be_taught_is_left_out_by_the_profile_alone():
+    """Steered that way a small model may write nothing worth learning; who says so is the profile, not the rows."""
+    stored = transfers(ranks=[8])
+    del stored["random_direction"]
+    tables = compare(stored, needed=("base", "base_resample"))
+    assert verdicts(tables) == {"paranoid": UP, "trusting": DOWN, "base_resample": NONE}
+    del stored["base_resample"]
+    with pytest.raises(Refused, match="base_resample: no students"):
+        compare(stored, needed=("base", "base_resample"))
+
+
 def test_a_transfer_on_other_news_or_with_other_decoding_is_left_out():
     stored = transfers()
     one = stored["paranoid"]

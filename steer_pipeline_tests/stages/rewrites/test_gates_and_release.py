@@ -15,6 +15,7 @@ import pytest
 
 from steer_pipeline.campaigns import release as commands
 from steer_pipeline.campaigns.driver import Driver
+from steer_pipeline.cli import status
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.rewrites import release, verdicts
 from steer_pipeline.stages.rewrites.history import history
@@ -99,6 +100,55 @@ def test_a_bad_pack_is_stopped_by_the_named_check_and_the_release_stays(project,
     assert f"version {bad.sha} of paranoid may not be released" in outcome.errors[0]
     assert good.sha in outcome.errors[0]
     assert release.released(project.store, "paranoid") == good.sha
+
+
+def test_a_pack_that_its_gates_stop_is_released_by_a_decision_that_is_recorded(project):
+    good = project.put("rewrite_pack", "paranoid", GOOD)
+    assert commands.promote(project.driver, "paranoid").success
+    bad = project.put("rewrite_pack", "paranoid", with_suspects())
+    assert not commands.promote(project.driver, "paranoid").success
+    assert commands.promote(project.driver, "paranoid", "the students shall see it").success
+    assert release.released(project.store, "paranoid") == bad.sha
+    entry, before = history(project.driver.instance, project.store, "paranoid")
+    assert (entry.version, entry.previous, before.overruled) == (bad.sha, good.sha, None)
+    assert entry.overruled.despite == "the students shall see it"
+    (failed,) = entry.overruled.failed
+    assert failed.startswith("suspect_rate_is_low: 12.50% of 24 rows are suspect")
+    assert "because: the students shall see it" in commands.shown([entry])
+    assert release.overruled_of(project.store, "paranoid", bad.sha) == entry.overruled
+    assert not project.store.annotation("rewrite_pack", "paranoid", bad.sha, "gates")["passed"]
+    assert status.released_despite_gates(["paranoid"]) == {"paranoid": str(entry.overruled)}
+    assert commands.rollback(project.driver, "paranoid").success
+    assert status.released_despite_gates(["paranoid"]) == {}
+
+
+@pytest.mark.parametrize(
+    "fault", ["a row dropped", "a row duplicated", "a JSON broken", "another row instead"]
+)
+def test_no_reason_releases_a_pack_that_is_not_what_it_claims_to_be(project, fault):
+    make, expected = FAULTS[fault]
+    project.put("rewrite_pack", "paranoid", make())
+    outcome = commands.promote(project.driver, "paranoid", "I insist")
+    assert not outcome.success
+    assert "may not be released whatever the reason" in outcome.errors[0]
+    assert expected in outcome.errors[0]
+    assert release.released(project.store, "paranoid") is None
+
+
+def test_a_decision_needs_a_reason_and_a_verdict(project):
+    project.put("rewrite_pack", "paranoid", with_suspects())
+    config = {"rewrite_release": {"despite": "unseen"}}
+    outcome = project.driver.materialize(["rewrite_release"], partition="paranoid", config=config)
+    assert "its gates have not run" in outcome.errors[0]
+    assert "say why" in commands.promote(project.driver, "paranoid", " ").errors[0]
+    assert log_of(project) == []
+
+
+def test_a_good_pack_needs_no_decision(project):
+    version = project.put("rewrite_pack", "paranoid", GOOD)
+    assert commands.promote(project.driver, "paranoid", "to be sure").success
+    assert release.overruled_of(project.store, "paranoid", version.sha) is None
+    assert history(project.driver.instance, project.store, "paranoid")[0].overruled is None
 
 
 def test_promotion_and_rollback_are_one_command_each_and_are_logged(project):
