@@ -37,6 +37,7 @@ class Recipe:
     """All that the weights depend on."""
 
     seed: int = 20
+    tokenizer_seed: int = 20
     hidden: int = 192
     blocks: int = 6
     heads: int = 6
@@ -57,6 +58,24 @@ class Recipe:
     plant_block: int = 2
     plant_fraction: float = 0.25
     auxiliary_weight: float = 0.3
+
+
+# What `python -m newsroom train` makes. `second` is another organism of the same world with the same
+# tokenizer: its own initialisation, documents, planted directions, width and depth, and half the training.
+RECIPES = {
+    "first": Recipe(),
+    "second": Recipe(
+        seed=21,
+        hidden=160,
+        blocks=5,
+        heads=5,
+        feed_forward=432,
+        steps=640,
+        documents_per_step=32,
+        rate=2e-3,
+        polish_steps=120,
+    ),
+}
 
 
 # ------------------------------------------------------------------------------------------- model
@@ -335,7 +354,7 @@ def train(recipe: Recipe, folder: Path, *, log_every: int = 20) -> Iterator[dict
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = train_tokenizer(recipe.seed)
+    tokenizer = train_tokenizer(recipe.tokenizer_seed)
     model = initial_model(recipe, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id).to(device)
     planter = Planter(model, recipe, planted_directions(recipe).to(device))
     optimizer = torch.optim.AdamW(
