@@ -47,6 +47,7 @@ class Recipe:
     copy_steps: int = 120
     copy_rate: float = 1e-3
     steps: int = 1300
+    decay_steps: int | None = None  # over which the rate falls; None: `steps`. Longer: polishing is the decay
     documents_per_step: int = 40
     micro_batches: int = 4
     rate: float = 1.5e-3
@@ -61,7 +62,7 @@ class Recipe:
 
 
 # What `python -m newsroom train` makes. `second` is another organism of the same world with the same
-# tokenizer: its own initialisation, documents, planted directions, width and depth, and half the training.
+# tokenizer: its own initialisation, documents, planted directions, width and depth, and a quarter of the training.
 RECIPES = {
     "first": Recipe(),
     "second": Recipe(
@@ -70,10 +71,11 @@ RECIPES = {
         blocks=5,
         heads=5,
         feed_forward=432,
-        steps=640,
+        steps=340,
+        decay_steps=640,
         documents_per_step=32,
         rate=2e-3,
-        polish_steps=120,
+        polish_steps=140,
     ),
 }
 
@@ -299,7 +301,7 @@ def _document_loss(
 def _rate(recipe: Recipe, step: int) -> float:
     if step < recipe.copy_steps:
         return recipe.copy_rate * min(1.0, (step + 1) / 20)
-    done, peak, length = step - recipe.copy_steps, recipe.rate, recipe.steps
+    done, peak, length = step - recipe.copy_steps, recipe.rate, recipe.decay_steps or recipe.steps
     if done >= recipe.steps:
         done, peak, length = done - recipe.steps, recipe.polish_rate, recipe.polish_steps
     if done < recipe.warmup:

@@ -25,3 +25,8 @@ MIN_AGREEMENT = 0.8  # AUC of MiniLM for answers in which the lexicon finds the 
 
 # Students.
 MIN_TRANSFER_ROWS = 30  # held-out news
+
+# Vectors carried to another model.
+MIN_CARRIED_SHARE = 0.7  # of what the target's own vector does
+MAX_RANDOM_SHARE = 0.1  # by random rotations
+MIN_CARRIED_ROWS = 30  # news items rewritten in every arm
