@@ -9,7 +9,7 @@ import polars as pl
 
 from steer_pipeline.catalogue import Persona, load_profile
 from steer_pipeline.lineage import MODEL, made_of
-from steer_pipeline.partitions import CARRIED_PERSONAS, PERSONA
+from steer_pipeline.partitions import CARRIED, CARRIED_PERSONAS, PERSONA
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.settings import settings
 from steer_pipeline.stages.kit import folder, gpu, reader, user_errors
@@ -82,4 +82,4 @@ def vector_transport(
         yield dg.Output(made, metadata=metadata.of_transport(summary, made))
 
 
-ASSETS = [vector_transport]
+ASSETS = [vector_transport] if CARRIED else []

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from steer_pipeline.lab.limits import MAX_RANDOM_SHARE, MIN_CARRIED_ROWS, MIN_CARRIED_SHARE
-from steer_pipeline.partitions import PERSONA
+from steer_pipeline.partitions import CARRIED, PERSONA
 from steer_pipeline.resources import ArtifactStoreResource
 from steer_pipeline.settings import settings
 from steer_pipeline.stages.kit import Claims, must, reader, should, user_errors
@@ -58,4 +58,4 @@ def vector_transport_checks(
     yield from map(TRANSPORT.judged, transport_verdicts(folder, spec))
 
 
-CHECKS = [vector_transport_checks]
+CHECKS = [vector_transport_checks] if CARRIED else []
