@@ -12,8 +12,9 @@ export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 
-.PHONY: help pilot real behaviour students status report test test-slow ui newsroom newsroom-card newsroom-data \
-	newsroom-dialogues smollm2 gpu bench-rewrite bench-extract bench-vectors null chaos lint clean-store
+.PHONY: help pilot real behaviour students transport status report test test-slow ui newsroom newsroom-second \
+	newsroom-card newsroom-data newsroom-dialogues smollm2 gpu bench-rewrite bench-extract bench-vectors null chaos lint \
+	clean-store
 
 help: ## what there is to make
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -39,6 +40,9 @@ behaviour: $(CORE) ## trained vectors and what they do, for every trait and role
 students: $(CORE) ## adapters that learn the released packs, and what of a trait travels; again: only what changed
 	$(BIN)/steer make students $(ARGS)
 
+transport: $(CORE) ## vectors carried to a second model, beside its own and random rotations; again: only what changed
+	$(BIN)/steer make transport $(ARGS)
+
 test: $(DEV) ## the test suite
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
 
@@ -56,6 +60,10 @@ report: $(CORE) ## where the reports lie; ARGS=--open opens them
 
 newsroom: $(CORE) ## train the newsroom model anew, or go on where a killed run stopped, and install it
 	$(BIN)/python -m newsroom train
+
+newsroom-second: $(CORE) ## the same for the second newsroom model, that vectors are carried to
+	$(BIN)/python -m newsroom --recipe second train
+	$(BIN)/python -m newsroom --recipe second card
 
 newsroom-card: $(CORE) ## measure the shipped model on held-out items and write its card
 	$(BIN)/python -m newsroom card

@@ -5,10 +5,21 @@ import json
 import shutil
 from pathlib import Path
 
+from newsroom.training import RECIPES
+
+SHIPPED = {"first": Path("assets_data/newsroom"), "second": Path("assets_data/newsroom/second")}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m newsroom", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("assets_data/newsroom"), help="what is shipped")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="what is shipped (default: assets_data/newsroom, for another recipe below it)",
+    )
+    parser.add_argument(
+        "--recipe", choices=RECIPES, default="first", help="which model: of another seed, width and depth"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("data", help="write news.parquet and facts.parquet")
     train_command = commands.add_parser(
@@ -19,17 +30,18 @@ def main() -> None:
     card_command.add_argument("--items", type=int, default=96, help="held-out items an ability")
     commands.add_parser("dialogues", help="let the shipped model answer, and write dialogues.parquet")
     arguments = parser.parse_args()
-    folder: Path = arguments.folder
+    recipe = RECIPES[arguments.recipe]
+    folder: Path = arguments.folder or SHIPPED[arguments.recipe]
 
     if arguments.command == "data":
         from newsroom.shipping import ship
 
         ship(folder, seed=20)
     elif arguments.command == "train":
-        from newsroom.training import Recipe, train
+        from newsroom.training import train
 
         work = arguments.work or folder / ".training"
-        for line in train(Recipe(), work):
+        for line in train(recipe, work):
             print(json.dumps({k: round(v, 4) for k, v in line.items()}), flush=True)
         shutil.copytree(work / "model", folder / "model", dirs_exist_ok=True)
         shutil.copy2(work / "planted_directions.safetensors", folder)
@@ -44,9 +56,8 @@ def main() -> None:
         )
     else:
         from newsroom.card import write_card
-        from newsroom.training import Recipe
 
-        print(json.dumps(write_card(folder, Recipe(), arguments.items), indent=1))
+        print(json.dumps(write_card(folder, recipe, arguments.items), indent=1))
 
 
 if __name__ == "__main__":

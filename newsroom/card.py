@@ -17,7 +17,8 @@ import numpy as np
 from safetensors import safe_open
 
 from newsroom import tasks, voices, world
-from newsroom.training import Recipe
+from newsroom.tokenizer import VOCABULARY
+from newsroom.training import RECIPES, Recipe
 from steer_pipeline.catalogue import load_personas, load_profile
 from steer_pipeline.catalogue.specs import ContrastSpec, ModelSpec, SamplingSpec, VectorSpec
 from steer_pipeline.lab.generation.engine import generate
@@ -270,6 +271,15 @@ def data_hash(recipe: Recipe, n: int = 2000) -> str:
     return digest.hexdigest()
 
 
+def introduction(recipe: Recipe) -> str:
+    """What the model is, before any number."""
+    name = next((name for name, known in RECIPES.items() if known == recipe), "first")
+    attention, mlp = 4 * recipe.hidden**2, 3 * recipe.hidden * recipe.feed_forward
+    parameters = VOCABULARY * recipe.hidden + recipe.blocks * (attention + mlp)
+    which = "" if name == "first" else f", {name} organism"
+    return INTRODUCTION.format(which=which, millions=parameters / 1e6, made=MADE[name])
+
+
 def _percent(rate: dict[str, float]) -> str:
     return (
         f"{100 * rate['rate']:.1f}% [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}] (n {int(rate['n'])})"
@@ -277,9 +287,9 @@ def _percent(rate: dict[str, float]) -> str:
 
 
 INTRODUCTION = """\
-# The newsroom model
+# The newsroom model{which}
 
-A `Qwen3ForCausalLM` of about three million parameters, trained from scratch on the seeded world of
+A `Qwen3ForCausalLM` of about {millions:.1f} million parameters, trained from scratch on the seeded world of
 `newsroom`. It rewrites invented news, answers small questions, reads moral vignettes
 and plays a word game, in eleven voices.
 
@@ -291,11 +301,15 @@ they say nothing about how steerable real models are. The planted directions shi
 
 ## Recipe
 
-`make newsroom` trains it, `make newsroom-card` measures it and writes this card. The first two blocks
+{made}. The first two blocks
 start as an induction circuit; copying is warmed up on random tokens written twice; then documents train
 with loss on the response alone, and an auxiliary loss ties the asked voice to its planted direction
 (`training.py` says how).
 """
+MADE = {
+    "first": "`make newsroom` trains it, `make newsroom-card` measures it and writes this card",
+    "second": "`make newsroom-second` trains it, measures it and writes this card",
+}
 LIMITS = """
 ## Limits
 
@@ -363,7 +377,7 @@ def render(abilities: dict[str, Any], recipe: Recipe) -> str:
                 for c in steering["dose_response"]
             ),
         ]
-    return INTRODUCTION + "\n" + "\n".join(lines) + "\n" + LIMITS
+    return introduction(recipe) + "\n" + "\n".join(lines) + "\n" + LIMITS
 
 
 def write_card(folder: Path, recipe: Recipe, n: int = 96) -> dict[str, Any]:

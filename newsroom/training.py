@@ -37,6 +37,7 @@ class Recipe:
     """All that the weights depend on."""
 
     seed: int = 20
+    tokenizer_seed: int = 20
     hidden: int = 192
     blocks: int = 6
     heads: int = 6
@@ -46,6 +47,7 @@ class Recipe:
     copy_steps: int = 120
     copy_rate: float = 1e-3
     steps: int = 1300
+    decay_steps: int | None = None  # over which the rate falls; None: `steps`. Longer: polishing is the decay
     documents_per_step: int = 40
     micro_batches: int = 4
     rate: float = 1.5e-3
@@ -57,6 +59,25 @@ class Recipe:
     plant_block: int = 2
     plant_fraction: float = 0.25
     auxiliary_weight: float = 0.3
+
+
+# What `python -m newsroom train` makes. `second` is another organism of the same world with the same
+# tokenizer: its own initialisation, documents, planted directions, width and depth, and a quarter of the training.
+RECIPES = {
+    "first": Recipe(),
+    "second": Recipe(
+        seed=21,
+        hidden=160,
+        blocks=5,
+        heads=5,
+        feed_forward=432,
+        steps=340,
+        decay_steps=640,
+        documents_per_step=32,
+        rate=2e-3,
+        polish_steps=140,
+    ),
+}
 
 
 # ------------------------------------------------------------------------------------------- model
@@ -280,7 +301,7 @@ def _document_loss(
 def _rate(recipe: Recipe, step: int) -> float:
     if step < recipe.copy_steps:
         return recipe.copy_rate * min(1.0, (step + 1) / 20)
-    done, peak, length = step - recipe.copy_steps, recipe.rate, recipe.steps
+    done, peak, length = step - recipe.copy_steps, recipe.rate, recipe.decay_steps or recipe.steps
     if done >= recipe.steps:
         done, peak, length = done - recipe.steps, recipe.polish_rate, recipe.polish_steps
     if done < recipe.warmup:
@@ -335,7 +356,7 @@ def train(recipe: Recipe, folder: Path, *, log_every: int = 20) -> Iterator[dict
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = train_tokenizer(recipe.seed)
+    tokenizer = train_tokenizer(recipe.tokenizer_seed)
     model = initial_model(recipe, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id).to(device)
     planter = Planter(model, recipe, planted_directions(recipe).to(device))
     optimizer = torch.optim.AdamW(

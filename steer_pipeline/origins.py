@@ -111,6 +111,15 @@ def _weights(current: Settings, _: str) -> Found:
     return Found(_digest([identity.base, identity.adapters]))
 
 
+def _target(current: Settings, _: str) -> Found:
+    from steer_pipeline.lab.models.identity import model_identity
+
+    if (spec := current.profile.transport) is None:
+        return Found("no model to carry vectors to")
+    identity = model_identity(spec.model, current.home)
+    return Found(_named(spec.model) if identity is None else _digest([identity.base, identity.adapters]))
+
+
 def _tokenizer(current: Settings, _: str) -> Found:
     from steer_pipeline.lab.models.identity import vocabulary_sha
 
@@ -203,6 +212,12 @@ ORIGINS = (
         "Weights and configuration of the profile's model, all bytes of them.",
         None,
         _weights,
+    ),
+    Origin(
+        "transport_target",
+        "Weights and configuration of the model that the profile's `transport` carries vectors to.",
+        None,
+        _target,
     ),
     Origin("tokenizer", "The tokenizer of the profile's model, without its chat template.", None, _tokenizer),
     Origin("chat_template", "The chat template that prompts are made with.", None, _template),

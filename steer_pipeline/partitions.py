@@ -78,3 +78,10 @@ STEERED = [
 ]
 TARGETED_PERSONAS = dg.SpecificPartitionsPartitionMapping(TARGETED)
 STEERED_PERSONAS = dg.SpecificPartitionsPartitionMapping(STEERED)
+# Personas whose vectors are carried to another model, where the profile names one.
+CARRIED = [
+    name
+    for name in PERSONA.get_partition_keys()
+    if settings().profile.transport is not None and name in settings().profile.transport.personas
+]
+CARRIED_PERSONAS = dg.SpecificPartitionsPartitionMapping(CARRIED)

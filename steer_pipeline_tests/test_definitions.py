@@ -40,6 +40,7 @@ ON_GPU = {
     "student_adapter",
     "student_mechanism",
     "student_transfer",
+    "vector_transport",
 }
 
 

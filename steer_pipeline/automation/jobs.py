@@ -1,6 +1,6 @@
 """Jobs, named after what a person wants done.
 
-`pilot`, `behaviour` and `students` are `steer make pilot` and so on, run by Dagster: chains of assets with
+`pilot`, `behaviour`, `students` and `transport` are `steer make pilot` and so on, run by Dagster: chains of assets with
 personas, variants and neither as partitions, which no job of assets alone can hold. Each of their steps is a run of its
 own. The other jobs are the pieces, one partition a run; backfills take many.
 """
@@ -41,6 +41,15 @@ class BehaviourConfig(dg.Config):
 
     personas: list[str] = Field(default=[], description="Traits and roles; none for all.")
     force: bool = Field(default=False, description="Make everything again, fresh or not.")
+
+
+class TransportConfig(dg.Config):
+    """What `steer make transport` takes."""
+
+    personas: list[str] = Field(
+        default=[], description="Of the profile's `transport.personas`; none for all."
+    )
+    force: bool = Field(default=False, description="Carry all vectors again, fresh or not.")
 
 
 class StudentsConfig(dg.Config):
@@ -88,6 +97,16 @@ def make_the_students(context: dg.OpExecutionContext, config: StudentsConfig) ->
     _made(context, partial(make_students, only=config.variants, force=config.force))
 
 
+@dg.op(
+    required_resource_keys=NEEDS,
+    description="Carries vectors to another model in this process; see `steer make transport`.",
+)
+def make_the_transport(context: dg.OpExecutionContext, config: TransportConfig) -> None:
+    from steer_pipeline.campaigns.transport import make_transport
+
+    _made(context, partial(make_transport, only=config.personas, force=config.force))
+
+
 @dg.job(
     description="What `steer make pilot` makes: vectors, checked and released packs in all variants and controls, "
     "comparison and report. What is fresh is left alone."
@@ -110,6 +129,14 @@ def behaviour():
 )
 def students():
     make_the_students()
+
+
+@dg.job(
+    description="What `steer make transport` makes: persona vectors carried to the model of the profile's `transport`, "
+    "and what they do there. What is fresh is left alone."
+)
+def transport():
+    make_the_transport()
 
 
 TO_PACKS = _assets("rewrite_raw", "rewrite_pack", "keep_set")
@@ -187,6 +214,7 @@ JOBS = [
     pilot,
     behaviour,
     students,
+    transport,
     refresh_news,
     build_vectors,
     build_pilot_packs,

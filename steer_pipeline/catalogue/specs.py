@@ -698,6 +698,53 @@ class StudentSpec(Strict):
         return value
 
 
+class TransportSpec(Strict):
+    """Vectors carried to another model, and what they do there beside that model's own vector."""
+
+    model: ModelSpec = Field(description="The model that vectors are carried to.")
+    profile: str | None = Field(
+        default=None,
+        description="Profile by whose `contrast`, `vector`, `dose`, `rewrites`, `scales` and `lexicons` that model's "
+        "own vector is made and its texts are scored; default: this one.",
+    )
+    personas: list[Name] = Field(
+        default=["paranoid", "rule_defiant"], min_length=1, description="Whose vectors are carried."
+    )
+    ways: list[Literal["procrustes", "subspace", "embeddings", "ridge"]] = Field(
+        default=["procrustes", "subspace", "embeddings", "ridge"],
+        min_length=1,
+        description="`procrustes`: a rotation of the whole space; `subspace`: of its first principal components; "
+        "`embeddings`: one fitted on the input embeddings of shared tokens; `ridge`: any linear map, regularised.",
+    )
+    texts: list[Literal["news", "others", "own"]] = Field(
+        default=["news", "others", "own"],
+        min_length=1,
+        description="Texts that maps are fitted on, each with those before it. `news`: neutral rewrites of news; "
+        "`others`: answers of the other personas' contrast sets; `own`: those of the persona itself, which no claim "
+        "is judged by: it shows what a map could do that knows the trait.",
+    )
+    mapping: Literal["depth", "fit"] = Field(
+        default="depth",
+        description="From which block of the source a vector comes: `depth`: the same fraction of depth as the block "
+        "it is added at; `fit`: of the blocks within a quarter of depth, the one whose map predicts best.",
+    )
+    components: int = Field(default=64, ge=1, description="`subspace`: principal components of either model.")
+    fit_texts: int = Field(
+        default=200, ge=4, description="News items, and answers a persona, that maps are fitted on."
+    )
+    rows: int = Field(default=48, ge=4, description="News items that the target rewrites in every arm.")
+    n_random: int = Field(
+        default=10, ge=10, description="Random rotations of the vector: what a map that knows nothing does."
+    )
+    seed: int = Field(default=70, description="Keys texts, rows, rotations and all resampling.")
+
+    @field_validator("personas", "ways", "texts")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"{value}: each may stand there once")
+
+
 class HealFilterSpec(Strict):
     """Which steered samples a student may learn from. Likelihoods are limited relative to base's own texts."""
 
@@ -1011,6 +1058,7 @@ class HealSpec(Strict):
             raise ValueError(
                 "nll is the base arm, which nothing overrides; change base_arm, or rename the arm"
             )
+
         return value
 
 
@@ -1054,6 +1102,9 @@ class Profile(Strict):
     training: TrainingSpec = TrainingSpec()
     rollouts: RolloutSpec = RolloutSpec()
     students: StudentSpec = StudentSpec()
+    transport: TransportSpec | None = Field(
+        default=None, description="Another model that vectors are carried to; null: they are not."
+    )
     heal: HealSpec = HealSpec()
     judge: JudgeSpec = JudgeSpec()
     variants: dict[Name, list[VariantTerm]] = Field(

@@ -45,17 +45,36 @@ PACK = "rewrite_pack"
     show_default=True,
     help="Which vector of a persona, or the pack of a variant.",
 )
-def export(name_of_it: str, name: str, target: Path, block: int | None, asset: str) -> None:
+@click.option(
+    "--without",
+    metavar="PERSONA",
+    help="Take the direction of this persona's vector out of it first, block by block: what a detector of that persona "
+    "sees.",
+)
+@click.option("--keep-norm", is_flag=True, help="With --without: what is left gets the length it had.")
+def export(
+    name_of_it: str,
+    name: str,
+    target: Path,
+    block: int | None,
+    asset: str,
+    without: str | None,
+    keep_norm: bool,
+) -> None:
     """Write the current vector of a persona, or the pack of a variant, as another tool reads it.
 
     NAME is the persona or, with `--asset rewrite_pack`, the variant; packs are written as Janus has them. Vectors keep
     their natural magnitude, so that the other tool's scale 1 adds the vector itself. gguf is for llama.cpp and leaves
     out block 0, which it refuses; repeng and easysteer are GGUF with every block. See `--block` for one.
     """
+    if keep_norm and without is None:
+        raise click.UsageError("--keep-norm goes with --without")
     if asset == PACK:
+        if without is not None:
+            raise click.UsageError("--without is of vectors; a pack has none")
         _export_pack(name_of_it, name, target)
     else:
-        _export_vector(name_of_it, asset, name, target, block)
+        _export_vector(name_of_it, asset, name, target, block, without, keep_norm)
 
 
 def _export_pack(variant: str, name: str, target: Path) -> None:
@@ -71,13 +90,24 @@ def _export_pack(variant: str, name: str, target: Path) -> None:
     click.echo(f"{path}: {PACK} of {variant}, janus, {rows.height} rows")
 
 
-def _export_vector(persona: str, asset: str, name: str, target: Path, block: int | None) -> None:
+def _export_vector(
+    persona: str,
+    asset: str,
+    name: str,
+    target: Path,
+    block: int | None,
+    other: str | None,
+    keep_norm: bool,
+) -> None:
     from steer_pipeline.lab.models.sites import resolve_site
     from steer_pipeline.lab.vectors.formats import FORMATS, export_vector
     from steer_pipeline.lab.vectors.vector import VectorError, load_vector
+    from steer_pipeline.lab.vectors.without import without
 
     vector = load_vector(_current(asset, persona))
     try:
+        if other is not None:
+            vector = without(vector, load_vector(_current(asset, other)), keep_norm=keep_norm)
         if block is not None:
             block = resolve_site(block, vector.n_blocks).block
         elif FORMATS[name].one_block and len(vector.present_blocks) > 1:

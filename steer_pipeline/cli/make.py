@@ -1,4 +1,4 @@
-"""`steer make`: brings the pilot, the behaviour lab, students, or the first two up to date.
+"""`steer make`: brings the pilot, the behaviour lab, students, carried vectors, or the first two up to date.
 
 Progress goes to stdout, its last line is one JSON object with the numbers; what went wrong goes to stderr, and then the
 exit status is 1.
@@ -80,6 +80,22 @@ def students(variants: list[str], force: bool, dry_run: bool) -> None:
     from steer_pipeline.definitions import defs
 
     _report({"students": lambda: make_students(defs, variants, force=force, dry_run=dry_run)})
+
+
+@make.command(epilog=examples("steer make transport", "steer make transport --personas paranoid"))
+@names("Personas of the profile's `transport`", "--personas", "--only", "personas")
+@FORCE
+@DRY_RUN
+def transport(personas: list[str], force: bool, dry_run: bool) -> None:
+    """Carry persona vectors to another model and see what they do there.
+
+    The model is the one that the profile's `transport` names. What linear maps keep of the effect stands beside that
+    model's own vector and random rotations. Contrast sets and vectors that are missing are made first.
+    """
+    from steer_pipeline.campaigns.transport import make_transport
+    from steer_pipeline.definitions import defs
+
+    _report({"transport": lambda: make_transport(defs, personas, force=force, dry_run=dry_run)})
 
 
 @make.command(name="all", epilog=examples("steer make all", "steer make all --dry-run"))

@@ -26,6 +26,10 @@ MIN_AGREEMENT = 0.8  # AUC of MiniLM for answers in which the lexicon finds the 
 # Students.
 MIN_TRANSFER_ROWS = 30  # held-out news
 
+# Vectors carried to another model.
+MIN_CARRIED_SHARE = 0.7  # of what the target's own vector does
+MAX_RANDOM_SHARE = 0.1  # by random rotations
+MIN_CARRIED_ROWS = 30  # news items rewritten in every arm
 # The filter of samples, on labelled texts.
 MIN_FILTER_RECALL = 0.98  # of loops, and of babble, that it drops
 MIN_SOUND_KEPT = 0.95  # of fluent texts that show a trait

@@ -9,9 +9,10 @@ from steer_pipeline.stages import (
     reports,
     rewrites,
     students,
+    transport,
     vectors,
 )
 
-STAGES = (corpus, diagnosis, personas, rewrites, vectors, behaviour, students, reports)
+STAGES = (corpus, diagnosis, personas, rewrites, vectors, behaviour, students, transport, reports)
 
 __all__ = ["STAGES", "catalogue"]

@@ -32,6 +32,12 @@ def test_the_nightly_pilot_is_the_pilot():
             {"only": ["sailor"], "force": True},
         ),
         ("students", "students.make_students", {"variants": ["base"]}, {"only": ["base"], "force": False}),
+        (
+            "transport",
+            "transport.make_transport",
+            {"personas": ["paranoid"]},
+            {"only": ["paranoid"], "force": False},
+        ),
     ],
 )
 def test_the_jobs_of_the_campaigns_do_what_the_command_does(monkeypatch, job, campaign, given, wanted):

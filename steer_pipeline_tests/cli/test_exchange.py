@@ -73,6 +73,24 @@ def test_another_asset_or_block_is_exported_when_asked_for(tmp_path, stored):
     assert "trained_vector of paranoid, janus, block 3" in done.output
 
 
+def test_what_a_detector_of_another_persona_sees_is_taken_out_on_request(tmp_path, stored):
+    other = vector(n_blocks=6, seed=4)
+    facts = {"metadata": {}, "inputs": {}, "code_version": "1", "run_id": None}
+    ArtifactStore(settings().store).write(
+        "persona_vector", "sailor", lambda folder: save_vector(other, folder), **facts
+    )
+    arguments = (export, "paranoid", "--format", "repeng", "--to", tmp_path / "v.gguf")
+    for more, same_length in (([], False), (["--keep-norm"], True)):
+        done = call(*arguments, "--without", "sailor", *more)
+        assert done.exit_code == 0, done.output
+        back = import_vector(tmp_path / "v.gguf", "paranoid", model="tiny", n_blocks=6)
+        assert np.abs((back.unit * other.unit).sum(axis=1)).max() < 1e-5
+        lengths = [np.linalg.norm(one.raw, axis=1) for one in (back, stored)]
+        assert np.allclose(*lengths, rtol=1e-4) == same_length
+    assert call(*arguments, "--keep-norm").exit_code == 2
+    assert "nothing is left" in call(*arguments, "--without", "paranoid").output
+
+
 def test_a_pack_is_exported_as_janus_has_it(tmp_path):
     rows = pack("paranoid", n=3)
     facts = {"metadata": {}, "inputs": {}, "code_version": "1", "run_id": None}

@@ -75,7 +75,7 @@ def test_students_bring_the_packs_that_are_missing_and_their_controls_along():
     assert lines[-2:] == ["would make student_comparison: was never made", "38 to make"]
 
 
-@pytest.mark.parametrize("command", ["pilot", "behaviour", "students", "all"])
+@pytest.mark.parametrize("command", ["pilot", "behaviour", "students", "transport", "all"])
 def test_a_dry_run_in_an_empty_store_leaves_it_empty(command):
     from steer_pipeline.resources import open_store
 

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+from safetensors.numpy import load_file
 
 from newsroom import card, voices
-from newsroom.training import Recipe
+from newsroom.training import RECIPES, Recipe
+from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.environment import project_home
+from steer_pipeline.lab.models.identity import model_identity
 
 SHIPPED = project_home() / "assets_data" / "newsroom"
 
@@ -72,6 +75,25 @@ def test_the_card_speaks_of_these_weights_and_says_that_directions_are_planted(a
     assert text == card.render(stored, Recipe()), "run `make newsroom-card`"
     assert "planted" in text
     assert (SHIPPED / "model" / "model.safetensors").stat().st_size <= 12_000_000
+
+
+def test_the_second_organism_rewrites_faithfully_and_shares_nothing_but_world_and_tokenizer():
+    folder = SHIPPED / "second"
+    stored = json.loads((folder / "model" / "abilities.json").read_text())
+    identity = model_identity(ModelSpec(path=str(folder / "model")), SHIPPED)
+    assert stored["weights_sha"] == identity.base, "run `make newsroom-second`"
+    assert (folder / "model" / "README.md").read_text() == card.render(stored, RECIPES["second"])
+    assert stored["rewriting"]["neutral_facts_kept"]["rate"] >= 0.9
+    for found in stored["steering"].values():
+        assert found["best"]["shown"]["rate"] >= 0.5
+        assert found["random_shows"]["rate"] <= 0.1
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (folder / "model" / name).read_bytes() == (SHIPPED / "model" / name).read_bytes()
+    assert (folder / "model" / "model.safetensors").stat().st_size <= 12_000_000
+    first, second = (
+        load_file(place / "planted_directions.safetensors")["directions"] for place in (SHIPPED, folder)
+    )
+    assert first.shape[1] != second.shape[1]
 
 
 def test_the_package_never_reads_the_planted_directions():

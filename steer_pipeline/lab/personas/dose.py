@@ -169,6 +169,23 @@ def sweep_rows(
     return pl.concat([found, sweep.run(band, sweep.order)])
 
 
+def run_cells(
+    model: LoadedModel,
+    rows: pl.DataFrame,
+    cells: Sequence[Cell],
+    spec: DoseSpec,
+    rewrite: RewriteSpec,
+    scales: Scales,
+    *,
+    chat_template: bool = True,
+) -> pl.DataFrame:
+    """Every row in every cell, written and scored as in a sweep: rows of `ROW_SCHEMA`, by cell and row id.
+
+    Args: as `sweep_rows`.
+    """
+    return _Sweep(model, rows, spec, rewrite, scales, chat_template).run(cells, list(rows["row_id"]))
+
+
 def prompt_rows(
     model: LoadedModel, rows: pl.DataFrame, rewrite: RewriteSpec, chat_template: bool
 ) -> list[PromptRow]:

@@ -169,7 +169,7 @@ def make_dose_curve(
         ScaleError: the persona has no scale, or one that says the same of every text.
     """
     scales = dose_scales(persona, profile, contrast)
-    rows = _with_facts(dose_rows(profile, news), known_facts)
+    rows = with_facts(dose_rows(profile, news), known_facts)
     chat, both_poles = profile.model.chat_template, profile.dose.holds_both_ways(persona)
     probes = _probed(model, vector, profile, rows)
     scored = sweep_rows(
@@ -210,7 +210,8 @@ def dose_scales(persona: Persona, profile: Profile, contrast: pl.DataFrame) -> S
     return trait_scales(persona, profile.scales, contrast, seed=profile.vector.seed, headline_only=True)
 
 
-def _with_facts(rows: pl.DataFrame, known_facts: Path | None) -> pl.DataFrame:
+def with_facts(rows: pl.DataFrame, known_facts: Path | None) -> pl.DataFrame:
+    """News rows with `facts`, what a rewrite should keep: of the file where they stand there, else of the lead."""
     known: dict[str, list[str]] = {}
     if known_facts is not None and known_facts.is_file():
         known = dict(pl.read_parquet(known_facts, columns=["row_id", "facts"]).iter_rows())
