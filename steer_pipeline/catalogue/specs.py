@@ -657,7 +657,9 @@ class StudentSpec(Strict):
         description="LoRA ranks; every student and every control has each of them.",
     )
     seeds: list[int] = Field(
-        default=[61, 62, 63], min_length=1, description="Of start and data order; one student a seed."
+        default=[61, 62, 63],
+        min_length=1,
+        description="Of the rows drawn, start and data order; one student a seed.",
     )
     rows: int = Field(
         default=400,
@@ -682,7 +684,10 @@ class StudentSpec(Strict):
         description="Blocks, or fractions of depth, at whose output the unsteered model reads rewrites; the "
         "projection is taken at the one that tells steered from base best on rows left out of the fit.",
     )
-    seed: int = Field(default=60, description="Keys which rows are learned and held out, and all resampling.")
+    seed: int = Field(
+        default=60,
+        description="Keys, beside a student's own seed, which rows are learned; which are held out; all resampling.",
+    )
 
     @field_validator("ranks", "seeds")
     @classmethod

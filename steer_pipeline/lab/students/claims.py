@@ -10,7 +10,7 @@ from steer_pipeline.catalogue.specs import StudentSpec, VariantSpec
 from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP
 from steer_pipeline.lab.limits import MIN_SEEDS, MIN_TRANSFER_ROWS
 from steer_pipeline.lab.students.comparison import StudentTables, read_tables
-from steer_pipeline.lab.students.training import LESSON, STUDENTS, wanted
+from steer_pipeline.lab.students.training import LESSON, STUDENTS, all_rows, wanted
 from steer_pipeline.lab.students.transfer import FACTS, ROWS
 from steer_pipeline.lab.verdict import Verdict
 
@@ -32,9 +32,8 @@ def adapter_verdicts(folder: Path, spec: StudentSpec, role: str) -> Iterator[Ver
         role: of the variant; what the model says by itself, base and its resample, has nothing new in it.
     """
     students = pl.read_parquet(folder / STUDENTS)
-    lesson = json.loads((folder / LESSON).read_text())
-    differing = lesson["differing_rows"]
-    count = len(lesson["train"]) + len(lesson["selection"])
+    differing = json.loads((folder / LESSON).read_text())["differing_rows"]
+    count = len(all_rows(folder))
     good = f"{count} rows, the same token ids in training and generation"
     bad = f"{len(differing)} of {count} rows have other token ids in training than in generation: {_listed(differing)}"
     yield Verdict(
@@ -45,7 +44,7 @@ def adapter_verdicts(folder: Path, spec: StudentSpec, role: str) -> Iterator[Ver
     yield Verdict(
         "every_rank_and_seed",
         not lacking,
-        f"missing: {_listed(lacking)}" if lacking else f"{len(there)} students of {count} rows",
+        f"missing: {_listed(lacking)}" if lacking else f"{len(there)} students, {count} rows in all",
         {"students": len(there)},
     )
     worse = students.filter(pl.col("selection_nll_last") >= pl.col("selection_nll_first"))
@@ -66,9 +65,7 @@ def adapter_verdicts(folder: Path, spec: StudentSpec, role: str) -> Iterator[Ver
 def transfer_verdicts(folder: Path, students: Path) -> Iterator[Verdict]:
     """Whether every student answered, on news that nobody learned."""
     rows, facts = pl.read_parquet(folder / ROWS), json.loads((folder / FACTS).read_text())
-    lesson = json.loads((students / LESSON).read_text())
-    learned = set(lesson["train"]) | set(lesson["selection"])
-    shared = sorted(set(rows["row_id"]) & learned) + facts["overlap"]
+    shared = sorted(set(rows["row_id"]) & set(all_rows(students))) + facts["overlap"]
     yield Verdict(
         "news_are_held_out",
         not shared,

@@ -8,7 +8,6 @@ other rows. Source: Blank et al. (2026), who find a student's effect in one dire
 the effect; sufficient, if putting it in brings it.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from steer_pipeline.lab.columns import described
+from steer_pipeline.lab.finetune.data import Example
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.jobs import FinishedRow, PromptRow
 from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means, residual_norms
@@ -26,7 +26,7 @@ from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.stats import bootstrap_means
 from steer_pipeline.lab.students.data import examples_of, prompt_ids
-from steer_pipeline.lab.students.training import LESSON, STUDENTS
+from steer_pipeline.lab.students.training import STUDENTS, rows_by_seed
 from steer_pipeline.lab.students.transfer import STREAM, Load, Open, Task, with_traits
 from steer_pipeline.lab.vectors.vector import PersonaVector
 
@@ -90,19 +90,13 @@ def measure_mechanism(
         arms: only of a variant whose rows were made by adding vectors.
     """
     base = load(None)
-    learned = json.loads((adapters / LESSON).read_text())["train"]
-    pack = kept.filter(pl.col("row_id").is_in(learned))
-    requests = [
-        HiddenRequest(list(one.ids), one.start, len(one.ids))
-        for one in examples_of(base.tokenizer, pack, task.profile)
-    ]
-    plain = collect_means(base, requests)
-    norms = residual_norms(base, [one.ids for one in requests[:NORM_SEQUENCES]])
+    learned = rows_by_seed(adapters)
+    pack = kept.filter(pl.col("row_id").is_in({row for rows in learned.values() for row in rows}))
+    reading = _Reading(base, examples_of(base.tokenizer, pack, task.profile))
+    norms = reading.norms()
     students = pl.read_parquet(adapters / STUDENTS).rows(named=True)
     shifts = {
-        (row["rank"], row["seed"]): (collect_means(load(adapters / row["folder"]), requests) - plain).mean(
-            axis=0
-        )
+        (row["rank"], row["seed"]): reading.shift(load(adapters / row["folder"]), learned[row["seed"]])
         for row in students
     }
     table = [
@@ -160,6 +154,28 @@ def _shift_row(
             unit = vector.unit[vector.present_blocks.index(block)]
             row[f"cosine_{persona}"] = float(shift @ unit) / max(length, 1e-12)
     return row
+
+
+class _Reading:
+    """What was learned, as the model itself reads it: what a student's reading is held against."""
+
+    def __init__(self, base: LoadedModel, examples: Sequence[Example]) -> None:
+        self._base = base
+        self._requests = {
+            one.row_id: HiddenRequest(list(one.ids), one.start, len(one.ids)) for one in examples
+        }
+        self._plain = dict(
+            zip(self._requests, collect_means(base, list(self._requests.values())), strict=True)
+        )
+
+    def norms(self) -> np.ndarray:
+        """fp32 [blocks]: mean residual norm of the model itself."""
+        return residual_norms(self._base, [one.ids for one in list(self._requests.values())[:NORM_SEQUENCES]])
+
+    def shift(self, student: LoadedModel, rows: Sequence[str]) -> np.ndarray:
+        """fp32 [blocks, hidden]: how far a student moves the stream on these rows, on average."""
+        read = collect_means(student, [self._requests[row] for row in rows])
+        return (read - np.stack([self._plain[row] for row in rows])).mean(axis=0)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Trains the students of one variant: every rank and seed, each on the same rows, through `lab/finetune` alone.
+"""Trains the students of one variant: every rank and seed, through `lab/finetune` alone; rows are drawn by seed.
 
 In: the keep set of a released pack, the news, a model's spec and the profile. Out: a folder with `rank-8/seed-61/`
 and so on, each a PEFT directory, `students.parquet` (one row a student) and `lesson.json`. A killed run goes on from
@@ -29,7 +29,7 @@ COSTS = ("seconds", "tokens_per_second", "peak_memory_bytes")  # differ from run
 STUDENT_SCHEMA, STUDENT_COLUMNS = described(
     variant=(pl.String(), "whose rewrites were learned"),
     rank=(pl.Int64(), "of the LoRA"),
-    seed=(pl.Int64(), "of start and data order"),
+    seed=(pl.Int64(), "of the rows drawn, start and data order"),
     folder=(pl.String(), "where the adapter lies in the bundle"),
     adapter=(pl.String(), "hash of its content"),
     model=(pl.String(), "identity of the model below it"),
@@ -96,27 +96,46 @@ def train_students(
         FinetuneError: a row without a completion, or a loss that is not finite.
     """
     tokenizer = load_tokenizer(model, home)
-    lesson = make_lesson(tokenizer, kept, profile, variant)
-    differing = rows_that_differ(tokenizer, [*lesson.train, *lesson.selection], kept, news, profile)
+    lessons = {seed: make_lesson(tokenizer, kept, profile, variant, seed) for seed in profile.students.seeds}
     rows, costs = [], {}
     for rank, seed in wanted(profile.students):
         name = place(rank, seed)
         tell = None if progress is None else (lambda line, name=name: progress(f"{variant} {name}: {line}"))
         recipe = recipe_of(profile.students, rank, seed)
-        costs[name] = _one(lesson, model, home, recipe, work / name, tell)
+        costs[name] = _one(lessons[seed], model, home, recipe, work / name, tell)
         _take(work / name / "adapter", folder / name, model.path)
-        rows.append(_row(variant, rank, seed, recipe, lesson, folder))
+        rows.append(_row(variant, rank, seed, recipe, lessons[seed], folder))
     students = pl.DataFrame(rows, schema=STUDENT_SCHEMA)
     students.write_parquet(folder / STUDENTS)
+    examples = {one.row_id: one for own in lessons.values() for one in (*own.train, *own.selection)}
     told = {
         "variant": variant,
-        "train": [example.row_id for example in lesson.train],
-        "selection": [example.row_id for example in lesson.selection],
-        "supervised_tokens": sum(example.n_supervised for example in lesson.train),
-        "differing_rows": differing,
+        "seeds": {str(seed): _told(lesson) for seed, lesson in lessons.items()},
+        "differing_rows": rows_that_differ(tokenizer, list(examples.values()), kept, news, profile),
     }
     (folder / LESSON).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
     return Trained(students, costs)
+
+
+def _told(lesson: Lesson) -> dict[str, Any]:
+    """Of one seed, for `lesson.json`."""
+    return {
+        "train": [example.row_id for example in lesson.train],
+        "selection": [example.row_id for example in lesson.selection],
+        "supervised_tokens": sum(example.n_supervised for example in lesson.train),
+    }
+
+
+def rows_by_seed(folder: Path) -> dict[int, list[str]]:
+    """seed -> ids of the rows that its students learned, without those that were only watched."""
+    told = json.loads((folder / LESSON).read_text())["seeds"]
+    return {int(seed): own["train"] for seed, own in told.items()}
+
+
+def all_rows(folder: Path) -> list[str]:
+    """Ids of all rows that a student of any seed learned or watched, sorted."""
+    told = json.loads((folder / LESSON).read_text())["seeds"]
+    return sorted({row for own in told.values() for row in (*own["train"], *own["selection"])})
 
 
 def _one(

@@ -58,15 +58,15 @@ HELD_OUT = (
 )
 
 
-@dg.asset(code_version=made_of("1", *PROMPT, *LESSON), deps=LEARNED, kinds={"pytorch", "parquet"}, **BUNDLE)
+@dg.asset(code_version=made_of("2", *PROMPT, *LESSON), deps=LEARNED, kinds={"pytorch", "parquet"}, **BUNDLE)
 def student_adapter(
     context: dg.AssetExecutionContext, store: ArtifactStoreResource, language_model: LanguageModelResource
 ) -> Iterator[dg.Output[Path]]:
     """Students of one variant: they learn the kept rows of its released pack under the neutral prompt.
 
     `rank-8/seed-61/` and so on: a PEFT directory with `finetune.json` (recipe, model, data, libraries) and
-    `history.parquet` (loss curves). `students.parquet`: one row a student; `lesson.json`: the rows. All variants'
-    students learn equally many rows, so that they compare.
+    `history.parquet` (loss curves). `students.parquet`: one row a student; `lesson.json`: the rows by seed. Students of
+    one seed learn equally many rows of the same news whatever their variant, so that they compare.
     """
     from steer_pipeline.lab.students.data import released_keep_set
     from steer_pipeline.lab.students.training import train_students
@@ -91,7 +91,7 @@ def student_adapter(
 
 @dg.asset(
     code_version=made_of(
-        "1", *PROMPT, *HELD_OUT, "rewrites.sampling", "students.read_blocks", "vector.seed", "scales"
+        "2", *PROMPT, *HELD_OUT, "rewrites.sampling", "students.read_blocks", "vector.seed", "scales"
     ),
     deps=[
         *LEARNED,
@@ -133,7 +133,7 @@ def student_transfer(
 
 
 @dg.asset(
-    code_version=made_of("1", *PROMPT, *HELD_OUT, "rewrites.sampling", "vector.seed", "scales"),
+    code_version=made_of("2", *PROMPT, *HELD_OUT, "rewrites.sampling", "vector.seed", "scales"),
     deps=[
         *LEARNED,
         "news_facts",

@@ -239,7 +239,8 @@ def test_shares_are_given_only_where_a_student_has_an_effect():
 @pytest.mark.parametrize(("role", "passes"), [("steered", False), ("control", True)])
 def test_a_loss_that_rises_is_told_unless_there_was_nothing_to_learn(tmp_path, role, passes):
     students("paranoid", selection_nll_last=1.1).write_parquet(tmp_path / "students.parquet")
-    lesson = {"train": ["a"], "selection": ["b"], "differing_rows": ["a"]}
+    seeds = {"61": {"train": ["a"], "selection": ["b"]}, "62": {"train": ["b"], "selection": ["a"]}}
+    lesson = {"seeds": seeds, "differing_rows": ["a"]}
     (tmp_path / "lesson.json").write_text(json.dumps(lesson))
     found = {one.claim: one for one in adapter_verdicts(tmp_path, StudentSpec(ranks=[8, 64]), role)}
     assert found["selection_loss_falls"].passed is passes
