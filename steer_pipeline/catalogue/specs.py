@@ -675,6 +675,12 @@ class StudentSpec(Strict):
     rows_at_once: int = Field(
         default=8, ge=1, description="Rows in memory at once; halved where they do not fit."
     )
+    evaluations: int = Field(
+        default=4,
+        ge=1,
+        description="Times in training at which the watched loss is measured, and the adapter kept to see which way it "
+        "moves the stream.",
+    )
     held_out_rows: int = Field(
         default=100, ge=2, description="News items, in no pack and like none in it, that students rewrite."
     )

@@ -89,6 +89,7 @@ def finetune(
     folder: Path,
     *,
     work: Path,
+    keep: Path | None = None,
     reference: Reference | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Finetuned:
@@ -99,6 +100,7 @@ def finetune(
         selection: held out: its loss is measured during training, and early stopping looks at it. Not the rows that
             a result is evaluated on.
         work: where checkpoints lie; a run that was killed goes on from there. Emptied at the end.
+        keep: where the adapter is kept as it was at each evaluation, as `step-12/` and so on; None: nowhere.
         reference: a context on the model in which it gives the reference's logits; default: the new adapter off.
         progress: told a line now and then.
 
@@ -112,7 +114,7 @@ def finetune(
     while True:
         try:
             return _attempt(
-                spec, home, train, selection, recipe, rows_at_once, folder, work, reference, progress
+                spec, home, train, selection, recipe, rows_at_once, folder, work, keep, reference, progress
             )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -188,6 +190,7 @@ def _attempt(
     rows_at_once: int,
     folder: Path,
     work: Path,
+    keep: Path | None,
     reference: Reference | None,
     progress: Callable[[str], None] | None,
 ) -> Finetuned:
@@ -211,27 +214,31 @@ def _attempt(
         train_dataset=in_keyed_order(train, recipe.seed),
         eval_dataset=in_keyed_order(selection, recipe.seed),
         data_collator=partial(collate, pad_id=pad_id),
-        callbacks=[_Lines(progress)] + ([EarlyStoppingCallback(recipe.patience)] if recipe.patience else []),
+        callbacks=_callbacks(recipe, keep, progress),
         recipe=recipe,
         reference=reference or adapter_off,
     )
     trainer.remove_callback(PrinterCallback)
-    begun = time.monotonic()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
+    checkpoint, begun = get_last_checkpoint(str(work)), time.monotonic()
+    if keep is not None and checkpoint is None:  # what lies there is of another run
+        shutil.rmtree(keep, ignore_errors=True)
+    trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - begun
-    numbers = {
-        "steps": trainer.state.global_step,
-        "seconds": seconds,
-        "tokens_per_second": trainer.tokens_seen / max(seconds, 1e-9),
-        "peak_memory_bytes": peak_memory(str(model.device.type)),
-        "rows_at_once": rows_at_once,
-        **trainer.last(),
-    }
+    numbers = trainer.numbers(seconds) | {"rows_at_once": rows_at_once}
     sizes = {"rows": len(train), "selection_rows": len(selection)}
     done = Finetuned(folder, below, numbers, pl.DataFrame(trainer.recorded(), schema=HISTORY_SCHEMA))
     _write(done, model, made_of | sizes)
     shutil.rmtree(work, ignore_errors=True)
     return done
+
+
+def _callbacks(
+    recipe: Recipe, keep: Path | None, progress: Callable[[str], None] | None
+) -> list[TrainerCallback]:
+    found: list[TrainerCallback] = [_Lines(progress)]
+    if recipe.patience:
+        found.append(EarlyStoppingCallback(recipe.patience))
+    return found if keep is None else [*found, _Kept(keep)]
 
 
 def _write(done: Finetuned, model: Any, made_of: dict[str, Any]) -> None:
@@ -330,6 +337,26 @@ class _Lines(TrainerCallback):
             f"{name} {value:.3g}" for name, value in logs.items() if name in ("loss", "nll", "eval_nll", "kl")
         )
         self._progress(f"step {state.global_step} of {state.max_steps}, {shown}, {left:.0f} s left")
+
+
+class _Kept(TrainerCallback):
+    """Keeps the adapter at each evaluation, under `step_folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        model.save_pretrained(step_folder(self._folder, state.global_step), selected_adapters=["default"])
+
+
+def step_folder(keep: Path, step: int) -> Path:
+    """Where the adapter of an optimiser step lies that was kept."""
+    return keep / f"step-{step}"
+
+
+def kept_steps(keep: Path) -> list[int]:
+    """Optimiser steps of which an adapter was kept, in order."""
+    return sorted(int(folder.name.removeprefix("step-")) for folder in keep.glob("step-*"))
 
 
 class _SteerTrainer(Trainer):
@@ -441,10 +468,16 @@ class _SteerTrainer(Trainer):
             )
         return rows
 
-    def last(self) -> dict[str, float]:
-        """First and last NLL of the selection rows."""
+    def numbers(self, seconds: float) -> dict[str, float | int]:
+        """What a training of this many seconds came to; first and last NLL of the selection rows among it."""
         found = [entry["eval_nll"] for entry in self.state.log_history if "eval_nll" in entry]
-        return {"selection_nll_first": found[0], "selection_nll_last": found[-1]} if found else {}
+        return {
+            "steps": self.state.global_step,
+            "seconds": seconds,
+            "tokens_per_second": self.tokens_seen / max(seconds, 1e-9),
+            "peak_memory_bytes": peak_memory(str(self.model.device.type)),
+            **({"selection_nll_first": found[0], "selection_nll_last": found[-1]} if found else {}),
+        }
 
 
 def _mean(entries: Sequence[tuple[float, float]]) -> float:

@@ -8,8 +8,8 @@ import polars as pl
 
 from steer_pipeline.catalogue.specs import StudentSpec, VariantSpec
 from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP
-from steer_pipeline.lab.limits import MIN_SEEDS, MIN_TRANSFER_ROWS
-from steer_pipeline.lab.students.comparison import StudentTables, read_tables
+from steer_pipeline.lab.limits import MIN_CLEAN, MIN_SEEDS, MIN_TRANSFER_ROWS
+from steer_pipeline.lab.students.comparison import StudentTables, at_the_end, read_tables
 from steer_pipeline.lab.students.training import LESSON, STUDENTS, all_rows, wanted
 from steer_pipeline.lab.students.transfer import FACTS, ROWS
 from steer_pipeline.lab.verdict import Verdict
@@ -102,6 +102,7 @@ def comparison_verdicts(folder: Path, variants: Mapping[str, VariantSpec]) -> It
     tables = read_tables(folder)
     yield _beside_controls(tables, list(variants))
     yield from _effects(tables.summary.filter(pl.col("verdict").is_not_null()))
+    yield _alignment(at_the_end(tables.alignment))
     beyond = tables.coherence.filter(~pl.col("within"))
     names = [f"{row['variant']} rank {row['rank']} {row['cost']}" for row in beyond.iter_rows(named=True)]
     yield Verdict(
@@ -124,6 +125,35 @@ def comparison_verdicts(folder: Path, variants: Mapping[str, VariantSpec]) -> It
         seeds >= MIN_SEEDS,
         f"{seeds} seeds a variant and rank, at least {MIN_SEEDS} are wanted",
         {"seeds": seeds},
+    )
+
+
+def _alignment(last: pl.DataFrame) -> Verdict:
+    """Whether every student of a steered variant points along its teacher's vector more than clean ones do."""
+    up = pl.col("lowest") > pl.col("band_high")
+    down = pl.col("highest") < pl.col("band_low")
+    targeted = last.filter(pl.col("wanted").is_not_null())
+    within = targeted.filter(~pl.when(pl.col("wanted") == "up").then(up).otherwise(down).fill_null(False))
+    clean = int(targeted["n_clean"].min() or 0)  # type: ignore[arg-type]
+    names = [
+        f"{row['variant']} rank {row['rank']} {row['cosine']:+.2f}, clean {row['band_low']:+.2f} to "
+        f"{row['band_high']:+.2f}"
+        for row in within.drop_nulls("band_low").iter_rows(named=True)
+    ]
+    message = (
+        f"within the band of the clean students: {_listed(names)}"
+        if names
+        else (
+            f"{targeted.height} variants and ranks, all beyond the clean students"
+            if targeted.height
+            else "no shift of a steered variant's students was taken"
+        )
+    )
+    return Verdict(
+        "shifts_align",
+        within.is_empty() and clean >= MIN_CLEAN,
+        f"{message}; {clean} clean students, at least {MIN_CLEAN} are wanted",
+        {"within": within.height, "clean": clean},
     )
 
 
