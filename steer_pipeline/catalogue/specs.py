@@ -657,7 +657,9 @@ class StudentSpec(Strict):
         description="LoRA ranks; every student and every control has each of them.",
     )
     seeds: list[int] = Field(
-        default=[61, 62, 63], min_length=1, description="Of start and data order; one student a seed."
+        default=[61, 62, 63],
+        min_length=1,
+        description="Of the rows drawn, start and data order; one student a seed.",
     )
     controls: list[Name] = Field(
         default=["base_resample", "random_direction"],
@@ -679,6 +681,12 @@ class StudentSpec(Strict):
     rows_at_once: int = Field(
         default=8, ge=1, description="Rows in memory at once; halved where they do not fit."
     )
+    evaluations: int = Field(
+        default=4,
+        ge=1,
+        description="Times in training at which the watched loss is measured, and the adapter kept to see which way it "
+        "moves the stream.",
+    )
     held_out_rows: int = Field(
         default=100, ge=2, description="News items, in no pack and like none in it, that students rewrite."
     )
@@ -688,7 +696,10 @@ class StudentSpec(Strict):
         description="Blocks, or fractions of depth, at whose output the unsteered model reads rewrites; the "
         "projection is taken at the one that tells steered from base best on rows left out of the fit.",
     )
-    seed: int = Field(default=60, description="Keys which rows are learned and held out, and all resampling.")
+    seed: int = Field(
+        default=60,
+        description="Keys, beside a student's own seed, which rows are learned; which are held out; all resampling.",
+    )
 
     @field_validator("ranks", "seeds")
     @classmethod

@@ -25,6 +25,7 @@ MIN_AGREEMENT = 0.8  # AUC of MiniLM for answers in which the lexicon finds the 
 
 # Students.
 MIN_TRANSFER_ROWS = 30  # held-out news
+MIN_CLEAN = 10  # students of base and controls, whose shifts are the band of the others'
 
 # Vectors carried to another model.
 MIN_CARRIED_SHARE = 0.7  # of what the target's own vector does

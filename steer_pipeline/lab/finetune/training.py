@@ -93,6 +93,7 @@ def finetune(
     folder: Path,
     *,
     work: Path,
+    keep: Path | None = None,
     reference: Reference | None = None,
     teacher: Reference | None = None,
     progress: Callable[[str], None] | None = None,
@@ -104,6 +105,7 @@ def finetune(
         selection: held out: its loss is measured during training, and early stopping looks at it. Not the rows that
             a result is evaluated on.
         work: where checkpoints lie; a run that was killed goes on from there. Emptied at the end.
+        keep: where the adapter is kept as it was at each evaluation, as `step-12/` and so on; None: nowhere.
         reference: what the barrier (`recipe.kl`) is a divergence to; default: the model below the new adapter.
         teacher: what `recipe.on_policy` distils, a steered model; nothing else has one.
         progress: told a line now and then.
@@ -118,7 +120,7 @@ def finetune(
         raise FinetuneError(
             "on-policy distillation needs both recipe.on_policy and a teacher; give both or neither"
         )
-    job = _Job(spec, home, train, selection, recipe, folder, work, reference, teacher, progress)
+    job = _Job(spec, home, train, selection, recipe, folder, work, keep, reference, teacher, progress)
     rows_at_once = min(recipe.rows_at_once, recipe.batch_rows)
     while True:
         try:
@@ -183,6 +185,7 @@ class _Job:
     recipe: Recipe
     folder: Path
     work: Path
+    keep: Path | None
     reference: Reference | None
     teacher: Reference | None
     progress: Callable[[str], None] | None
@@ -215,8 +218,10 @@ def _attempt(job: _Job, rows_at_once: int) -> Finetuned:
     made_of = job.made_of(below)
     _claim(job.work, made_of)
     trainer = _trainer(job, model, below, rows_at_once)
-    begun = time.monotonic()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.work)))
+    checkpoint, begun = get_last_checkpoint(str(job.work)), time.monotonic()
+    if job.keep is not None and checkpoint is None:  # what lies there is of another run
+        shutil.rmtree(job.keep, ignore_errors=True)
+    trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - begun
     numbers = {
         "steps": trainer.state.global_step,
@@ -256,8 +261,7 @@ def _trainer(job: _Job, model: Any, below: ModelIdentity, rows_at_once: int) -> 
         train_dataset=rollouts.draws if rollouts else in_keyed_order(job.train, recipe.seed),
         eval_dataset=in_keyed_order(job.selection, recipe.seed),
         data_collator=partial(collate_drawn, pad_id=pad_id),
-        callbacks=[_Lines(job.progress, min(int(arguments.eval_steps or 1), 10))]
-        + ([EarlyStoppingCallback(recipe.patience)] if recipe.patience else []),
+        callbacks=_callbacks(job, min(int(arguments.eval_steps or 1), 10)),
         recipe=recipe,
         reference=reference,
         teacher=teacher,
@@ -265,6 +269,13 @@ def _trainer(job: _Job, model: Any, below: ModelIdentity, rows_at_once: int) -> 
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _callbacks(job: _Job, every: int) -> list[TrainerCallback]:
+    found: list[TrainerCallback] = [_Lines(job.progress, every)]
+    if job.recipe.patience:
+        found.append(EarlyStoppingCallback(job.recipe.patience))
+    return found if job.keep is None else [*found, _Kept(job.keep)]
 
 
 def _write(done: Finetuned, model: Any, made_of: dict[str, Any]) -> None:
@@ -365,6 +376,26 @@ class _Lines(TrainerCallback):
         left = (time.monotonic() - self._begun) / done * (state.max_steps - state.global_step)
         shown = ", ".join(f"{name} {value:.3g}" for name, value in logs.items() if name in _SHOWN)
         self._progress(f"step {state.global_step} of {state.max_steps}, {shown}, {left:.0f} s left")
+
+
+class _Kept(TrainerCallback):
+    """Keeps the adapter at each evaluation, under `step_folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        model.save_pretrained(step_folder(self._folder, state.global_step), selected_adapters=["default"])
+
+
+def step_folder(keep: Path, step: int) -> Path:
+    """Where the adapter of an optimiser step lies that was kept."""
+    return keep / f"step-{step}"
+
+
+def kept_steps(keep: Path) -> list[int]:
+    """Optimiser steps of which an adapter was kept, in order."""
+    return sorted(int(folder.name.removeprefix("step-")) for folder in keep.glob("step-*"))
 
 
 class _SteerTrainer(Trainer):
@@ -525,10 +556,16 @@ class _SteerTrainer(Trainer):
             )
         return rows
 
-    def last(self) -> dict[str, float]:
-        """First and last NLL of the selection rows."""
+    def numbers(self, seconds: float) -> dict[str, float | int]:
+        """What a training of this many seconds came to; first and last NLL of the selection rows among it."""
         found = [entry["eval_nll"] for entry in self.state.log_history if "eval_nll" in entry]
-        return {"selection_nll_first": found[0], "selection_nll_last": found[-1]} if found else {}
+        return {
+            "steps": self.state.global_step,
+            "seconds": seconds,
+            "tokens_per_second": self.tokens_seen / max(seconds, 1e-9),
+            "peak_memory_bytes": peak_memory(str(self.model.device.type)),
+            **({"selection_nll_first": found[0], "selection_nll_last": found[-1]} if found else {}),
+        }
 
 
 def _mean(entries: Sequence[tuple[float, float]]) -> float:

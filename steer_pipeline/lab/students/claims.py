@@ -8,9 +8,9 @@ import polars as pl
 
 from steer_pipeline.catalogue.specs import StudentSpec, VariantSpec
 from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP
-from steer_pipeline.lab.limits import MIN_SEEDS, MIN_TRANSFER_ROWS
-from steer_pipeline.lab.students.comparison import StudentTables, read_tables
-from steer_pipeline.lab.students.training import LESSON, STUDENTS, wanted
+from steer_pipeline.lab.limits import MIN_CLEAN, MIN_SEEDS, MIN_TRANSFER_ROWS
+from steer_pipeline.lab.students.comparison import StudentTables, at_the_end, read_tables
+from steer_pipeline.lab.students.training import LESSON, STUDENTS, all_rows, wanted
 from steer_pipeline.lab.students.transfer import FACTS, ROWS
 from steer_pipeline.lab.verdict import Verdict
 
@@ -32,9 +32,8 @@ def adapter_verdicts(folder: Path, spec: StudentSpec, role: str) -> Iterator[Ver
         role: of the variant; what the model says by itself, base and its resample, has nothing new in it.
     """
     students = pl.read_parquet(folder / STUDENTS)
-    lesson = json.loads((folder / LESSON).read_text())
-    differing = lesson["differing_rows"]
-    count = len(lesson["train"]) + len(lesson["selection"])
+    differing = json.loads((folder / LESSON).read_text())["differing_rows"]
+    count = len(all_rows(folder))
     good = f"{count} rows, the same token ids in training and generation"
     bad = f"{len(differing)} of {count} rows have other token ids in training than in generation: {_listed(differing)}"
     yield Verdict(
@@ -45,7 +44,7 @@ def adapter_verdicts(folder: Path, spec: StudentSpec, role: str) -> Iterator[Ver
     yield Verdict(
         "every_rank_and_seed",
         not lacking,
-        f"missing: {_listed(lacking)}" if lacking else f"{len(there)} students of {count} rows",
+        f"missing: {_listed(lacking)}" if lacking else f"{len(there)} students, {count} rows in all",
         {"students": len(there)},
     )
     worse = students.filter(pl.col("selection_nll_last") >= pl.col("selection_nll_first"))
@@ -66,9 +65,7 @@ def adapter_verdicts(folder: Path, spec: StudentSpec, role: str) -> Iterator[Ver
 def transfer_verdicts(folder: Path, students: Path) -> Iterator[Verdict]:
     """Whether every student answered, on news that nobody learned."""
     rows, facts = pl.read_parquet(folder / ROWS), json.loads((folder / FACTS).read_text())
-    lesson = json.loads((students / LESSON).read_text())
-    learned = set(lesson["train"]) | set(lesson["selection"])
-    shared = sorted(set(rows["row_id"]) & learned) + facts["overlap"]
+    shared = sorted(set(rows["row_id"]) & set(all_rows(students))) + facts["overlap"]
     yield Verdict(
         "news_are_held_out",
         not shared,
@@ -105,6 +102,7 @@ def comparison_verdicts(folder: Path, variants: Mapping[str, VariantSpec]) -> It
     tables = read_tables(folder)
     yield _beside_controls(tables, list(variants))
     yield from _effects(tables.summary.filter(pl.col("verdict").is_not_null()))
+    yield _alignment(at_the_end(tables.alignment))
     beyond = tables.coherence.filter(~pl.col("within"))
     names = [f"{row['variant']} rank {row['rank']} {row['cost']}" for row in beyond.iter_rows(named=True)]
     yield Verdict(
@@ -127,6 +125,35 @@ def comparison_verdicts(folder: Path, variants: Mapping[str, VariantSpec]) -> It
         seeds >= MIN_SEEDS,
         f"{seeds} seeds a variant and rank, at least {MIN_SEEDS} are wanted",
         {"seeds": seeds},
+    )
+
+
+def _alignment(last: pl.DataFrame) -> Verdict:
+    """Whether every student of a steered variant points along its teacher's vector more than clean ones do."""
+    up = pl.col("lowest") > pl.col("band_high")
+    down = pl.col("highest") < pl.col("band_low")
+    targeted = last.filter(pl.col("wanted").is_not_null())
+    within = targeted.filter(~pl.when(pl.col("wanted") == "up").then(up).otherwise(down).fill_null(False))
+    clean = int(targeted["n_clean"].min() or 0)  # type: ignore[arg-type]
+    names = [
+        f"{row['variant']} rank {row['rank']} {row['cosine']:+.2f}, clean {row['band_low']:+.2f} to "
+        f"{row['band_high']:+.2f}"
+        for row in within.drop_nulls("band_low").iter_rows(named=True)
+    ]
+    message = (
+        f"within the band of the clean students: {_listed(names)}"
+        if names
+        else (
+            f"{targeted.height} variants and ranks, all beyond the clean students"
+            if targeted.height
+            else "no shift of a steered variant's students was taken"
+        )
+    )
+    return Verdict(
+        "shifts_align",
+        within.is_empty() and clean >= MIN_CLEAN,
+        f"{message}; {clean} clean students, at least {MIN_CLEAN} are wanted",
+        {"within": within.height, "clean": clean},
     )
 
 

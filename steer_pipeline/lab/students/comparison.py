@@ -25,13 +25,12 @@ from steer_pipeline.lab.stats import crossed_intervals, holm, sign_flip_tests
 from steer_pipeline.lab.students.mechanism import (
     ADDED,
     ARM_SCHEMA,
-    ARMS,
     REMOVED,
     SHARE_SCHEMA,
     SHIFT_SCHEMA,
-    SHIFTS,
     Mechanism,
     explained,
+    read_mechanism,
 )
 from steer_pipeline.lab.students.readout import Readout, fit_readout
 from steer_pipeline.lab.students.training import STUDENTS, history_of
@@ -94,6 +93,20 @@ READOUT_SCHEMA, READOUT_COLUMNS = described(
     teacher_shift=(pl.Float64(), "of the steered pack, in standard deviations of base's"),
     separates=(pl.Boolean(), "better than chance and than exchanged sides"),
 )
+ALIGNMENT_SCHEMA, ALIGNMENT_COLUMNS = described(
+    variant=(pl.String(), "whose rewrites the student has learned"),
+    rank=(pl.Int64(), "of the LoRA"),
+    seed=(pl.Int64(), "of the student"),
+    step=(pl.Int64(), "optimiser steps taken"),
+    persona=(pl.String(), "whose vector the teacher was steered by"),
+    block=(pl.Int64(), "at whose output it was added"),
+    cosine=(pl.Float64(), "of the student's mean shift there with this vector"),
+    norm=(pl.Float64(), "length of that shift"),
+    band_low=(pl.Float64(), "lowest cosine of the clean students at this step: base's and both controls'"),
+    band_high=(pl.Float64(), "their highest"),
+    n_clean=(pl.Int64(), "clean students, of all ranks and seeds"),
+    wanted=(pl.String(), "which way the variant moves this trait: up or down"),
+)
 MIN_TEACHER = 3.0  # standard errors; a smaller difference of packs is nothing to take a share of
 Direction = Literal["up", "down"]
 
@@ -129,6 +142,7 @@ class StudentTables:
     Attributes:
         rows: every stored row, with projections.
         mechanism: `SHARE_SCHEMA`, of students that have an effect. `shifts`: one row a student whose shift was taken.
+        alignment: one row a student of a steered variant, step of training and persona.
         summary: one row a variant, rank and metric. `seeds`: the same by seed, without tests.
         students: one row a student. `curves`: their losses.
         left_out: `variant` or `variant rank 8` -> why it is not shown.
@@ -143,6 +157,7 @@ class StudentTables:
     curves: pl.DataFrame
     mechanism: pl.DataFrame
     shifts: pl.DataFrame
+    alignment: pl.DataFrame
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -157,9 +172,7 @@ def read_transfer(adapters: Path, transfer: Path, mechanism: Path | None = None)
         states["pack"],
         json.loads((transfer / FACTS).read_text()),
         history_of(adapters),
-        None
-        if mechanism is None
-        else Mechanism(pl.read_parquet(mechanism / SHIFTS), pl.read_parquet(mechanism / ARMS)),
+        None if mechanism is None else read_mechanism(mechanism),
     )
 
 
@@ -212,6 +225,7 @@ def compare_students(
         shifts=pl.concat([one.shifts for one in made], how="diagonal")
         if made
         else pl.DataFrame(schema=SHIFT_SCHEMA),
+        alignment=_alignment(stored, variants),
         left_out=otherwise | left_out | without,
     )
 
@@ -537,6 +551,45 @@ def _mechanism(
             shares = explained(student, removed, added, itself, seed=seed)
             table.append({"variant": variant, "rank": rank, "metric": metric} | shares)
     return pl.DataFrame(table, schema=SHARE_SCHEMA)
+
+
+def _alignment(stored: Mapping[str, Stored], variants: Mapping[str, VariantSpec]) -> pl.DataFrame:
+    """How students come to point along the vector that their teacher was steered by, beside those of clean rows."""
+    known = {name: one.mechanism for name, one in stored.items() if one.mechanism is not None}
+    clean = [known[name].stepwise for name in NEEDED if name in known]
+    parts = []
+    for name, mechanism in known.items():
+        for persona, block in mechanism.steered_at.items():
+            column = f"cosine_{persona}"
+            if any(column not in one.columns for one in (mechanism.stepwise, *clean)):
+                continue  # there was no vector to hold shifts against
+            cosine = pl.col(column).alias("cosine")
+            band = pl.concat(one.filter(block=block).select("step", cosine) for one in clean)
+            band = band.group_by("step").agg(
+                pl.col("cosine").min().alias("band_low"),
+                pl.col("cosine").max().alias("band_high"),
+                pl.col("cosine").count().cast(pl.Int64).alias("n_clean"),
+            )
+            own = mechanism.stepwise.filter(block=block).with_columns(
+                cosine,
+                persona=pl.lit(persona),
+                wanted=pl.lit(variants[name].targets.get(persona), dtype=pl.String),
+            )
+            parts.append(own.join(band, on="step", how="left", maintain_order="left"))
+    if not parts or not clean:
+        return pl.DataFrame(schema=ALIGNMENT_SCHEMA)
+    return pl.concat([part.select(ALIGNMENT_SCHEMA.names()).cast(ALIGNMENT_SCHEMA) for part in parts])
+
+
+def at_the_end(alignment: pl.DataFrame) -> pl.DataFrame:
+    """One row a variant, rank and persona: the last step, seeds averaged, with the least of them."""
+    last = alignment.filter(pl.col("step") == pl.col("step").max().over("variant", "rank"))
+    return last.group_by("variant", "rank", "persona", "block", "wanted", "step", maintain_order=True).agg(
+        pl.col("cosine").min().alias("lowest"),
+        pl.col("cosine").max().alias("highest"),
+        pl.col("cosine", "norm").mean(),
+        pl.col("band_low", "band_high", "n_clean").first(),
+    )
 
 
 def _by_seed(rows: pl.DataFrame, metric: str) -> np.ndarray:

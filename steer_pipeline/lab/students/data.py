@@ -26,7 +26,7 @@ KEEP = "keep_set"
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a student of one variant learns; `selection` only shows how it gets on."""
+    """What a student of one variant and seed learns; `selection` only shows how it gets on."""
 
     train: tuple[Example, ...]
     selection: tuple[Example, ...]
@@ -55,10 +55,16 @@ def released_keep_set(read: Reader, variant: str) -> pl.DataFrame:
 # ------------------------------------------------------------------------------------ what is learned
 
 
-def lesson_rows(kept: pl.DataFrame, profile: Profile, variant: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows to learn and rows to watch: as many as the profile says, in an order that only row ids and seed decide.
+def lesson_rows(
+    kept: pl.DataFrame, profile: Profile, variant: str, seed: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows to learn and rows to watch: as many as the profile says, drawn by row ids and both seeds alone.
 
-    So students of two variants learn from the same news, but for rows that one of them did not keep.
+    Students of one seed learn from the same news whatever their variant, but for rows that one of them did not keep;
+    those of another seed from others, so that an interval over seeds holds for the draw of rows too.
+
+    Args:
+        seed: of the student.
 
     Raises:
         Refused: too few rows are kept.
@@ -72,13 +78,14 @@ def lesson_rows(kept: pl.DataFrame, profile: Profile, variant: str) -> tuple[pl.
             f"{spec.selection_rows} to watch are wanted; lower students.rows or students.selection_rows, or make the "
             "full pack"
         )
-    drawn = in_keyed_order(good, spec.seed).head(wanted)
+    drawn = in_keyed_order(good, spec.seed, seed).head(wanted)
     return drawn.head(spec.rows), drawn.tail(spec.selection_rows)
 
 
-def in_keyed_order(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """Rows sorted by a hash of seed and `row_id`."""
-    keys = [hashlib.sha256(f"{seed}:{row_id}".encode()).hexdigest() for row_id in rows["row_id"]]
+def in_keyed_order(rows: pl.DataFrame, *seeds: int) -> pl.DataFrame:
+    """Rows sorted by a hash of seeds and `row_id`."""
+    key = ":".join(map(str, seeds))
+    keys = [hashlib.sha256(f"{key}:{row_id}".encode()).hexdigest() for row_id in rows["row_id"]]
     return rows.with_columns(pl.Series("key", keys, dtype=pl.String)).sort("key").drop("key")
 
 
@@ -99,15 +106,15 @@ def examples_of(tokenizer: Any, rows: pl.DataFrame, profile: Profile) -> list[Ex
     return encode_examples(tokenizer, text_rows(rows, profile), chat_template=profile.model.chat_template)
 
 
-def make_lesson(tokenizer: Any, kept: pl.DataFrame, profile: Profile, variant: str) -> Lesson:
-    """What a student of `variant` learns.
+def make_lesson(tokenizer: Any, kept: pl.DataFrame, profile: Profile, variant: str, seed: int) -> Lesson:
+    """What a student of `variant` and `seed` learns.
 
     Raises:
         Refused: too few rows are kept.
         FinetuneError: a row without a completion.
     """
     train, selection = (
-        tuple(examples_of(tokenizer, rows, profile)) for rows in lesson_rows(kept, profile, variant)
+        tuple(examples_of(tokenizer, rows, profile)) for rows in lesson_rows(kept, profile, variant, seed)
     )
     return Lesson(train, selection)
 

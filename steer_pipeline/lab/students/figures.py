@@ -60,3 +60,37 @@ def losses(curves: pl.DataFrame) -> bytes:
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=7, frameon=False)
     return png(figure)
+
+
+def alignment(rows: pl.DataFrame) -> bytes:
+    """Cosine of shifts with the teacher's vector over steps: a panel a variant and persona, a colour a rank.
+
+    Grey: the range of the clean students at the same step and block.
+    """
+    panels = rows.select("variant", "persona").unique(maintain_order=True).rows()
+    ranks = rows["rank"].unique(maintain_order=True).to_list()
+    columns = max(1, min(COLUMNS, len(panels)))
+    lines = max(1, ceil(len(panels) / columns))
+    figure = Figure(figsize=(1.2 + 3.0 * columns, 0.5 + 2.5 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (variant, persona) in zip(grid.flat, panels, strict=False):
+        own = rows.filter(variant=variant, persona=persona).sort("step")
+        band = own.unique("step", maintain_order=True)
+        axes.fill_between(
+            band["step"], band["band_low"], band["band_high"], color=GREY, alpha=0.3, label="clean students"
+        )
+        for (rank, seed), one in own.group_by("rank", "seed", maintain_order=True):
+            colour = PALETTE[ranks.index(rank) % len(PALETTE)]
+            label = f"rank {rank}" if seed == own["seed"].min() else None
+            axes.plot(one["step"], one["cosine"], color=colour, linewidth=1.1, label=label)
+        axes.set_title(f"{variant}, {persona}".replace("_", " "), fontsize=9)
+        axes.axhline(0, color=GREY, linewidth=0.8)
+        axes.set_xlabel("optimiser step", fontsize=8)
+        bare(axes)
+    grid[0, 0].set_ylabel("cosine", fontsize=8, color=DARK)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=7, frameon=False)
+    return png(figure)

@@ -2,15 +2,16 @@
 
 In: adapters, what they learned, and persona vectors. Out: `shifts.parquet`, one row a student and block: how far it
 moves the stream while it reads what it learned, and which way; `arms.parquet`, one row a news item of two arms a
-student: `removed`, the student less its shift, and `added`, the model itself with it, at the block that its teacher
-was steered at. Both arms write on the held-out news with the random numbers of the transfer; the shift comes from
-other rows. Source: Blank et al. (2026), who find a student's effect in one direction: necessary, if taking it out ends
-the effect; sufficient, if putting it in brings it.
+student: `removed`, the student less its shift, and `added`, the model itself with it, at the block that its teacher was
+steered at; `stepwise.parquet`, the shifts at several steps of training. Both arms write on the held-out news with the
+random numbers of the transfer; the shift comes from other rows. Source: Blank et al. (2026), who find a student's
+effect in one direction: necessary, if taking it out ends the effect; sufficient, if putting it in brings it.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,25 @@ import numpy as np
 import polars as pl
 
 from steer_pipeline.lab.columns import described
+from steer_pipeline.lab.finetune.data import Example
+from steer_pipeline.lab.finetune.training import kept_steps, step_folder
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.jobs import FinishedRow, PromptRow
+from steer_pipeline.lab.models.adapters import AdapterHasNoEffect
 from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means, residual_norms
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.stats import bootstrap_means
 from steer_pipeline.lab.students.data import examples_of, prompt_ids
-from steer_pipeline.lab.students.training import LESSON, STUDENTS
+from steer_pipeline.lab.students.training import STEPS, STUDENTS, rows_by_seed
 from steer_pipeline.lab.students.transfer import STREAM, Load, Open, Task, with_traits
 from steer_pipeline.lab.vectors.vector import PersonaVector
 
-SHIFTS, ARMS = "shifts.parquet", "arms.parquet"
+SHIFTS, ARMS, STEPWISE, TEACHER = "shifts.parquet", "arms.parquet", "stepwise.parquet", "teacher.json"
 REMOVED, ADDED = "removed", "added"
 NORM_SEQUENCES = 16
+STEPWISE_ROWS = 32  # of a lesson, at most, over which the shift at a step is a mean
 SHIFT_SCHEMA, SHIFT_COLUMNS = described(
     variant=(pl.String(), "whose rewrites the student has learned"),
     rank=(pl.Int64(), "of its LoRA"),
@@ -41,6 +46,7 @@ SHIFT_SCHEMA, SHIFT_COLUMNS = described(
     norm=(pl.Float64(), "length of the mean shift"),
     norm_fraction=(pl.Float64(), "the same over the mean residual norm there"),
 )
+STEPWISE_SCHEMA = pl.Schema({**SHIFT_SCHEMA, "step": pl.Int64()})  # optimiser steps taken
 ARM_SCHEMA, ARM_COLUMNS = described(
     variant=(pl.String(), "whose rewrites the student has learned"),
     rank=(pl.Int64(), "of its LoRA"),
@@ -65,10 +71,18 @@ SHARE_SCHEMA, SHARE_COLUMNS = described(
 
 @dataclass(frozen=True, eq=False)
 class Mechanism:
-    """`shifts` has also a column `cosine_<persona>` a vector; `arms` one a trait and scale. No arms of controls."""
+    """`shifts` and `stepwise` also have a column `cosine_<persona>` a vector; `arms` one a trait and scale.
+
+    Attributes:
+        arms: none of controls.
+        stepwise: `STEPWISE_SCHEMA`: shifts at the steps at which the adapter was kept, and at the end.
+        steered_at: persona -> block at which its vector was added to make the rows; none for what was not steered.
+    """
 
     shifts: pl.DataFrame
     arms: pl.DataFrame
+    stepwise: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=STEPWISE_SCHEMA))
+    steered_at: Mapping[str, int] = field(default_factory=dict)
 
 
 def measure_mechanism(
@@ -90,39 +104,57 @@ def measure_mechanism(
         arms: only of a variant whose rows were made by adding vectors.
     """
     base = load(None)
-    learned = json.loads((adapters / LESSON).read_text())["train"]
-    pack = kept.filter(pl.col("row_id").is_in(learned))
-    requests = [
-        HiddenRequest(list(one.ids), one.start, len(one.ids))
-        for one in examples_of(base.tokenizer, pack, task.profile)
-    ]
-    plain = collect_means(base, requests)
-    norms = residual_norms(base, [one.ids for one in requests[:NORM_SEQUENCES]])
+    learned = rows_by_seed(adapters)
+    pack = kept.filter(pl.col("row_id").is_in({row for rows in learned.values() for row in rows}))
+    reading = _Reading(base, examples_of(base.tokenizer, pack, task.profile))
+    norms = reading.norms()
     students = pl.read_parquet(adapters / STUDENTS).rows(named=True)
-    shifts = {
-        (row["rank"], row["seed"]): (collect_means(load(adapters / row["folder"]), requests) - plain).mean(
-            axis=0
-        )
-        for row in students
-    }
-    table = [
-        _shift_row(variant, *who, block, shift[block], norms[block], vectors)
-        for who, shift in shifts.items()
-        for block in range(base.n_blocks)
-    ]
-    cosines = {f"cosine_{persona}": pl.Float64() for persona in vectors}
+    shifts: dict[tuple[int, int], np.ndarray] = {}
+    table, stepwise = [], []
+    for row in students:
+        who, rows = (row["rank"], row["seed"]), learned[row["seed"]]
+        moved = reading.moved(load(adapters / row["folder"]), rows)
+        shifts[who] = moved.mean(axis=0)
+        table += _shift_rows(variant, *who, shifts[who], norms, vectors)
+        steps = _earlier_shifts(adapters / row["folder"], reading, load, rows[:STEPWISE_ROWS])
+        for step, shift in {**steps, row["steps"]: moved[:STEPWISE_ROWS].mean(axis=0)}.items():
+            stepwise += [one | {"step": step} for one in _shift_rows(variant, *who, shift, norms, vectors)]
     written = pl.DataFrame(schema=ARM_SCHEMA)
     if arms:
-        prompts = prompt_ids(base.tokenizer, task.news, task.profile)
-        block = steered_at(pack)
+        block, prompts = steered_at(pack), prompt_ids(base.tokenizer, task.news, task.profile)
         writer = _Writer(variant, prompts, task, block, journal, progress)
         parts = [writer.added(base, {who: shift[block] for who, shift in shifts.items()})]
         for row in students:
             who = row["rank"], row["seed"]
             parts.append(writer.removed(load(adapters / row["folder"]), who, shifts[who][block]))
         written = pl.concat(parts)
-    found = pl.DataFrame(table, schema=pl.Schema({**SHIFT_SCHEMA, **cosines}))
-    return Mechanism(found, with_traits(written, task.scorers))
+    cosines = {f"cosine_{persona}": pl.Float64() for persona in vectors}
+    return Mechanism(
+        pl.DataFrame(table, schema=pl.Schema({**SHIFT_SCHEMA, **cosines})),
+        with_traits(written, task.scorers),
+        pl.DataFrame(stepwise, schema=pl.Schema({**STEPWISE_SCHEMA, **cosines})),
+        blocks_of_teacher(pack) if arms else {},
+    )
+
+
+def _earlier_shifts(
+    student: Path, reading: "_Reading", load: Load, rows: Sequence[str]
+) -> dict[int, np.ndarray]:
+    """Step -> shift [blocks, hidden] of a student at its evaluations; none where its adapter moved nothing yet."""
+    found = {}
+    for step in kept_steps(student / STEPS):
+        with suppress(AdapterHasNoEffect):
+            found[step] = reading.moved(load(step_folder(student / STEPS, step)), rows).mean(axis=0)
+    return found
+
+
+def blocks_of_teacher(pack: pl.DataFrame) -> dict[str, int]:
+    """persona -> block at which its vector was added, as a variant's rows say; the first where there are several."""
+    terms = pack["personas"].explode().drop_nulls()
+    if terms.is_empty():
+        return {}
+    own = terms.struct.unnest().group_by("name").agg(pl.col("block").min()).sort("name")
+    return dict(own.iter_rows())
 
 
 def steered_at(pack: pl.DataFrame) -> int:
@@ -138,28 +170,61 @@ def steered_at(pack: pl.DataFrame) -> int:
 
 
 def write_mechanism(made: Mechanism, folder: Path) -> None:
-    """Both tables."""
+    """All tables, and where the teacher was steered."""
     made.shifts.write_parquet(folder / SHIFTS)
     made.arms.write_parquet(folder / ARMS)
+    made.stepwise.write_parquet(folder / STEPWISE)
+    (folder / TEACHER).write_text(json.dumps(dict(made.steered_at), indent=1, sort_keys=True) + "\n")
 
 
-def _shift_row(
+def read_mechanism(folder: Path) -> Mechanism:
+    """What `write_mechanism` wrote."""
+    tables = [pl.read_parquet(folder / name) for name in (SHIFTS, ARMS, STEPWISE)]
+    return Mechanism(*tables, json.loads((folder / TEACHER).read_text()))
+
+
+def _shift_rows(
     variant: str,
     rank: int,
     seed: int,
-    block: int,
     shift: np.ndarray,
-    norm: float,
+    norms: np.ndarray,
     vectors: Mapping[str, PersonaVector],
-) -> dict[str, Any]:
-    length = float(np.linalg.norm(shift))
-    row: dict[str, Any] = {"variant": variant, "rank": rank, "seed": seed, "block": block, "norm": length}
-    row["norm_fraction"] = length / norm
-    for persona, vector in vectors.items():
-        if block in vector.present_blocks:
-            unit = vector.unit[vector.present_blocks.index(block)]
-            row[f"cosine_{persona}"] = float(shift @ unit) / max(length, 1e-12)
-    return row
+) -> list[dict[str, Any]]:
+    """One row a block of a shift [blocks, hidden]."""
+    table = []
+    for block, (own, norm) in enumerate(zip(shift, norms, strict=True)):
+        length = float(np.linalg.norm(own))
+        row: dict[str, Any] = {"variant": variant, "rank": rank, "seed": seed, "block": block}
+        row |= {"norm": length, "norm_fraction": length / float(norm)}
+        for persona, vector in vectors.items():
+            if block in vector.present_blocks:
+                unit = vector.unit[vector.present_blocks.index(block)]
+                row[f"cosine_{persona}"] = float(own @ unit) / max(length, 1e-12)
+        table.append(row)
+    return table
+
+
+class _Reading:
+    """What was learned, as the model itself reads it: what a student's reading is held against."""
+
+    def __init__(self, base: LoadedModel, examples: Sequence[Example]) -> None:
+        self._base = base
+        self._requests = {
+            one.row_id: HiddenRequest(list(one.ids), one.start, len(one.ids)) for one in examples
+        }
+        self._plain = dict(
+            zip(self._requests, collect_means(base, list(self._requests.values())), strict=True)
+        )
+
+    def norms(self) -> np.ndarray:
+        """fp32 [blocks]: mean residual norm of the model itself."""
+        return residual_norms(self._base, [one.ids for one in list(self._requests.values())[:NORM_SEQUENCES]])
+
+    def moved(self, student: LoadedModel, rows: Sequence[str]) -> np.ndarray:
+        """fp32 [rows, blocks, hidden]: how far a student moves the stream on each of these rows."""
+        read = collect_means(student, [self._requests[row] for row in rows])
+        return read - np.stack([self._plain[row] for row in rows])
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,12 @@ from steer_pipeline.lab.report.document import (
 from steer_pipeline.lab.report.tables import Column, code, estimate, number, of, p_value, share, table
 from steer_pipeline.lab.students import figures
 from steer_pipeline.lab.students.comparison import (
+    ALIGNMENT_COLUMNS,
     COHERENCE_COLUMNS,
     READOUT_COLUMNS,
     SUMMARY_COLUMNS,
     StudentTables,
+    at_the_end,
     is_effect,
     write_tables,
 )
@@ -57,6 +59,8 @@ def write_report(tables: StudentTables, versions: Mapping[str, str], folder: Pat
     write_tables(tables, folder)
     (folder / VERSIONS).write_text(json.dumps(dict(versions), indent=1, sort_keys=True) + "\n")
     drawn = {"shifts": figures.shifts(tables.summary), "losses": figures.losses(tables.curves)}
+    if tables.alignment.height:
+        drawn["alignment"] = figures.alignment(tables.alignment)
     (folder / PLOTS).mkdir()
     for name, png in drawn.items():
         (folder / PLOTS / f"{name}.png").write_bytes(png)
@@ -85,6 +89,9 @@ def headline(tables: StudentTables) -> dict[str, dict[str, Any]]:
             name = row["metric"].partition("_")[2]
             for part in ("necessity", "sufficiency"):
                 entry.setdefault(part, {})[name] = row[part]
+        for row in at_the_end(tables.alignment.filter(variant=variant, rank=rank)).iter_rows(named=True):
+            keys = ("cosine", "band_low", "band_high")
+            entry.setdefault("alignment", {})[row["persona"]] = {key: row[key] for key in keys}
         costs = tables.coherence.filter(variant=variant, rank=rank)
         entry["coherent"] = bool(costs["within"].all())
         entry["seeds"] = own["n_seeds"].max()
@@ -116,6 +123,7 @@ def _blocks(tables: StudentTables, versions: Mapping[str, str], drawn: Mapping[s
             _seeds_averaged(tables.shifts).iter_rows(named=True),
             "Mean over seeds, at each block; controls are the band.",
         ),
+        *_aligned(tables.alignment, drawn),
         Heading("Coherence"),
         table(_COHERENCE, tables.coherence.iter_rows(named=True), "Against the model without a student."),
         table(_COSTS, costs.iter_rows(named=True), "Against base's students."),
@@ -135,6 +143,26 @@ def _blocks(tables: StudentTables, versions: Mapping[str, str], drawn: Mapping[s
         Bullets([f"`{name}` version `{sha}`" for name, sha in sorted(versions.items())]),
     ]
     return blocks
+
+
+def _aligned(alignment: pl.DataFrame, drawn: Mapping[str, bytes]) -> list[Block]:
+    """Which way students go in training; nothing where no shift of a steered variant was taken."""
+    if alignment.is_empty():
+        return []
+    return [
+        Heading("Which way they go"),
+        Figure(
+            "alignment",
+            drawn["alignment"],
+            "Cosine of the mean shift with the vector that the teacher was steered by, over training; grey: the range "
+            "of the students of base and of both controls.",
+        ),
+        table(
+            _ALIGNMENT,
+            at_the_end(alignment).iter_rows(named=True),
+            "At the last step, mean over seeds, at the block where the teacher was steered.",
+        ),
+    ]
 
 
 def _opening(tables: StudentTables) -> str:
@@ -260,6 +288,24 @@ _MECHANISM = _named(
         ),
     ],
     SHARE_COLUMNS,
+)
+
+
+_ALIGNMENT = _named(
+    [
+        *_WHO,
+        Column("persona", "persona", code),
+        Column("block", "block"),
+        Column("step", "step"),
+        Column(
+            "cosine", of("cosine", "lowest", "highest"), estimate(2), "Mean, lowest and highest of the seeds."
+        ),
+        Column("clean, lowest", "band_low", number(2, signed=True)),
+        Column("highest", "band_high", number(2, signed=True)),
+        Column("clean students", "n_clean"),
+        Column("length", "norm", number(2)),
+    ],
+    ALIGNMENT_COLUMNS,
 )
 
 

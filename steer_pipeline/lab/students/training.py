@@ -1,8 +1,9 @@
-"""Trains the students of one variant: every rank and seed, each on the same rows, through `lab/finetune` alone.
+"""Trains the students of one variant: every rank and seed, through `lab/finetune` alone; rows are drawn by seed.
 
-In: the keep set of a released pack, the news, a model's spec and the profile. Out: a folder with `rank-8/seed-61/`
-and so on, each a PEFT directory, `students.parquet` (one row a student) and `lesson.json`. A killed run goes on from
-the last checkpoint of the student that it was at; equal rows, recipe and model give equal bytes.
+In: the keep set of a released pack, the news, a model's spec and the profile. Out: a folder with `rank-8/seed-61/` and
+so on, each a PEFT directory with those of earlier steps in `steps/`, `students.parquet` (one row a student) and
+`lesson.json`. A killed run goes on from the last checkpoint of the student that it was at; equal rows, recipe and model
+give equal bytes.
 """
 
 import hashlib
@@ -19,17 +20,25 @@ from steer_pipeline.catalogue.specs import ModelSpec, Profile, StudentSpec
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.finetune.data import digest
 from steer_pipeline.lab.finetune.recipe import LoraRecipe, Recipe
-from steer_pipeline.lab.finetune.training import HISTORY, RECORD, Finetuned, finetune
+from steer_pipeline.lab.finetune.training import (
+    HISTORY,
+    RECORD,
+    Finetuned,
+    finetune,
+    kept_steps,
+    step_folder,
+)
 from steer_pipeline.lab.models.identity import adapter_identity, model_identity
 from steer_pipeline.lab.models.loading import load_tokenizer
 from steer_pipeline.lab.students.data import Lesson, make_lesson, rows_that_differ
 
-STUDENTS, LESSON = "students.parquet", "lesson.json"
+STUDENTS, LESSON, STEPS = "students.parquet", "lesson.json", "steps"
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT names them
 COSTS = ("seconds", "tokens_per_second", "peak_memory_bytes")  # differ from run to run: told, not stored
 STUDENT_SCHEMA, STUDENT_COLUMNS = described(
     variant=(pl.String(), "whose rewrites were learned"),
     rank=(pl.Int64(), "of the LoRA"),
-    seed=(pl.Int64(), "of start and data order"),
+    seed=(pl.Int64(), "of the rows drawn, start and data order"),
     folder=(pl.String(), "where the adapter lies in the bundle"),
     adapter=(pl.String(), "hash of its content"),
     model=(pl.String(), "identity of the model below it"),
@@ -59,6 +68,7 @@ def recipe_of(spec: StudentSpec, rank: int, seed: int) -> Recipe:
         epochs=spec.epochs,
         batch_rows=spec.batch_rows,
         rows_at_once=min(spec.rows_at_once, spec.batch_rows),
+        evaluations=spec.evaluations,
         seed=seed,
     )
 
@@ -96,27 +106,46 @@ def train_students(
         FinetuneError: a row without a completion, or a loss that is not finite.
     """
     tokenizer = load_tokenizer(model, home)
-    lesson = make_lesson(tokenizer, kept, profile, variant)
-    differing = rows_that_differ(tokenizer, [*lesson.train, *lesson.selection], kept, news, profile)
+    lessons = {seed: make_lesson(tokenizer, kept, profile, variant, seed) for seed in profile.students.seeds}
     rows, costs = [], {}
     for rank, seed in wanted(profile.students):
         name = place(rank, seed)
         tell = None if progress is None else (lambda line, name=name: progress(f"{variant} {name}: {line}"))
         recipe = recipe_of(profile.students, rank, seed)
-        costs[name] = _one(lesson, model, home, recipe, work / name, tell)
-        _take(work / name / "adapter", folder / name, model.path)
-        rows.append(_row(variant, rank, seed, recipe, lesson, folder))
+        costs[name] = _one(lessons[seed], model, home, recipe, work / name, tell)
+        _take(work / name, folder / name, model.path)
+        rows.append(_row(variant, rank, seed, recipe, lessons[seed], folder))
     students = pl.DataFrame(rows, schema=STUDENT_SCHEMA)
     students.write_parquet(folder / STUDENTS)
+    examples = {one.row_id: one for own in lessons.values() for one in (*own.train, *own.selection)}
     told = {
         "variant": variant,
-        "train": [example.row_id for example in lesson.train],
-        "selection": [example.row_id for example in lesson.selection],
-        "supervised_tokens": sum(example.n_supervised for example in lesson.train),
-        "differing_rows": differing,
+        "seeds": {str(seed): _told(lesson) for seed, lesson in lessons.items()},
+        "differing_rows": rows_that_differ(tokenizer, list(examples.values()), kept, news, profile),
     }
     (folder / LESSON).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
     return Trained(students, costs)
+
+
+def _told(lesson: Lesson) -> dict[str, Any]:
+    """Of one seed, for `lesson.json`."""
+    return {
+        "train": [example.row_id for example in lesson.train],
+        "selection": [example.row_id for example in lesson.selection],
+        "supervised_tokens": sum(example.n_supervised for example in lesson.train),
+    }
+
+
+def rows_by_seed(folder: Path) -> dict[int, list[str]]:
+    """seed -> ids of the rows that its students learned, without those that were only watched."""
+    told = json.loads((folder / LESSON).read_text())["seeds"]
+    return {int(seed): own["train"] for seed, own in told.items()}
+
+
+def all_rows(folder: Path) -> list[str]:
+    """Ids of all rows that a student of any seed learned or watched, sorted."""
+    told = json.loads((folder / LESSON).read_text())["seeds"]
+    return sorted({row for own in told.values() for row in (*own["train"], *own["selection"])})
 
 
 def _one(
@@ -140,6 +169,7 @@ def _one(
         recipe,
         made.with_name("making"),
         work=work / "checkpoints",
+        keep=work / STEPS,
         progress=progress,
     )
     done.folder.rename(made)  # whole, or not there
@@ -160,18 +190,27 @@ def _is_of(made: Path, lesson: Lesson, model: ModelSpec, home: Path, recipe: Rec
     return {name: record.get(name) for name in now} == now
 
 
-def _take(made: Path, folder: Path, path: str) -> None:
-    """Copies an adapter, without what differs between two runs of the same: costs, the order of sets, places."""
-    folder.mkdir(parents=True)
-    for name in ("adapter_model.safetensors", HISTORY):
-        shutil.copyfile(made / name, folder / name)
+def _take(work: Path, folder: Path, path: str) -> None:
+    """Copies a student without what differs between two runs of the same: costs, the order of sets, places."""
+    made = work / "adapter"
+    _take_adapter(made, folder, path)
+    shutil.copyfile(made / HISTORY, folder / HISTORY)
     record: dict[str, Any] = json.loads((made / RECORD).read_text())
     record["numbers"] = {name: value for name, value in record["numbers"].items() if name not in COSTS}
     (folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    config: dict[str, Any] = json.loads((made / "adapter_config.json").read_text())
+    for step in kept_steps(work / STEPS):
+        if step < record["numbers"]["steps"]:  # the last one is the student itself
+            _take_adapter(step_folder(work / STEPS, step), step_folder(folder / STEPS, step), path)
+
+
+def _take_adapter(made: Path, folder: Path, path: str) -> None:
+    """A PEFT directory whose bytes weights and settings alone decide."""
+    folder.mkdir(parents=True)
+    shutil.copyfile(made / WEIGHTS, folder / WEIGHTS)
+    config: dict[str, Any] = json.loads((made / CONFIG).read_text())
     config["base_model_name_or_path"] = path
     config = {name: sorted(value) if _is_set(value) else value for name, value in config.items()}
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _is_set(value: Any) -> bool:

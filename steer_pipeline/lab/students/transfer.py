@@ -32,7 +32,7 @@ from steer_pipeline.lab.rewrites.comparison import trait_column
 from steer_pipeline.lab.rewrites.source import Source
 from steer_pipeline.lab.rewrites.work import user_turn
 from steer_pipeline.lab.students.data import examples_of, overlap, prompt_ids
-from steer_pipeline.lab.students.training import LESSON, STUDENTS
+from steer_pipeline.lab.students.training import STUDENTS, all_rows
 
 ROWS, PACK, STATES, FACTS = "rows.parquet", "pack.parquet", "states.safetensors", "transfer.json"
 STREAM = "students"  # of random numbers: all students draw the same ones for one news item
@@ -115,8 +115,7 @@ def measure_transfer(
     Raises:
         Refused: held-out news were learned, or nearly; or what was learned is no longer among the news.
     """
-    lesson = json.loads((adapters / LESSON).read_text())
-    learned = [*lesson["train"], *lesson["selection"]]
+    learned = all_rows(adapters)
     _refuse_overlap(variant, task, learned)
     said = _Students(task, load, journal, progress)
     parts = [said.rows(ITSELF, MODEL_ITSELF, None, None)]

@@ -40,6 +40,7 @@ LESSON = tuple(
         "learning_rate",
         "batch_rows",
         "rows_at_once",
+        "evaluations",
         "seed",
     )
 )
@@ -58,15 +59,16 @@ HELD_OUT = (
 )
 
 
-@dg.asset(code_version=made_of("1", *PROMPT, *LESSON), deps=LEARNED, kinds={"pytorch", "parquet"}, **BUNDLE)
+@dg.asset(code_version=made_of("2", *PROMPT, *LESSON), deps=LEARNED, kinds={"pytorch", "parquet"}, **BUNDLE)
 def student_adapter(
     context: dg.AssetExecutionContext, store: ArtifactStoreResource, language_model: LanguageModelResource
 ) -> Iterator[dg.Output[Path]]:
     """Students of one variant: they learn the kept rows of its released pack under the neutral prompt.
 
     `rank-8/seed-61/` and so on: a PEFT directory with `finetune.json` (recipe, model, data, libraries) and
-    `history.parquet` (loss curves). `students.parquet`: one row a student; `lesson.json`: the rows. All variants'
-    students learn equally many rows, so that they compare.
+    `history.parquet` (loss curves), and in `steps/` the adapter as it was earlier. `students.parquet`: one row a
+    student; `lesson.json`: the rows by seed. Students of one seed learn equally many rows of the same news whatever
+    their variant, so that they compare.
     """
     from steer_pipeline.lab.students.data import released_keep_set
     from steer_pipeline.lab.students.training import train_students
@@ -91,7 +93,7 @@ def student_adapter(
 
 @dg.asset(
     code_version=made_of(
-        "1", *PROMPT, *HELD_OUT, "rewrites.sampling", "students.read_blocks", "vector.seed", "scales"
+        "2", *PROMPT, *HELD_OUT, "rewrites.sampling", "students.read_blocks", "vector.seed", "scales"
     ),
     deps=[
         *LEARNED,
@@ -133,7 +135,7 @@ def student_transfer(
 
 
 @dg.asset(
-    code_version=made_of("1", *PROMPT, *HELD_OUT, "rewrites.sampling", "vector.seed", "scales"),
+    code_version=made_of("2", *PROMPT, *HELD_OUT, "rewrites.sampling", "vector.seed", "scales"),
     deps=[
         *LEARNED,
         "news_facts",
@@ -154,8 +156,9 @@ def student_mechanism(
     """By what a student does it: the mean shift of its residual stream, and what that shift does by itself.
 
     `shifts.parquet`: one row a student and block, with the shift's length and its cosine with each persona vector;
-    those of controls are the band. `arms.parquet`, of steered variants: what the student writes on held-out news less
-    its shift at the block that its teacher was steered at, and what the model itself writes with it.
+    those of controls are the band. `stepwise.parquet`: the same at each evaluation in training. `arms.parquet`, of
+    steered variants: what the student writes on held-out news less its shift at the block that its teacher was steered
+    at, and what the model itself writes with it.
     """
     from steer_pipeline.lab.students.mechanism import measure_mechanism, write_mechanism
     from steer_pipeline.lab.vectors.vector import load_vector
@@ -194,7 +197,7 @@ def _judged_on(read: Reader, variant: str) -> "tuple[pl.DataFrame, Task]":
 
 
 @dg.asset(
-    code_version=made_of("1", "coherence", "students.seed", "students.controls"),
+    code_version=made_of("2", "coherence", "students.seed", "students.controls"),
     deps=["student_adapter", "student_transfer", "student_mechanism", "variant_spec"],
     **cpu("students", io_manager_key="bundle_io", kinds={"polars", "parquet"}),
 )
@@ -205,7 +208,8 @@ def student_comparison(
 
     `summary.parquet`: one row a variant, rank and metric, with intervals over news and seeds that hold for all
     variants at once. `seeds`, `coherence` (against the model itself), `readouts`, `mechanism` (necessity and
-    sufficiency of the students' shifts), `shifts`, `rows`, `students`, `curves`;
+    sufficiency of the students' shifts), `shifts`, `alignment` (shifts against the teacher's vector over training),
+    `rows`, `students`, `curves`;
     `left_out.json`: who is not shown, for want of a control of the same rank, epochs and rows. `students.html` holds
     the whole report. Runs no model.
     """

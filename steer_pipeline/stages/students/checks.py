@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from steer_pipeline.lab.limits import MIN_SEEDS, MIN_TRANSFER_ROWS
+from steer_pipeline.lab.limits import MIN_CLEAN, MIN_SEEDS, MIN_TRANSFER_ROWS
 from steer_pipeline.partitions import VARIANT
 from steer_pipeline.resources import ArtifactStoreResource
 from steer_pipeline.settings import settings
@@ -69,6 +69,13 @@ COMPARISON = Claims(
         "controls do.",
         "read the teacher's own shift beside it: raise students.epochs or rows where the teacher moves and the "
         "student does not",
+    ),
+    should(
+        "shifts_align",
+        "At the end of training, the shift of every steered student points along its teacher's vector, and further "
+        f"than that of any of at least {MIN_CLEAN} clean students.",
+        "read the curves: raise students.epochs or rows where they still rise; name more students.seeds where the "
+        "clean students are too few",
     ),
     should(
         "students_stay_coherent",

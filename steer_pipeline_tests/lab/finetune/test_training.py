@@ -16,7 +16,14 @@ from steer_pipeline.lab.finetune.data import FinetuneError, TextRow, encode_exam
 from steer_pipeline.lab.finetune.merging import merge_adapters
 from steer_pipeline.lab.finetune.recipe import KlRecipe, LoraRecipe, Recipe
 from steer_pipeline.lab.finetune.references import adapter_off
-from steer_pipeline.lab.finetune.training import HISTORY, HISTORY_SCHEMA, RECORD, finetune
+from steer_pipeline.lab.finetune.training import (
+    HISTORY,
+    HISTORY_SCHEMA,
+    RECORD,
+    finetune,
+    kept_steps,
+    step_folder,
+)
 from steer_pipeline.lab.models.identity import model_identity
 from steer_pipeline.lab.models.loading import load_for_training, load_model, load_tokenizer
 from steer_pipeline_tests.lab.finetune.rows import FAST, LORA, examples, spec_of
@@ -84,7 +91,7 @@ def test_same_recipe_same_bytes_whatever_the_order_of_rows_and_another_seed_anot
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(base, tmp_path):
-    whole = run(base, tmp_path / "whole")
+    whole = run(base, tmp_path / "whole", keep=tmp_path / "whole.steps")
     code = f"""
 import os, signal
 from pathlib import Path
@@ -92,15 +99,23 @@ from steer_pipeline_tests.lab.finetune import test_training
 def stop(line):
     if line.startswith("step 8 "):
         os.kill(os.getpid(), signal.SIGKILL)
-test_training.run(Path({str(base)!r}), Path({str(tmp_path / "killed")!r}), progress=stop)
+test_training.run(
+    Path({str(base)!r}), Path({str(tmp_path / "killed")!r}), keep=Path({str(tmp_path / "killed.steps")!r}),
+    progress=stop,
+)
 """
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
     assert not (tmp_path / "killed").exists()
     steps = []
-    resumed = run(base, tmp_path / "killed", progress=steps.append)
+    resumed = run(base, tmp_path / "killed", keep=tmp_path / "killed.steps", progress=steps.append)
     assert steps[0].startswith("step 8 ")  # from the checkpoint of step 4, not from the start
     assert (resumed.folder / WEIGHTS).read_bytes() == (whole.folder / WEIGHTS).read_bytes()
+    assert kept_steps(tmp_path / "killed.steps") == kept_steps(tmp_path / "whole.steps") == [4, 8, 12]
+    for step in (4, 8, 12):
+        kept = [step_folder(tmp_path / f"{name}.steps", step) / WEIGHTS for name in ("killed", "whole")]
+        assert kept[0].read_bytes() == kept[1].read_bytes()
+    assert kept[0].read_bytes() == (whole.folder / WEIGHTS).read_bytes()
 
 
 def test_checkpoints_of_another_recipe_are_not_gone_on_from(base, tmp_path):

@@ -20,6 +20,7 @@ from steer_pipeline.lab.students.comparison import (
 )
 from steer_pipeline.lab.students.mechanism import (
     ADDED,
+    ARM_SCHEMA,
     REMOVED,
     SHIFT_SCHEMA,
     Mechanism,
@@ -197,7 +198,8 @@ def test_the_report_is_made_from_stored_tables_alone(tables, tmp_path):
     assert numbers["trait"]["paranoid_minilm"]["verdict"] == UP
     assert numbers["coherent"] is True
     found = {verdict.claim: verdict for verdict in comparison_verdicts(tmp_path, SPECS)}
-    assert {name for name, verdict in found.items() if not verdict.passed} == set()
+    assert {name for name, verdict in found.items() if not verdict.passed} == {"shifts_align"}
+    assert "no shift of a steered variant's students was taken" in found["shifts_align"].message
     assert found["at_least_three_seeds"].numbers["seeds"] == 3
 
 
@@ -247,10 +249,64 @@ def test_shares_are_given_only_where_a_student_has_an_effect():
     assert found["sufficiency"][0] == pytest.approx(1.0)  # and so does added
 
 
+def shifts_over_steps(variant, cosines, ranks=(8, 32), seeds=(61, 62, 63), **more):
+    """A mechanism whose students have these cosines at steps 3 and 6, each seed a hundredth above the one before."""
+    rows = [
+        {"variant": variant, "rank": rank, "seed": seed, "step": step, "block": 2, "norm": 1.0}
+        | {"norm_fraction": 0.1, "cosine_paranoid": cosine + 0.01 * place}
+        for rank in ranks
+        for place, seed in enumerate(seeds)
+        for step, cosine in zip((3, 6), cosines, strict=True)
+    ]
+    return Mechanism(
+        pl.DataFrame(schema=SHIFT_SCHEMA), pl.DataFrame(schema=ARM_SCHEMA), pl.DataFrame(rows), **more
+    )
+
+
+def aligned(tmp_path, **cosines):
+    stored = transfers()
+    for name, own in cosines.items():
+        steered = {"paranoid": 2} if name in ("paranoid", "trusting") else {}
+        stored[name] = replace(stored[name], mechanism=shifts_over_steps(name, own, steered_at=steered))
+    tables = compare(stored)
+    write_report(tables, {}, tmp_path)
+    verdicts = {verdict.claim: verdict for verdict in comparison_verdicts(tmp_path, SPECS)}
+    return tables.alignment, verdicts["shifts_align"], headline(tables)
+
+
+CLEAN = {"base": (0.0, 0.0), "base_resample": (0.05, 0.1), "random_direction": (-0.05, -0.1)}
+
+
+def test_students_that_point_along_their_teachers_vector_are_told_from_clean_ones(tmp_path):
+    alignment, verdict, numbers = aligned(tmp_path, paranoid=(0.3, 0.6), trusting=(-0.2, -0.5), **CLEAN)
+    assert verdict.passed
+    assert set(alignment["variant"]) == {"paranoid", "trusting"}
+    last = alignment.filter(variant="paranoid", rank=8, step=6).sort("seed")
+    assert last["cosine"].to_list() == pytest.approx([0.6, 0.61, 0.62])
+    row = last.row(0, named=True)
+    assert (row["band_low"], row["band_high"], row["n_clean"]) == (-0.1, pytest.approx(0.12), 18)
+    told = numbers["paranoid"]["rank_8"]["alignment"]["paranoid"]
+    assert told == {"cosine": pytest.approx(0.61), "band_low": -0.1, "band_high": pytest.approx(0.12)}
+    assert "Which way they go" in (tmp_path / PAGE).read_text()
+
+
+def test_students_within_the_band_of_clean_ones_are_named(tmp_path):
+    _, verdict, _ = aligned(tmp_path, paranoid=(0.3, 0.11), trusting=(-0.2, -0.5), **CLEAN)
+    assert not verdict.passed
+    assert "paranoid rank 8 +0.12, clean -0.10 to +0.12" in verdict.message
+
+
+def test_a_band_of_few_clean_students_proves_nothing(tmp_path):
+    _, verdict, _ = aligned(tmp_path, paranoid=(0.3, 0.6), base=(0.0, 0.0))
+    assert not verdict.passed
+    assert "6 clean students, at least 10 are wanted" in verdict.message
+
+
 @pytest.mark.parametrize(("role", "passes"), [("steered", False), ("control", True)])
 def test_a_loss_that_rises_is_told_unless_there_was_nothing_to_learn(tmp_path, role, passes):
     students("paranoid", selection_nll_last=1.1).write_parquet(tmp_path / "students.parquet")
-    lesson = {"train": ["a"], "selection": ["b"], "differing_rows": ["a"]}
+    seeds = {"61": {"train": ["a"], "selection": ["b"]}, "62": {"train": ["b"], "selection": ["a"]}}
+    lesson = {"seeds": seeds, "differing_rows": ["a"]}
     (tmp_path / "lesson.json").write_text(json.dumps(lesson))
     found = {one.claim: one for one in adapter_verdicts(tmp_path, StudentSpec(ranks=[8, 64]), role)}
     assert found["selection_loss_falls"].passed is passes

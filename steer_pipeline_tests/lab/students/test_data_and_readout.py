@@ -42,17 +42,24 @@ def kept(variant="paranoid", n=24, dropped=()):
 
 
 def test_all_variants_learn_equally_many_rows_and_the_same_but_for_what_was_not_kept():
-    base, _ = data.lesson_rows(kept("base"), profile(), "base")
-    other, watched = data.lesson_rows(kept(dropped=[3, 4]), profile(), "paranoid")
+    base, _ = data.lesson_rows(kept("base"), profile(), "base", 61)
+    other, watched = data.lesson_rows(kept(dropped=[3, 4]), profile(), "paranoid", 61)
     assert base.height == other.height == 8
     assert len(set(base["row_id"]) & set(other["row_id"])) >= 6
     assert not set(other["row_id"]) & set(watched["row_id"])
     assert not {f"{3:016x}", f"{4:016x}"} & set(other["row_id"])
 
 
+def test_students_of_another_seed_learn_other_rows():
+    """Else intervals over seeds would say nothing of the draw of rows, and a control moves by its luck alone."""
+    drawn = [set(data.lesson_rows(kept(), profile(), "base", seed)[0]["row_id"]) for seed in (61, 62, 63)]
+    assert len({frozenset(rows) for rows in drawn}) == 3
+    assert all(len(rows) == 8 for rows in drawn)
+
+
 def test_too_few_kept_rows_are_refused_with_the_cure():
     with pytest.raises(Refused, match=r"paranoid: 4 of 24 rows are kept.*students\.rows"):
-        data.lesson_rows(kept(dropped=range(20)), profile(), "paranoid")
+        data.lesson_rows(kept(dropped=range(20)), profile(), "paranoid", 61)
 
 
 def test_truncated_rewrites_are_not_taught_to_end(tmp_path):

@@ -22,7 +22,7 @@ summary: A small project for tests.
 model: {{path: {model}, dtype: float32, device: cpu}}
 dose: {{n_rows: 4}}
 rewrites: {{prompt: "Rewrite: {{text}}", pilot_rows: 12, full_rows: 20, sampling: {{max_new_tokens: 8, seed: 20}}}}
-students: {{ranks: {ranks}, seeds: [1], rows: 8, selection_rows: 2, epochs: 2, learning_rate: 0.005, batch_rows: 4,
+students: {{ranks: {ranks}, seeds: [1, 2], rows: 8, selection_rows: 2, epochs: 2, learning_rate: 0.005, batch_rows: 4,
   held_out_rows: 6, read_blocks: [0.5, 3]}}
 """
 

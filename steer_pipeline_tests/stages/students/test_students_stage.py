@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from steer_pipeline.campaigns.students import Students
 from steer_pipeline.catalogue import load_variants
-from steer_pipeline.lab.students.training import place
+from steer_pipeline.lab.students.training import all_rows, place
 from steer_pipeline_tests.planted import LEXICONS
 from steer_pipeline_tests.stages.students.project import PROFILE, VARIANTS, filled, news, opened
 from steer_pipeline_tests.tiny import tiny_model_dir
@@ -58,17 +58,16 @@ def test_students_of_all_variants_and_controls_are_trained_heard_and_compared(pr
     base = AutoModelForCausalLM.from_pretrained(where / "tiny-qwen3")
     PeftModel.from_pretrained(base, adapters / place(2, 1))
     lesson = json.loads((adapters / "lesson.json").read_text())
-    assert len(lesson["train"]) == 8
+    assert {seed: len(own["train"]) for seed, own in lesson["seeds"].items()} == {"1": 8, "2": 8}
     assert lesson["differing_rows"] == []
-    assert (
-        json.loads((project.folder("student_adapter", "base") / "lesson.json").read_text())["train"]
-        == lesson["train"]
-    )
+    base_lesson = json.loads((project.folder("student_adapter", "base") / "lesson.json").read_text())
+    assert base_lesson["seeds"]["1"]["train"] == lesson["seeds"]["1"]["train"]
+    assert set(lesson["seeds"]["1"]["train"]) != set(lesson["seeds"]["2"]["train"])
 
     rows = pl.read_parquet(project.folder("student_transfer", "paranoid") / "rows.parquet")
     assert sorted(rows["rank"].unique()) == [0, 2]
-    assert rows.height == 2 * 6
-    assert not set(rows["row_id"]) & {*lesson["train"], *lesson["selection"]}
+    assert rows.height == 3 * 6
+    assert not set(rows["row_id"]) & set(all_rows(adapters))
     assert not set(rows["row_id"]) & set(news().head(12)["row_id"])
     other = pl.read_parquet(project.folder("student_transfer", "base") / "rows.parquet")
     itself = [frame.filter(rank=0).drop("variant").sort("row_id") for frame in (rows, other)]
@@ -76,13 +75,13 @@ def test_students_of_all_variants_and_controls_are_trained_heard_and_compared(pr
     assert rows.filter(rank=2)["output"].to_list() != other.filter(rank=2)["output"].to_list()
 
     arms = pl.read_parquet(project.folder("student_mechanism", "paranoid") / "arms.parquet")
-    assert {name: own.height for (name,), own in arms.group_by("arm")} == {"added": 6, "removed": 6}
-    student = rows.filter(rank=2).sort("row_id")["output"].to_list()
-    assert arms.filter(arm="removed").sort("row_id")["output"].to_list() != student
+    assert {name: own.height for (name,), own in arms.group_by("arm")} == {"added": 12, "removed": 12}
+    student = rows.filter(rank=2).sort("seed", "row_id")["output"].to_list()
+    assert arms.filter(arm="removed").sort("seed", "row_id")["output"].to_list() != student
     control = project.folder("student_mechanism", "base_resample")
     assert pl.read_parquet(control / "arms.parquet").is_empty()
     shifts = pl.read_parquet(control / "shifts.parquet")
-    assert shifts["block"].to_list() == [0, 1, 2, 3]
+    assert shifts["block"].to_list() == [0, 1, 2, 3] * 2
     assert (shifts["norm_fraction"] > 0).all()
 
     compared = project.folder("student_comparison")
@@ -151,10 +150,10 @@ def test_news_that_a_student_has_learned_are_not_held_out(project):
     """A full pack of a small corpus holds the news that a pilot's students would be judged on."""
     project.release("paranoid", n=24)
     assert project.driver.materialize(["student_adapter"], partition="paranoid").success
-    learned = json.loads((project.folder("student_adapter", "paranoid") / "lesson.json").read_text())
+    learned = all_rows(project.folder("student_adapter", "paranoid"))
     items = news().with_columns(
         text=pl.when(pl.col("source_index") >= 20)
-        .then(pl.lit(news().filter(pl.col("row_id") == learned["train"][0])["text"][0]))
+        .then(pl.lit(news().filter(pl.col("row_id") == learned[0])["text"][0]))
         .otherwise("text")
     )
     project.put("truncated_news", None, items)
