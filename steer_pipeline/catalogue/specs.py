@@ -754,6 +754,7 @@ class TransportSpec(Strict):
     def _each_once(cls, value: list[str]) -> list[str]:
         if len(set(value)) < len(value):
             raise ValueError(f"{value}: each may stand there once")
+        return value
 
 
 class HealFilterSpec(Strict):

@@ -223,14 +223,7 @@ def _attempt(job: _Job, rows_at_once: int) -> Finetuned:
         shutil.rmtree(job.keep, ignore_errors=True)
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - begun
-    numbers = {
-        "steps": trainer.state.global_step,
-        "seconds": seconds,
-        "tokens_per_second": trainer.tokens_seen / max(seconds, 1e-9),
-        "peak_memory_bytes": peak_memory(str(model.device.type)),
-        "rows_at_once": rows_at_once,
-        **trainer.last(),
-    }
+    numbers = trainer.numbers(seconds) | {"rows_at_once": rows_at_once}
     sizes = {"rows": len(job.train), "selection_rows": len(job.selection)}
     done = Finetuned(job.folder, below, numbers, pl.DataFrame(trainer.recorded(), schema=HISTORY_SCHEMA))
     _write(done, model, made_of | sizes)
