@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from steer_pipeline.catalogue.specs import HealArmSpec, HealLossSpec, HealSpec
+from steer_pipeline.catalogue.healing import HealArmSpec, HealLossSpec, HealSpec
 from steer_pipeline.lab.finetune.data import FinetuneError, TextRow
 from steer_pipeline.lab.finetune.recipe import KlRecipe, LoraRecipe, OnPolicyRecipe, Recipe
 from steer_pipeline.lab.finetune.references import Reference

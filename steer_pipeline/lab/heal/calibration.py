@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from steer_pipeline.catalogue.specs import HealCalibrationSpec, SamplingSpec
+from steer_pipeline.catalogue.healing import HealCalibrationSpec
+from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.jobs import BrokenLogits, FinishedRow, PromptRow

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from steer_pipeline.catalogue.specs import HealControllerSpec
+from steer_pipeline.catalogue.healing import HealControllerSpec
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.heal.prompts import require_open, spread
 from steer_pipeline.lab.heal.teacher import HealError

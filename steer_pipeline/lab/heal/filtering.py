@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from steer_pipeline.catalogue.specs import HealFilterSpec
+from steer_pipeline.catalogue.healing import HealFilterSpec
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.heal.scores import SCORES, score_samples
 from steer_pipeline.lab.quality.leaks import Told

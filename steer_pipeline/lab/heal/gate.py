@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from steer_pipeline.catalogue.specs import CoherenceSpec, HealGateSpec, SamplingSpec
+from steer_pipeline.catalogue.healing import HealGateSpec
+from steer_pipeline.catalogue.specs import CoherenceSpec, SamplingSpec
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.corpus.identity import digest64
 from steer_pipeline.lab.evaluation import TraitScorer

@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 from scipy.stats import binomtest
 
-from steer_pipeline.catalogue.specs import HealFilterSpec, Persona
+from steer_pipeline.catalogue.healing import HealFilterSpec
+from steer_pipeline.catalogue.specs import Persona
 from steer_pipeline.lab import limits
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.heal.filtering import judge, likelihood_criteria, loop_criteria

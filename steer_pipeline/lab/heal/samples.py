@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from steer_pipeline.catalogue.specs import HealPromptSpec
+from steer_pipeline.catalogue.healing import HealPromptSpec
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.jobs import PromptRow

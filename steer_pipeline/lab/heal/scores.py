@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import polars as pl
 
-from steer_pipeline.catalogue.specs import HealFilterSpec
+from steer_pipeline.catalogue.healing import HealFilterSpec
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.models.completions import completion_losses
 from steer_pipeline.lab.models.loaded import LoadedModel

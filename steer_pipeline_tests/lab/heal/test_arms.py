@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from steer_pipeline.catalogue.specs import HealArmSpec, HealLossSpec, HealOverride, HealSpec
+from steer_pipeline.catalogue.healing import HealArmSpec, HealLossSpec, HealOverride, HealSpec
 from steer_pipeline.lab.finetune.data import FinetuneError, TextRow
 from steer_pipeline.lab.heal.arms import (
     BASE_ARM,

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steer_pipeline.catalogue.specs import HealCalibrationSpec
+from steer_pipeline.catalogue.healing import HealCalibrationSpec
 from steer_pipeline.lab.heal import calibration
 from steer_pipeline.lab.heal.calibration import CURVE_SCHEMA, calibrate, calibration_claim
 from steer_pipeline.lab.heal.prompts import prompt_rows

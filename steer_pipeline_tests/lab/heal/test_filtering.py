@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steer_pipeline.catalogue.specs import HealFilterSpec
+from steer_pipeline.catalogue.healing import HealFilterSpec
 from steer_pipeline.lab.heal.filtering import REASONS, differs_from_base, filter_samples, require_usable
 from steer_pipeline.lab.heal.scores import loop_scores, score_samples, with_losses
 from steer_pipeline.lab.models.prompts import encode_completion
@@ -14,10 +14,11 @@ from steer_pipeline.lab.quality.leaks import Told
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline_tests.lab.generation.reference import loaded
 
-HEADS, TAILS = ("bl", "ca", "de", "fo", "gri", "hu", "ju", "lo"), ("nd", "rk", "st", "mp", "ng", "tter", "ll", "mble")
+HEADS, TAILS = (
+    ("bl", "ca", "de", "fo", "gri", "hu", "ju", "lo"),
+    ("nd", "rk", "st", "mp", "ng", "tter", "ll", "mble"),
+)
 WORDS = [head + tail for head in HEADS for tail in TAILS]
-    a + b for a in "bl ca de fo gri hu ju lo".split() for b in "nd rk st mp sh ng tter ll mble rry".split()
-]
 SPEC = HealFilterSpec(min_kept=8, max_per_cell=None)
 TOKENS = 64
 

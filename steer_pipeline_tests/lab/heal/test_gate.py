@@ -4,7 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steer_pipeline.catalogue.specs import CoherenceSpec, HealGateSpec, SamplingSpec
+from steer_pipeline.catalogue.healing import HealGateSpec
+from steer_pipeline.catalogue.specs import CoherenceSpec, SamplingSpec
 from steer_pipeline.lab.evaluation import LexiconScorer
 from steer_pipeline.lab.generation.jobs import BrokenLogits
 from steer_pipeline.lab.heal import gate

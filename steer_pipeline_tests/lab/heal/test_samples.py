@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steer_pipeline.catalogue.specs import HealControllerSpec, HealPromptSpec
+from steer_pipeline.catalogue.healing import HealControllerSpec, HealPromptSpec
 from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.lab.heal.controller import PROBE_SCHEMA, collect, settle, settled_claim
 from steer_pipeline.lab.heal.samples import SAMPLE_SCHEMA, sample_rows
