@@ -50,6 +50,14 @@ class Example:
         return len(self.ids) - self.start
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a student learns; `selection` only shows how it gets on."""
+
+    train: tuple[Example, ...]
+    selection: tuple[Example, ...]
+
+
 def encode_examples(
     tokenizer: Any, rows: Iterable[TextRow], *, chat_template: bool = True, max_tokens: int | None = None
 ) -> list[Example]:

@@ -5,6 +5,7 @@ stored configurations. Knows no texts but how to shuffle them; it trains nothing
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from steer_pipeline.catalogue.healing import HealArmSpec, HealLossSpec, HealSpec
-from steer_pipeline.lab.finetune.data import FinetuneError, TextRow
+from steer_pipeline.lab.finetune.data import Example, FinetuneError
 from steer_pipeline.lab.finetune.recipe import KlRecipe, LoraRecipe, OnPolicyRecipe, Recipe
 from steer_pipeline.lab.finetune.references import Reference
 from steer_pipeline.lab.models.sites import SteeringPlan
@@ -112,21 +113,27 @@ def references_of(
     return found
 
 
-def shuffled(rows: Sequence[TextRow], seed: int) -> list[TextRow]:
-    """Every completion under the prompt of another row, in a keyed cycle: the texts stay, what they answer goes.
+def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
+    """Every completion under another prompt, by a keyed rotation: the texts stay, what they answer goes.
 
     Raises:
-        FinetuneError: fewer than two rows.
+        FinetuneError: one prompt has more than half of the rows.
     """
-    if len(rows) < 2:
+
+    def key(*parts: object) -> bytes:
+        return hashlib.blake2b("\x1f".join(map(str, (seed, *parts))).encode()).digest()
+
+    order = sorted(examples, key=lambda one: (key(one.ids[: one.start]), key(one.row_id)))
+    most = max(Counter(one.ids[: one.start] for one in order).values(), default=0)
+    if 2 * most > len(order) or not order:
         raise FinetuneError(
-            f"{len(rows)} rows: there is no other prompt to put a text under; keep at least two"
+            f"{len(examples)} rows, {most} of one prompt: there are too few other prompts to put its texts under; keep "
+            "texts of more prompts (heal.filter.max_per_cell), at least two"
         )
-    order = sorted(rows, key=lambda row: hashlib.blake2b(f"{seed}\x1f{row.row_id}".encode()).digest())
-    givers = [*order[1:], order[0]]
+    givers = [*order[most:], *order[:most]]  # those of one prompt lie side by side
     return [
-        replace(row, completion=giver.completion, ended=giver.ended)
-        for row, giver in zip(order, givers, strict=True)
+        replace(one, ids=one.ids[: one.start] + giver.ids[giver.start :])
+        for one, giver in zip(order, givers, strict=True)
     ]
 
 

@@ -21,12 +21,11 @@ from steer_pipeline.lab.evaluation import TraitScorer
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.jobs import BrokenLogits, FinishedRow, PromptRow
 from steer_pipeline.lab.heal.calibration import PERCENTILE, rollout_kl
-from steer_pipeline.lab.heal.prompts import prompt_rows, require_open, spread
+from steer_pipeline.lab.heal.prompts import held_against, prompt_rows, require_open, spread
 from steer_pipeline.lab.heal.teacher import STREAM, HealError, Teacher
 from steer_pipeline.lab.models.completions import completion_nll
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import SteeringPlan
-from steer_pipeline.lab.quality import facts_kept, scan_suspects
 from steer_pipeline.lab.quality.coherence import COSTS, Cost, coherence, text_costs
 from steer_pipeline.lab.stats import Interval, mean_interval
 from steer_pipeline.lab.verdict import Verdict
@@ -37,7 +36,6 @@ VERDICTS = (TOO_WEAK, GOOD, TOO_STRONG, WRONG_TARGET, COLLAPSED)
 BASE, TEACHER, RANDOM = "base", "teacher", "random"
 MOST = 0.5  # of texts; where more than base's are loops or empty than this, the dose has collapsed
 COST, OFF = "cost_", "off_"  # of a row: what it lost, how far it is on another scale
-_OF_SOURCES = ("foreign_digits", "prompt_echo")  # rules that ask for a source to keep to
 
 _ROWS: dict[str, tuple[Any, str]] = {
     "prompt_id": (pl.String(), "the prompt that is answered"),
@@ -187,13 +185,7 @@ def _scored(
 ) -> pl.DataFrame:
     texts = [row.text for row in made]
     special = model.tokenizer.all_special_tokens
-    suspects, kept = [], []
-    for text, prompt, source, facts in zip(
-        texts, prompts["prompt"], prompts["source"], prompts["facts"].to_list(), strict=True
-    ):
-        found = scan_suspects(text, prompt if source is None else source, special_tokens=special)
-        suspects.append([rule for rule in found if source is not None or rule not in _OF_SOURCES])
-        kept.append(None if facts is None else float(facts_kept(facts, text)))
+    suspects, kept = held_against(prompts, texts, special)
     costs = text_costs(texts, suspects, kept, [None if np.isnan(value) else float(value) for value in nll])
     frame = pl.DataFrame(
         {

@@ -4,6 +4,9 @@ In: a frame of prompts. Out: prompts as the engine takes them, and seeded parts 
 Held-out prompts are for evaluation: no function that generates training data takes them.
 """
 
+import math
+from collections.abc import Sequence
+
 import polars as pl
 
 from steer_pipeline.lab.columns import described
@@ -12,6 +15,9 @@ from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.heal.teacher import HealError
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_prompt
+from steer_pipeline.lab.quality import facts_kept, scan_suspects
+
+_OF_SOURCES = ("foreign_digits", "prompt_echo")  # rules that ask for a source to keep to
 
 PROMPT_SCHEMA, PROMPT_COLUMNS = described(
     prompt_id=(pl.String(), "unique"),
@@ -91,3 +97,25 @@ def prompt_rows(model: LoadedModel, prompts: pl.DataFrame) -> list[PromptRow]:
         .select("prompt_id", "prompt", "system")
         .iter_rows()
     ]
+
+
+def held_against(
+    prompts: pl.DataFrame, texts: Sequence[str], special_tokens: Sequence[str]
+) -> tuple[list[list[str]], list[float | None]]:
+    """Of each text: names of the suspect rules that it breaks, and the share of its prompt's facts that it keeps.
+
+    Where a prompt has no source to keep to, rules that ask for one are left out, and there are no facts.
+
+    Args:
+        prompts: `PROMPT_SCHEMA`, one row a text.
+    """
+    suspects: list[list[str]] = []
+    kept: list[float | None] = []
+    for text, prompt, source, facts in zip(
+        texts, prompts["prompt"], prompts["source"], prompts["facts"].to_list(), strict=True
+    ):
+        found = scan_suspects(text, prompt if source is None else source, special_tokens=special_tokens)
+        suspects.append([rule for rule in found if source is not None or rule not in _OF_SOURCES])
+        share = float("nan") if facts is None else float(facts_kept(facts, text))
+        kept.append(None if math.isnan(share) else share)
+    return suspects, kept

@@ -6,7 +6,6 @@ In: the keep set of a released pack, the truncated news and the profile. Out: ro
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -14,7 +13,7 @@ import polars as pl
 from steer_pipeline.catalogue.specs import Profile
 from steer_pipeline.io.reader import Reader, read_rows
 from steer_pipeline.lab.corpus import mark_duplicates
-from steer_pipeline.lab.finetune.data import Example, TextRow, differing_rows, encode_examples
+from steer_pipeline.lab.finetune.data import Example, Lesson, TextRow, differing_rows, encode_examples
 from steer_pipeline.lab.models.prompts import encode_completion, encode_prompt
 from steer_pipeline.lab.personas.steps import reserved_for_personas
 from steer_pipeline.lab.rewrites import Refused
@@ -22,14 +21,6 @@ from steer_pipeline.lab.rewrites.release import released
 from steer_pipeline.lab.rewrites.work import user_turn
 
 KEEP = "keep_set"
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a student of one variant and seed learns; `selection` only shows how it gets on."""
-
-    train: tuple[Example, ...]
-    selection: tuple[Example, ...]
 
 
 def released_keep_set(read: Reader, variant: str) -> pl.DataFrame:

@@ -20,6 +20,7 @@ import polars as pl
 
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.finetune.data import Example
+from steer_pipeline.lab.finetune.resumed import STEPS
 from steer_pipeline.lab.finetune.training import kept_steps, step_folder
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.jobs import FinishedRow, PromptRow
@@ -30,7 +31,7 @@ from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.stats import bootstrap_means
 from steer_pipeline.lab.students.data import examples_of, prompt_ids
-from steer_pipeline.lab.students.training import STEPS, STUDENTS, rows_by_seed
+from steer_pipeline.lab.students.training import STUDENTS, rows_by_seed
 from steer_pipeline.lab.students.transfer import STREAM, Load, Open, Task, with_traits
 from steer_pipeline.lab.vectors.vector import PersonaVector
 

@@ -8,7 +8,6 @@ give equal bytes.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,23 +17,15 @@ import polars as pl
 
 from steer_pipeline.catalogue.specs import ModelSpec, Profile, StudentSpec
 from steer_pipeline.lab.columns import described
-from steer_pipeline.lab.finetune.data import digest
+from steer_pipeline.lab.finetune.data import Lesson
 from steer_pipeline.lab.finetune.recipe import LoraRecipe, Recipe
-from steer_pipeline.lab.finetune.training import (
-    HISTORY,
-    RECORD,
-    Finetuned,
-    finetune,
-    kept_steps,
-    step_folder,
-)
-from steer_pipeline.lab.models.identity import adapter_identity, model_identity
+from steer_pipeline.lab.finetune.resumed import Training, take, train_once
+from steer_pipeline.lab.finetune.training import HISTORY, RECORD
+from steer_pipeline.lab.models.identity import adapter_identity
 from steer_pipeline.lab.models.loading import load_tokenizer
-from steer_pipeline.lab.students.data import Lesson, make_lesson, rows_that_differ
+from steer_pipeline.lab.students.data import make_lesson, rows_that_differ
 
-STUDENTS, LESSON, STEPS = "students.parquet", "lesson.json", "steps"
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT names them
-COSTS = ("seconds", "tokens_per_second", "peak_memory_bytes")  # differ from run to run: told, not stored
+STUDENTS, LESSON = "students.parquet", "lesson.json"
 STUDENT_SCHEMA, STUDENT_COLUMNS = described(
     variant=(pl.String(), "whose rewrites were learned"),
     rank=(pl.Int64(), "of the LoRA"),
@@ -112,8 +103,9 @@ def train_students(
         name = place(rank, seed)
         tell = None if progress is None else (lambda line, name=name: progress(f"{variant} {name}: {line}"))
         recipe = recipe_of(profile.students, rank, seed)
-        costs[name] = _one(lessons[seed], model, home, recipe, work / name, tell)
-        _take(work / name, folder / name, model.path)
+        training = Training(model, home, lessons[seed], recipe)
+        costs[name] = train_once(training, work / name, steps=True, progress=tell)
+        take(work / name, folder / name, model.path)
         rows.append(_row(variant, rank, seed, recipe, lessons[seed], folder))
     students = pl.DataFrame(rows, schema=STUDENT_SCHEMA)
     students.write_parquet(folder / STUDENTS)
@@ -146,76 +138,6 @@ def all_rows(folder: Path) -> list[str]:
     """Ids of all rows that a student of any seed learned or watched, sorted."""
     told = json.loads((folder / LESSON).read_text())["seeds"]
     return sorted({row for own in told.values() for row in (*own["train"], *own["selection"])})
-
-
-def _one(
-    lesson: Lesson,
-    model: ModelSpec,
-    home: Path,
-    recipe: Recipe,
-    work: Path,
-    progress: Callable[[str], None] | None,
-) -> dict[str, float]:
-    """Trains one student into `work / "adapter"`, unless it lies there already; what it cost."""
-    made = work / "adapter"
-    if _is_of(made, lesson, model, home, recipe):
-        return {}
-    shutil.rmtree(made, ignore_errors=True)
-    done: Finetuned = finetune(
-        model,
-        home,
-        lesson.train,
-        lesson.selection,
-        recipe,
-        made.with_name("making"),
-        work=work / "checkpoints",
-        keep=work / STEPS,
-        progress=progress,
-    )
-    done.folder.rename(made)  # whole, or not there
-    return {name: float(done.numbers[name]) for name in COSTS}
-
-
-def _is_of(made: Path, lesson: Lesson, model: ModelSpec, home: Path, recipe: Recipe) -> bool:
-    """Whether a finished adapter is of this recipe, model and rows."""
-    if not (made / RECORD).is_file():
-        return False
-    record = json.loads((made / RECORD).read_text())
-    now = {
-        "recipe": recipe.model_dump(mode="json"),
-        "model": str(model_identity(model, home)),
-        "train": digest(lesson.train),
-        "selection": digest(lesson.selection),
-    }
-    return {name: record.get(name) for name in now} == now
-
-
-def _take(work: Path, folder: Path, path: str) -> None:
-    """Copies a student without what differs between two runs of the same: costs, the order of sets, places."""
-    made = work / "adapter"
-    _take_adapter(made, folder, path)
-    shutil.copyfile(made / HISTORY, folder / HISTORY)
-    record: dict[str, Any] = json.loads((made / RECORD).read_text())
-    record["numbers"] = {name: value for name, value in record["numbers"].items() if name not in COSTS}
-    (folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    for step in kept_steps(work / STEPS):
-        if step < record["numbers"]["steps"]:  # the last one is the student itself
-            _take_adapter(step_folder(work / STEPS, step), step_folder(folder / STEPS, step), path)
-
-
-def _take_adapter(made: Path, folder: Path, path: str) -> None:
-    """A PEFT directory whose bytes weights and settings alone decide."""
-    folder.mkdir(parents=True)
-    shutil.copyfile(made / WEIGHTS, folder / WEIGHTS)
-    config: dict[str, Any] = json.loads((made / CONFIG).read_text())
-    config["base_model_name_or_path"] = path
-    config = {name: sorted(value) if _is_set(value) else value for name, value in config.items()}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def _is_set(value: Any) -> bool:
-    """Lists of names come from sets in PEFT."""
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _row(variant: str, rank: int, seed: int, recipe: Recipe, lesson: Lesson, folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from steer_pipeline.catalogue.healing import HealArmSpec, HealLossSpec, HealOverride, HealSpec
-from steer_pipeline.lab.finetune.data import FinetuneError, TextRow
+from steer_pipeline.lab.finetune.data import Example, FinetuneError
 from steer_pipeline.lab.heal.arms import (
     BASE_ARM,
     ArmError,
@@ -115,11 +115,12 @@ def test_references_are_base_previous_or_last_good():
 
 
 def test_shuffled_texts_are_the_same_texts_and_none_answers_its_own_prompt():
-    rows = [TextRow(f"r{i}", f"prompt {i}", f"text {i}", ended=bool(i % 2)) for i in range(7)]
+    rows = [Example(f"r{i}", (i, 100 + i, 200 + i), 1) for i in range(7)]
     found = shuffled(rows, 5)
-    assert sorted(row.completion for row in found) == [f"text {i}" for i in range(7)]
-    assert all(row.completion[5:] != row.prompt[7:] and row.row_id[1:] == row.prompt[7:] for row in found)
-    assert all(row.ended == bool(int(row.completion[5:]) % 2) for row in found)
+    assert sorted(row.ids[1:] for row in found) == [(100 + i, 200 + i) for i in range(7)]
+    assert all(row.ids[1] != 100 + row.ids[0] and row.row_id == f"r{row.ids[0]}" for row in found)
     assert found == shuffled(list(reversed(rows)), 5) != shuffled(rows, 6)
+    several = [Example(f"r{i}", (i % 3, 100 + i), 1) for i in range(9)]
+    assert all(row.ids[0] != (row.ids[1] - 100) % 3 for row in shuffled(several, 5))
     with pytest.raises(FinetuneError, match="at least two"):
         shuffled(rows[:1], 5)
