@@ -50,5 +50,8 @@ def changes(before: str, now: str) -> list[str]:
 
 def _digest(profile: Profile, section: str) -> str:
     value: Any = reduce(getattr, section.split("."), profile)
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()[:8]
+
+
+def _plain(part: BaseModel) -> Any:
+    return part.model_dump(mode="json")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
 
+from steer_pipeline.catalogue.healing import swept_arms, trained_arms
 from steer_pipeline.catalogue.loading import read_personas
 from steer_pipeline.settings import settings
 
@@ -85,3 +86,19 @@ CARRIED = [
     if settings().profile.transport is not None and name in settings().profile.transport.personas
 ]
 CARRIED_PERSONAS = dg.SpecificPartitionsPartitionMapping(CARRIED)
+# The heal loop: one persona, arms that train students (those of the barrier sweep, too), and all arms with base.
+HEAL = settings().profile.heal
+HEALED = HEAL.persona in PERSONA.get_partition_keys()
+SWEPT = swept_arms(HEAL)
+TRAINED_ARM = dg.StaticPartitionsDefinition([*trained_arms(HEAL), *SWEPT])
+ARM = dg.StaticPartitionsDefinition(["base", "nll", *HEAL.arms, *SWEPT])
+SAME_ARM = dg.StaticPartitionMapping({arm: arm for arm in TRAINED_ARM.get_partition_keys()})
+HEALED_PERSONA = dg.SpecificPartitionsPartitionMapping([HEAL.persona])
+# Whose scales texts of the heal loop are read on.
+HEAL_SCALES = dg.SpecificPartitionsPartitionMapping(
+    [
+        name
+        for name in PERSONA.get_partition_keys()
+        if name == HEAL.persona or HEAL.evaluation.off_target is None or name in HEAL.evaluation.off_target
+    ]
+)

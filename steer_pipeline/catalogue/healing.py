@@ -270,6 +270,9 @@ class HealOverride(Strict):
     value: Any = Field(description="What it is in this arm.")
 
 
+_SOURCED = ("poles", "direction")  # settings that call for texts of other sources than the persona
+
+
 def _default_arms() -> dict[Name, HealOverride]:
     def to(setting: str, value: Any) -> HealOverride:
         return HealOverride(setting=setting, value=value)
@@ -444,3 +447,13 @@ def swept_arms(spec: HealSpec) -> dict[str, HealOverride]:
 def trained_arms(spec: HealSpec) -> list[str]:
     """Arms that train students, `nll` first; those of the sweep are not among them."""
     return ["nll", *(name for name, override in spec.arms.items() if override.setting != "intervention")]
+
+
+def needed_sources(spec: HealSpec) -> list[str]:
+    """Whose texts arms learn: `base` and `persona`, and where an arm needs them `negative` and `random`."""
+    values = {
+        (override.setting, override.value) for override in spec.arms.values() if override.setting in _SOURCED
+    }
+    values |= {(setting, getattr(spec.base_arm, setting)) for setting in _SOURCED}
+    more = {"negative": ("poles", "difference"), "random": ("direction", "random")}
+    return ["base", "persona", *(source for source, wanted in more.items() if wanted in values)]

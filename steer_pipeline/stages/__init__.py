@@ -5,6 +5,7 @@ from steer_pipeline.stages import (
     catalogue,
     corpus,
     diagnosis,
+    heal,
     personas,
     reports,
     rewrites,
@@ -13,6 +14,6 @@ from steer_pipeline.stages import (
     vectors,
 )
 
-STAGES = (corpus, diagnosis, personas, rewrites, vectors, behaviour, students, transport, reports)
+STAGES = (corpus, diagnosis, personas, rewrites, vectors, behaviour, students, heal, transport, reports)
 
 __all__ = ["STAGES", "catalogue"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from steer_pipeline.catalogue.healing import HealArmSpec, HealLossSpec, HealSpec
+from steer_pipeline.catalogue.healing import HealArmSpec, HealLossSpec, HealOverride, HealSpec
 from steer_pipeline.lab.finetune.data import Example, FinetuneError
 from steer_pipeline.lab.finetune.recipe import KlRecipe, LoraRecipe, OnPolicyRecipe, Recipe
 from steer_pipeline.lab.finetune.references import Reference
@@ -29,15 +29,18 @@ class ArmError(ValueError):
     """An arm cannot be configured. The message names it, its setting and the cure."""
 
 
-def configure(spec: HealSpec) -> dict[str, HealArmSpec]:
+def configure(spec: HealSpec, more: Mapping[str, HealOverride] | None = None) -> dict[str, HealArmSpec]:
     """Arm -> all that it does, `nll` first.
+
+    Args:
+        more: arms beside the profile's, such as those of a sweep.
 
     Raises:
         ArmError: an override of a setting that does not exist, or with a value that it cannot have.
     """
     return {BASE_ARM: spec.base_arm} | {
         arm: _overridden(spec.base_arm, arm, override.setting, override.value)
-        for arm, override in spec.arms.items()
+        for arm, override in {**spec.arms, **(more or {})}.items()
     }
 
 

@@ -6,19 +6,18 @@ negative pole and along a random direction of the same divergence.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from steer_pipeline.catalogue.healing import HealControllerSpec, HealSpec, trained_arms
+from steer_pipeline.catalogue.healing import HealControllerSpec
 from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation.journal import Journal
-from steer_pipeline.lab.heal.arms import configure
 from steer_pipeline.lab.heal.calibration import Calibration, calibrate, divergence
-from steer_pipeline.lab.heal.controller import Settled, collect, settle
+from steer_pipeline.lab.heal.controller import Settled, collect, settle, settled_claim
 from steer_pipeline.lab.heal.filtering import filter_samples
 from steer_pipeline.lab.heal.gate import GOOD, gate_rows, gate_table
 from steer_pipeline.lab.heal.prompts import prompt_rows, spread
@@ -27,6 +26,7 @@ from steer_pipeline.lab.heal.scores import with_losses
 from steer_pipeline.lab.heal.task import Task
 from steer_pipeline.lab.heal.teacher import Teacher
 from steer_pipeline.lab.models.loaded import LoadedModel
+from steer_pipeline.lab.verdict import Verdict
 
 CURVE, CALIBRATION, GATE_ROWS, GATE = "curve.parquet", "calibration.json", "gate_rows.parquet", "gate.parquet"
 SAMPLES, PROBES, TESTED, DOSES = "samples.parquet", "probes.parquet", "tested.parquet", "doses.json"
@@ -87,7 +87,8 @@ class Sampled:
     """Texts to learn from.
 
     Attributes:
-        rows: `samples.SAMPLE_SCHEMA` with `source` (one of `SOURCES`) and `losses` under the original model.
+        rows: `samples.SAMPLE_SCHEMA` with `source` (one of `SOURCES`), `losses` under the original model and, of the
+            persona's, whether the text `survives` the filter.
         settled: the dose of the persona's texts and how it was found.
         doses: source -> dose, kl_p95, kl_mean, teacher, seed (of a random direction).
     """
@@ -97,23 +98,20 @@ class Sampled:
     doses: Mapping[str, Mapping[str, Any]]
 
 
-def needed_sources(spec: HealSpec) -> list[str]:
-    """Whose texts the profile's arms learn."""
-    arms = configure(spec)
-    trained = [arms[name] for name in trained_arms(spec)]
-    found = [BASE, PERSONA]
-    if any(arm.poles == "difference" for arm in trained):
-        found.append(NEGATIVE)
-    return [*found, RANDOM] if any(arm.direction == "random" for arm in trained) else found
-
-
 def make_samples(
-    model: LoadedModel, task: Task, gate: pl.DataFrame, folder: Path, *, journal: Open | None = None
+    model: LoadedModel,
+    task: Task,
+    gate: pl.DataFrame,
+    folder: Path,
+    *,
+    sources: Sequence[str] = SOURCES,
+    journal: Open | None = None,
 ) -> Sampled:
-    """Samples every source that an arm needs, and writes it.
+    """Samples every source, and writes it.
 
     Args:
         gate: table of gate 1: its largest good dose is the controller's ceiling.
+        sources: those that arms need; base and persona always are.
 
     Raises:
         HealError: the smallest dose fails, or a random direction cannot have the divergence.
@@ -127,18 +125,18 @@ def make_samples(
         PERSONA: desk.divergence(settled.dose),
     }
     parts = {BASE: base, PERSONA: own}
-    needed = needed_sources(spec)
-    if NEGATIVE in needed:
+    if NEGATIVE in sources:
         parts[NEGATIVE] = desk.said(-settled.dose, task.pool, NEGATIVE)
         doses[NEGATIVE] = desk.divergence(-settled.dose)
-    if RANDOM in needed:
+    if RANDOM in sources:
         other = replace(desk, teacher=teacher.randomised(spec.calibration.seed))
         wanted = spec.calibration.model_copy(update={"target_nats": doses[PERSONA]["kl_p95"]})
         matched = calibrate(model, other.teacher, other.first(), wanted)
         parts[RANDOM] = other.said(matched.dose, task.pool, RANDOM)
         doses[RANDOM] = other.divergence(matched.dose) | {"seed": spec.calibration.seed}
     rows = pl.concat(
-        [part.select(pl.lit(source).alias("source"), pl.all()) for source, part in parts.items()]
+        [part.select(pl.lit(source).alias("source"), pl.all()) for source, part in parts.items()],
+        how="diagonal",
     )
     made = Sampled(rows, settled, doses)
     _write(made, folder)
@@ -192,7 +190,8 @@ class Desk:
             return filter_samples(rows, base, spec, told=told, special_tokens=special).rows["passes"]
 
         settled = settle(sample, keep, self.task.pool, search)
-        return settled, collect(sample, keep, self.task.pool, settled).drop("kept", "purpose")
+        rows = collect(sample, keep, self.task.pool, settled)
+        return settled, rows.drop("purpose").rename({"kept": "survives"})
 
     def first(self) -> list[Any]:
         """The prompts that divergences are measured on."""
@@ -235,3 +234,9 @@ def read_samples(folder: Path) -> Sampled:
         rows=pl.read_parquet(folder / TESTED),
     )
     return Sampled(pl.read_parquet(folder / SAMPLES), settled, told["sources"])
+
+
+def settled_verdict(sampled: Sampled) -> Verdict:
+    """Whether the settled dose keeps on all texts what its test promised."""
+    own = sampled.rows.filter(source=PERSONA)
+    return settled_claim(sampled.settled, own.rename({"survives": "kept"}))

@@ -11,17 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from steer_pipeline.catalogue.healing import HealFoundationsSpec
+from steer_pipeline.catalogue.healing import HealArmSpec, HealFoundationsSpec
 from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.foundations import measure, own_vignettes, read_vignettes, stratified
 from steer_pipeline.lab.foundations.numbers import Intent
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.jobs import FinishedRow, PromptRow
 from steer_pipeline.lab.generation.journal import Journal
+from steer_pipeline.lab.heal.healing import ADAPTERS, ARM
 from steer_pipeline.lab.heal.prompts import held_against, prompt_rows
 from steer_pipeline.lab.heal.signals import text_rows, text_signals
 from steer_pipeline.lab.heal.task import Task
@@ -30,6 +32,8 @@ from steer_pipeline.lab.models.completions import completion_nll
 from steer_pipeline.lab.models.hidden import answer_logits
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import SteeringPlan
+from steer_pipeline.lab.rewrites import Refused
+from steer_pipeline.lab.verdict import Verdict
 
 ROWS, CHOICES = "rows.parquet", "choices.parquet"
 VERSION = 1  # of what is asked and how it is read: rows of different versions do not meet in a table
@@ -37,6 +41,7 @@ SHOWN = ("arm", "seed", "row_id", "prompt_id", "number", "output", "truncated", 
 _TOGETHER = 4  # sequences whose logits under both models exist at the same time
 
 Open = Callable[[str], Journal]
+Load = Callable[[Path], LoadedModel]
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,32 +247,85 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
+def students_of(
+    arm: str, config: HealArmSpec | None, exam: Exam, dose: float, adapters: Path | None, load: Load
+) -> list[Arm]:
+    """What is asked of one arm: the model itself, steered or prompted, or one student a seed.
+
+    Args:
+        config: None for base.
+        dose: at which the texts were made that students learn.
+        adapters: folder of `healing.heal_arm`, of arms that train.
+        load: gives the model with the adapter of a folder on it.
+    """
+    if config is None:
+        return [Arm(arm, exam.base)]
+    if config.intervention == "steer":
+        return [Arm(arm, exam.base, plan=exam.task.teacher.plan(dose, arm))]
+    if config.intervention == "prompt":
+        return [Arm(arm, exam.base, system=exam.task.persona.positive.instructions[0])]
+    if adapters is None:
+        raise Refused(f"{arm}: its students have not been trained; materialise heal_adapter")
+    rows = pl.read_parquet(adapters / ADAPTERS)
+    return [Arm(arm, load(adapters / row["folder"]), row["seed"]) for row in rows.iter_rows(named=True)]
+
+
 # ------------------------------------------------------------------------------------ as a folder
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Rows of one arm, all seeds; `choices` (`CHOICE_SCHEMA`) where the profile asks for them."""
+    """Rows of one arm, all seeds; `choices` (`CHOICE_SCHEMA`) where the profile asks for them.
+
+    Attributes:
+        config: the arm's configuration, as its students were trained with; None for base.
+    """
 
     rows: pl.DataFrame
     choices: pl.DataFrame | None
+    config: Mapping[str, Any] | None = None
 
 
-def evaluate(exam: Exam, arms: Sequence[Arm], folder: Path) -> Evaluation:
-    """Asks the seeds of one arm and writes what they say."""
+def evaluate(
+    exam: Exam, arms: Sequence[Arm], folder: Path, config: Mapping[str, Any] | None = None
+) -> Evaluation:
+    """Asks the seeds of one arm and writes what they say, with the arm's configuration."""
     rows = pl.concat([exam.rows(arm) for arm in arms])
     asked = [exam.choices(arm) for arm in arms]
     choices = None if asked[0] is None else pl.concat([one for one in asked if one is not None])
     rows.write_parquet(folder / ROWS)
     if choices is not None:
         choices.write_parquet(folder / CHOICES)
-    return Evaluation(rows, choices)
+    (folder / ARM).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    return Evaluation(rows, choices, config)
 
 
 def read_evaluation(folder: Path) -> Evaluation:
     """What `evaluate` wrote."""
     choices = folder / CHOICES
-    return Evaluation(pl.read_parquet(folder / ROWS), pl.read_parquet(choices) if choices.is_file() else None)
+    return Evaluation(
+        pl.read_parquet(folder / ROWS),
+        pl.read_parquet(choices) if choices.is_file() else None,
+        json.loads((folder / ARM).read_text()),
+    )
+
+
+def answers_everything(rows: pl.DataFrame) -> Verdict:
+    """Every seed has answered the same prompts, each once."""
+    asked = rows["row_id"].n_unique()
+    short = {
+        str(seed): own["row_id"].n_unique()
+        for (seed,), own in rows.group_by("seed", maintain_order=True)
+        if own["row_id"].n_unique() != asked or own.height != asked
+    }
+    return Verdict(
+        "every_prompt_is_answered",
+        not short,
+        f"answers by seed {short}, {asked} prompts"
+        if short
+        else f"{rows.height} texts, {asked} of each seed",
+        {"texts": rows.height, "prompts": asked},
+    )
 
 
 def intent_of(spec: HealFoundationsSpec) -> Intent:
