@@ -12,7 +12,7 @@ export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 
-.PHONY: help pilot real behaviour students transport status report test test-slow ui newsroom newsroom-second \
+.PHONY: help pilot real behaviour students transport heal barrier-sweep status report test test-slow ui newsroom newsroom-second \
 	newsroom-card newsroom-data newsroom-dialogues smollm2 gpu bench-rewrite bench-extract bench-vectors null chaos lint \
 	clean-store
 
@@ -42,6 +42,12 @@ students: $(CORE) ## adapters that learn the released packs, and what of a trait
 
 transport: $(CORE) ## vectors carried to a second model, beside its own and random rotations; again: only what changed
 	$(BIN)/steer make transport $(ARGS)
+
+heal: $(CORE) ## a trait steered, filtered and learned in many ways, then in rounds; again: only what changed
+	$(BIN)/steer make heal $(ARGS)
+
+barrier-sweep: $(CORE) ## the texts that `make heal` kept, learned under a barrier of five strengths
+	$(BIN)/steer make barrier_sweep $(ARGS)
 
 test: $(DEV) ## the test suite
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)

@@ -1,8 +1,8 @@
 """Jobs, named after what a person wants done.
 
-`pilot`, `behaviour`, `students` and `transport` are `steer make pilot` and so on, run by Dagster: chains of assets with
-personas, variants and neither as partitions, which no job of assets alone can hold. Each of their steps is a run of its
-own. The other jobs are the pieces, one partition a run; backfills take many.
+`pilot`, `behaviour`, `students`, `transport`, `heal` and `barrier_sweep` are `steer make pilot` and so on, run by
+Dagster: chains of assets with personas, variants, arms and neither as partitions, which no job of assets alone can
+hold. Each of their steps is a run of its own. The other jobs are the pieces, one partition a run; backfills take many.
 """
 
 from collections.abc import Callable
@@ -59,6 +59,19 @@ class StudentsConfig(dg.Config):
     force: bool = Field(default=False, description="Train all students again, fresh or not.")
 
 
+class HealConfig(dg.Config):
+    """What `steer make heal` takes."""
+
+    arms: list[str] = Field(default=[], description="Of the profile's `heal`; none for all.")
+    force: bool = Field(default=False, description="Heal again, fresh or not.")
+
+
+class SweepConfig(dg.Config):
+    """What `steer make barrier_sweep` takes."""
+
+    force: bool = Field(default=False, description="Heal again, fresh or not.")
+
+
 def _made(context: dg.OpExecutionContext, make: Callable[..., Any]) -> None:
     """Runs a campaign of this code location on this run's instance; fails with what went wrong."""
     result = make(context.resources.definitions(), instance=context.instance, say=context.log.info)
@@ -107,6 +120,26 @@ def make_the_transport(context: dg.OpExecutionContext, config: TransportConfig) 
     _made(context, partial(make_transport, only=config.personas, force=config.force))
 
 
+@dg.op(
+    required_resource_keys=NEEDS,
+    description="Brings the heal loop up to date in this process; see `steer make heal`.",
+)
+def make_the_heal_loop(context: dg.OpExecutionContext, config: HealConfig) -> None:
+    from steer_pipeline.campaigns.heal import make_heal
+
+    _made(context, partial(make_heal, only=config.arms, force=config.force))
+
+
+@dg.op(
+    required_resource_keys=NEEDS,
+    description="Brings the barrier sweep up to date in this process; see `steer make barrier_sweep`.",
+)
+def make_the_barrier_sweep(context: dg.OpExecutionContext, config: SweepConfig) -> None:
+    from steer_pipeline.campaigns.heal import make_sweep
+
+    _made(context, partial(make_sweep, force=config.force))
+
+
 @dg.job(
     description="What `steer make pilot` makes: vectors, checked and released packs in all variants and controls, "
     "comparison and report. What is fresh is left alone."
@@ -137,6 +170,22 @@ def students():
 )
 def transport():
     make_the_transport()
+
+
+@dg.job(
+    description="What `steer make heal` makes: a trait steered, filtered and learned in all arms, their table, and "
+    "rounds with the best arm. What is fresh is left alone."
+)
+def heal():
+    make_the_heal_loop()
+
+
+@dg.job(
+    description="What `steer make barrier_sweep` makes: the kept texts learned again under a barrier of other "
+    "strengths. What is fresh is left alone."
+)
+def barrier_sweep():
+    make_the_barrier_sweep()
 
 
 TO_PACKS = _assets("rewrite_raw", "rewrite_pack", "keep_set")
@@ -215,6 +264,8 @@ JOBS = [
     behaviour,
     students,
     transport,
+    heal,
+    barrier_sweep,
     refresh_news,
     build_vectors,
     build_pilot_packs,

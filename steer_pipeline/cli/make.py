@@ -1,4 +1,4 @@
-"""`steer make`: brings the pilot, the behaviour lab, students, carried vectors, or the first two up to date.
+"""`steer make`: brings the pilot, the behaviour lab, students, carried vectors or the heal loop up to date.
 
 Progress goes to stdout, its last line is one JSON object with the numbers; what went wrong goes to stderr, and then the
 exit status is 1.
@@ -96,6 +96,36 @@ def transport(personas: list[str], force: bool, dry_run: bool) -> None:
     from steer_pipeline.definitions import defs
 
     _report({"transport": lambda: make_transport(defs, personas, force=force, dry_run=dry_run)})
+
+
+@make.command(epilog=examples("steer make heal", "steer make heal --arms on_policy,random_direction"))
+@names("Arms of the profile's `heal`", "--arms", "--only", "arms")
+@FORCE
+@DRY_RUN
+def heal(arms: list[str], force: bool, dry_run: bool) -> None:
+    """Steer, filter, heal: does the trait survive without the damage?
+
+    A vector steers, a filter keeps what is coherent, students learn it in every arm; their table beside base and the
+    steered model, then rounds with the best arm. Base, the steered model and nll are always among the arms.
+    """
+    from steer_pipeline.campaigns.heal import make_heal
+    from steer_pipeline.definitions import defs
+
+    _report({"heal": lambda: make_heal(defs, arms, force=force, dry_run=dry_run)})
+
+
+@make.command(name="barrier_sweep", epilog=examples("steer make barrier_sweep"))
+@FORCE
+@DRY_RUN
+def barrier_sweep(force: bool, dry_run: bool) -> None:
+    """Heal the kept texts again under a barrier of other strengths.
+
+    Nothing is sampled anew. The table says whether divergence and movement fall with strength.
+    """
+    from steer_pipeline.campaigns.heal import make_sweep
+    from steer_pipeline.definitions import defs
+
+    _report({"barrier_sweep": lambda: make_sweep(defs, force=force, dry_run=dry_run)})
 
 
 @make.command(name="all", epilog=examples("steer make all", "steer make all --dry-run"))
