@@ -42,6 +42,18 @@ behaviour: {source: {kind: newsroom}, train_tokens: 600, validation_tokens: 300,
 training: {learning_rates: [0.02, 0.05], epochs: 1, seeds: [41, 42]}
 rollouts: {n_questions: 2, random_seeds: [1], minilm_texts: 40, sampling: {max_new_tokens: 6}}
 students: {ranks: [2], seeds: [1], rows: 2, selection_rows: 1, epochs: 1, held_out_rows: 2, read_blocks: [2]}
+heal:
+  blocks: [2]
+  pool: {n: 8, n_held_out: 4}
+  prompts: {max_new_tokens: 16, samples_per_prompt: 2}
+  calibration: {n_tokens: 4, target_nats: 3.0, tolerance: 0.9}
+  gate: {doses: [1.0], n_prompts: 4, n_random: 3}
+  controller: {target_share: 0.1, min_dose: 0.5, max_dose: 1.0, n_prompts: 2, max_probes: 2}
+  filter: {min_kept: 2, keep_truncated: true, extra_nll: null, min_nll_ratio: null}
+  base_arm: {loss: {rank: 2, max_steps: 1, batch_rows: 2}}
+  seeds: [1]
+  selection_rows: 1
+  evaluation: {max_new_tokens: 6, off_target: [rule_defiant]}
 variants:
   paranoid: [{persona: paranoid, block: 2, dose: {alpha: 4.0}}]
   random_direction: [{persona: paranoid, block: 2, dose: {alpha: 4.0}, direction: random}]
@@ -50,6 +62,15 @@ VARIANTS = ("base", "paranoid", "base_resample", "random_direction")
 LAB = (
     "behaviour_set", "lr_sweep", "trained_vector", "vector_comparison", "rollouts", "minilm_scores", "judge_scores"
 )  # fmt: skip
+
+HEAL_TABLES = (
+    "heal_stage_table",
+    "heal_barrier_sweep",
+    "heal_round_1",
+    "heal_round_2",
+    "heal_round_3",
+    "heal_trajectory",
+)
 
 
 @pytest.fixture
@@ -117,6 +138,12 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         for asset in ("student_adapter", "student_transfer", "student_mechanism"):
             make(asset, *VARIANTS)
         make("student_comparison")
+        for asset in ("heal_dose", "heal_samples", "heal_keep_set"):
+            make(asset)
+        make("heal_adapter", "nll", "kl_reverse_0.03")
+        make("heal_evaluation", "base", "steered", "nll", "kl_reverse_0.03")
+        for asset in HEAL_TABLES:
+            make(asset)
 
         graph = driver.asset_graph
         declared = {
@@ -136,6 +163,9 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         "rewrite_pack_gates",
         "lr_sweep",
         "student_transfer",
+        "heal_samples",
+        "heal_adapter",
+        *HEAL_TABLES,
         *LAB,
     } <= set(reads)
     for step, paths in sorted(reads.items()):

@@ -29,6 +29,7 @@ ADAPTER, EVALUATION, TABLE, SWEEP = (
 )
 ROUNDS = tuple(f"heal_round_{number}" for number in range(1, HEAL.rounds + 1))
 TRAJECTORY = "heal_trajectory"
+TABLES = (TABLE, *ROUNDS, TRAJECTORY) if ROUNDS else (TABLE,)
 NEEDED = ("base", "steered", "nll")  # beside which every other arm stands
 
 
@@ -126,7 +127,7 @@ def make_heal(
 
     Args: as `make_pilot`, `only` being arms; `force` heals again and leaves vectors and samples alone.
     """
-    return _made(defs, chosen(only), (TABLE, *ROUNDS, TRAJECTORY), force, dry_run, how)
+    return _made(defs, chosen(only), TABLES, force, dry_run, how)
 
 
 def make_sweep(defs: dg.Definitions, *, force: bool = False, dry_run: bool = False, **how: Any) -> Result:

@@ -263,7 +263,7 @@ def heal_barrier_sweep(
     read = reader(context, store)
     with user_errors(), folder("heal_barrier_sweep") as made:
         stage = _stage(read, SWEEP_ARMS)
-        strengths = dict(zip(SWEPT, settings().profile.heal.sweep.strengths, strict=True))
+        strengths = {arm: override.value["strength"] for arm, override in SWEPT.items()}
         sweep = sweep_table(stage, strengths)
         write_stage(stage, made)
         sweep.write_parquet(made / SWEEP)
@@ -433,5 +433,5 @@ ASSETS = [
     heal_stage_table,
     heal_barrier_sweep,
     *LOOP,
-    heal_trajectory,
+    *([heal_trajectory] if ROUNDS else []),
 ]

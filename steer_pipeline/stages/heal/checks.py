@@ -272,5 +272,5 @@ CHECKS = [
     heal_stage_table_checks,
     heal_barrier_sweep_checks,
     *(_round_checks(name) for name in ROUNDS),
-    heal_trajectory_checks,
+    *([heal_trajectory_checks] if ROUNDS else []),
 ]

@@ -1,16 +1,13 @@
-"""A project of its own: the newsroom's model, its news, a planted vector, and a driver on the whole graph."""
+"""A project of its own: the newsroom's model and news, a small heal loop, and a driver on the whole graph."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
-import polars as pl
 
 from steer_pipeline.campaigns.driver import Driver
 from steer_pipeline.io.store import ArtifactStore
-from steer_pipeline.lab.vectors.vector import save_vector
-from steer_pipeline_tests.lab.heal.builders import ROOM, planted
 from steer_pipeline_tests.planted import LEXICONS
 
 PROFILE = """
@@ -21,6 +18,7 @@ contrast: {contexts: news, n_contexts: 16, max_new_tokens: 24, filter: false}
 dose: {n_rows: 4}
 rewrites: {system: You are a news editor., prompt: "Rewrite: {text}", pilot_rows: 12, full_rows: 20}
 heal:
+  blocks: [2]
   pool: {n: 12, n_held_out: 6}
   prompts: {temperature: 0.6, top_p: 0.9, max_new_tokens: 64, samples_per_prompt: 2}
   calibration: {n_tokens: 12, target_nats: 3.0, tolerance: 0.5}
@@ -71,25 +69,9 @@ class Project:
                 found[key.name] = (evaluation.passed, evaluation.description)
         return found
 
-    def plant(self) -> None:
-        """The planted direction in place of an extracted one: what it does is known."""
-        self.store.write(
-            "persona_vector",
-            "paranoid",
-            lambda folder: save_vector(planted(), folder),
-            metadata={},
-            inputs={},
-            code_version="1",
-            run_id=None,
-        )
-
 
 def profile(steps: int = 2) -> str:
     return PROFILE.replace("STEPS", str(steps)) + LEXICONS
-
-
-def news(n: int = 60) -> pl.DataFrame:
-    return pl.read_parquet(ROOM / "news.parquet").head(n)
 
 
 @contextmanager

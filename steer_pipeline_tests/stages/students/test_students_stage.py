@@ -110,7 +110,7 @@ def test_a_killed_training_goes_on_to_the_same_version(project, where, tmp_path,
     shutil.copytree(where / "store", tmp_path / "other")
     code = """
 import os, pathlib, signal, sys
-from steer_pipeline.lab.students import training
+from steer_pipeline.lab.finetune import resumed as training
 from steer_pipeline_tests.planted import LEXICONS
 from steer_pipeline_tests.stages.students.project import opened
 real = training.finetune
