@@ -51,7 +51,9 @@ LEVEL = 0.05  # of every verdict, over the variants of a metric
 POWER = 0.95  # with which an effect of the size seen is to be found
 SPARE = 8  # samplings beyond those that one run needs, so that runs differ
 STEERED = 6  # samplings of the planted variant
-SHARE = 0.5  # of steered rewrites in a planted cell, where the store has no students: half of what they showed
+SHARE = (
+    0.5  # of steered rewrites in a planted cell, where the store has no students: half of what they showed
+)
 
 
 @dataclass(frozen=True)
