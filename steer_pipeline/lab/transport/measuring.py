@@ -189,11 +189,17 @@ def make_transport(
     summary = summarised(
         source, target, cargo, native, shares, {kind: len(own) for kind, own in texts.items()}
     )
+    _write(folder, rows, maps, shares, summary)
+    return summary
+
+
+def _write(
+    folder: Path, rows: pl.DataFrame, maps: pl.DataFrame, shares: Shares, summary: Mapping[str, Any]
+) -> None:
     rows.write_parquet(folder / ROWS)
     maps.write_parquet(folder / MAPS)
     shares.table.write_parquet(folder / SHARES)
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    return summary
 
 
 # ------------------------------------------------------------------------------------ the target by itself
