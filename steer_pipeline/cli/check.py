@@ -12,7 +12,8 @@ import click
 def check() -> None:
     """Validate all personas, variants and profiles of the catalogue.
 
-    One line a problem, with file, field and cure; the exit status is 1 if there are any.
+    One line a problem, with file, field and cure; the exit status is 1 if there are any. A sound catalogue may have
+    notes: personas whose instructions are no direct opposites.
     """
     from steer_pipeline.catalogue.loading import persona_names
     from steer_pipeline.environment import catalogue_folder
@@ -27,6 +28,8 @@ def check() -> None:
     click.echo(
         f"{catalogue_folder()}: {len(persona_names())} personas, variants and {profiles} profiles are sound"
     )
+    for note in _notes():
+        click.echo(f"note: {note}")
 
 
 def problems() -> Iterator[str]:
@@ -52,6 +55,14 @@ def problems() -> Iterator[str]:
             yield from variants.problems
             for error in (variants.value or ({}, {}))[1].values():
                 yield from error.problems
+
+
+def _notes() -> list[str]:
+    """What is sound and may be better, of a sound catalogue."""
+    from steer_pipeline.catalogue.loading import load_persona, persona_names
+    from steer_pipeline.lab.personas.opposites import contrast_notes
+
+    return contrast_notes(map(load_persona, persona_names()))
 
 
 class _Tried:

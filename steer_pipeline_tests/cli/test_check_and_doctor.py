@@ -44,6 +44,7 @@ def test_a_sound_catalogue_is_called_so(catalogue):
     done = CliRunner().invoke(check)
     assert done.exit_code == 0
     assert "11 personas, variants and" in done.output
+    assert "note: paranoid: 1 of 5 contrast pairs are no direct opposites: instructions.3" in done.output
 
 
 def test_every_problem_has_a_line_with_file_field_and_cure(catalogue):

@@ -127,6 +127,13 @@ class _Decoder:
         """Tokens whose keys and values a sequence holds."""
         return len(lane.prompt) + self.sampling.max_new_tokens
 
+    def _wanted(self, plans: Tensor, t: int, width: int, step: int) -> Tensor:
+        """bool [n, t]: which of the `t` newest positions are steered, `step` tokens after prompts of `width`, padding
+        on the left included.
+        """
+        at = width + step - t + torch.arange(t, device=plans.device)
+        return self._everywhere[plans][:, None] | (at >= width)[None]
+
     def run(self, lanes: list[_Lane]) -> list[Generated]:
         """Every sequence from its prompt to its end."""
         group = _Group(self, lanes)
@@ -134,12 +141,7 @@ class _Decoder:
         width = max(len(lane.prompt) for lane in lanes)
 
         def wanted(hidden: Tensor) -> Tensor:
-            """bool [n, t]: which positions of [n, t, hidden] that ends at the newest token are steered."""
-            t = hidden.shape[1]
-            at = (
-                width + group.step - t + torch.arange(t, device=hidden.device)
-            )  # padding on the left included
-            return self._everywhere[plans][:, None] | (at >= width)[None]
+            return self._wanted(plans, hidden.shape[1], width, group.step)
 
         def steered(table: Tensor, hidden: Tensor) -> Tensor:
             """Adds each sequence's row of `table` [n_plans, hidden]."""

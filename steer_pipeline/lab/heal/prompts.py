@@ -16,7 +16,7 @@ from steer_pipeline.lab.models.prompts import encode_prompt
 PROMPT_SCHEMA, PROMPT_COLUMNS = described(
     prompt_id=(pl.String(), "unique"),
     category=(pl.String(), "kind of prompt; parts are spread over these"),
-    user=(pl.String(), "the user's turn"),
+    prompt=(pl.String(), "the user's turn"),
     system=(pl.String(), "system turn, the same for all arms; null: the template's own"),
     source=(pl.String(), "text that an answer must keep to, where prompts ask for a rewrite; null: none"),
     facts=(pl.List(pl.String()), "phrases of the source that an answer should keep; null: none"),
@@ -31,7 +31,7 @@ def check_prompts(prompts: pl.DataFrame) -> pl.DataFrame:
         HealError: another column is missing, or an id comes twice.
     """
     if missing := [
-        name for name in ("prompt_id", "category", "user", "held_out") if name not in prompts.columns
+        name for name in ("prompt_id", "category", "prompt", "held_out") if name not in prompts.columns
     ]:
         raise HealError(f"prompts: no column {missing[0]!r}; the frame has {', '.join(prompts.columns)}")
     twice = prompts.filter(pl.col("prompt_id").is_duplicated())
@@ -83,11 +83,11 @@ def prompt_rows(model: LoadedModel, prompts: pl.DataFrame) -> list[PromptRow]:
             prompt_id,
             {
                 "*": encode_prompt(
-                    model.tokenizer, user=user, system=system, chat_template=model.spec.chat_template
+                    model.tokenizer, user=prompt, system=system, chat_template=model.spec.chat_template
                 )
             },
         )
-        for prompt_id, user, system in check_prompts(prompts)
-        .select("prompt_id", "user", "system")
+        for prompt_id, prompt, system in check_prompts(prompts)
+        .select("prompt_id", "prompt", "system")
         .iter_rows()
     ]

@@ -84,8 +84,8 @@ class Teacher:
         each other.
         """
         width = self.vector.raw.shape[1]
-        direction = np.random.default_rng([seed, 4]).standard_normal(width)
-        direction = (direction / np.linalg.norm(direction)).astype(np.float32)
+        drawn = np.random.default_rng(seed).standard_normal(width)
+        direction = (drawn / np.linalg.norm(drawn)).astype(np.float32)
         lengths = np.linalg.norm(self.vector.raw, axis=1, keepdims=True).astype(np.float32)
         vector = replace(self.vector, persona=f"random:{self.name}", raw=lengths * direction)
         return replace(self, vector=vector, version=f"random-{seed}")

@@ -44,7 +44,7 @@ def prompts(n: int = 8, held_out: int = 0) -> pl.DataFrame:
             {
                 "prompt_id": f"p{i:02d}",
                 "category": "even" if i % 2 == 0 else "odd",
-                "user": rewrite.prompt.replace("{text}", text),
+                "prompt": rewrite.prompt.replace("{text}", text),
                 "system": rewrite.system,
                 "source": text,
                 "held_out": i >= n - held_out,

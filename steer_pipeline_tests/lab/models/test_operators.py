@@ -11,7 +11,7 @@ from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.jobs import PromptRow, plan_hash
 from steer_pipeline.lab.generation.probe import probe_steering
-from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means, sequence_nll
+from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means, projections, sequence_nll
 from steer_pipeline.lab.models.hooks import SteeringHasNoEffect, hooked
 from steer_pipeline.lab.models.loaded import GENERAL
 from steer_pipeline.lab.models.operators import ablate, cap, rotate
@@ -241,6 +241,23 @@ def test_a_cap_clips_from_above_a_floor_from_below_and_a_high_cap_is_the_identit
     assert torch.allclose((capped * unit).sum(-1), along.clamp(max=float(middle)), atol=1e-5)
     assert torch.allclose((floored * unit).sum(-1), along.clamp(min=float(middle)), atol=1e-5)
     assert torch.equal(capped[along < middle], hidden[along < middle])
+
+
+@pytest.mark.parametrize("general", [False, True])
+def test_a_cap_at_a_percentile_of_the_unsteered_projections_clips_as_many_positions(tmp_path, general):
+    model = on_path(tmp_path, "qwen3", general)
+    ids, one = prompts(model, 3), term(1, 0.0)
+    along = projections(model, ids, 1, one.unit)
+    assert along.shape == (sum(len(row) - 1 for row in ids),)
+    ceiling = float(np.percentile(along, 75))
+    plan = SteeringPlan("p", (replace(one, alpha=ceiling, operator="cap"),))
+    every = [HiddenRequest(row, at, at + 1) for row in ids for at in range(1, len(row))]
+    before, after = (
+        collect_means(model, every, which, blocks=[1])[:, 0] @ one.unit for which in (None, plan)
+    )
+    assert np.allclose(before, along, atol=1e-3)
+    assert np.allclose(after, np.minimum(along, ceiling), atol=1e-3)
+    assert (after < before - 1e-3).mean() == pytest.approx(0.25, abs=0.03)
 
 
 # ------------------------------------------------------------------------------------- what is refused
