@@ -384,6 +384,7 @@ class _SteerTrainer(Trainer):
         self._recipe, self._reference, self._teacher = recipe, reference, teacher
         self.model_accepts_loss_kwargs = True  # so that the tokens of all accumulated passes are counted
         self.tokens_seen = 0
+        self._weight = recipe.kl.weight if recipe.kl else 0.0
         self._measured = -1  # step of the last gradient ratio
         self._terms: dict[str, list[tuple[float, float]]] = {}  # term -> (value, weight) since the last line
 
@@ -406,7 +407,7 @@ class _SteerTrainer(Trainer):
         logits, targets = self._logits(model, inputs)
         total = len(targets) if num_items_in_batch is None else num_items_in_batch
         loss, terms = self._learned(model, inputs, logits, targets, total)
-        if self._reference is not None:
+        if self._reference is not None and (self._weight or not model.training):
             barrier, more = self._barrier(model, inputs, logits, len(targets) / total)
             if self._is_measured(model):
                 terms["gradient_ratio"] = (self._gradient_ratio(model, barrier, loss), 1.0)
