@@ -109,7 +109,10 @@ class Recipe(Strict):
         default=4, ge=1, description="Of the selection rows, over the run; also checkpoints."
     )
     patience: int = Field(
-        default=0, ge=0, description="Evaluations without progress before a stop; 0: never."
+        default=0,
+        ge=0,
+        description="Evaluations without progress before a stop; 0: never. Progress is of the selection rows' "
+        "NLL, or on policy of their divergence from the teacher.",
     )
     gradient_checkpointing: bool = False
     seed: int = 0

@@ -318,7 +318,7 @@ def _arguments(
         logging_steps=1,
         save_total_limit=2,
         load_best_model_at_end=bool(recipe.patience),
-        metric_for_best_model="eval_nll",
+        metric_for_best_model="eval_distill" if recipe.on_policy else "eval_nll",
         greater_is_better=False,
         seed=recipe.seed,
         data_seed=recipe.seed,
