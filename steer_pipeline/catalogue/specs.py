@@ -1050,6 +1050,30 @@ def _default_arms() -> dict[Name, HealOverride]:
     }
 
 
+class HealSweepSpec(Strict):
+    """The barriers under which `barrier_sweep` heals stored texts again."""
+
+    strengths: list[float] = Field(
+        default=[0.03, 0.1, 0.3, 1.0, 3.0], min_length=2, description="Of the barrier, each once."
+    )
+    barriers: dict[Name, HealBarrierSpec] = Field(
+        default={
+            "reverse_mean": HealBarrierSpec(),
+            "forward_mean": HealBarrierSpec(direction="forward"),
+            "reverse_rmse": HealBarrierSpec(over="rmse"),
+        },
+        min_length=1,
+        description="Name -> barrier, whose own strength the sweep replaces.",
+    )
+
+    @field_validator("strengths")
+    @classmethod
+    def _rising(cls, value: list[float]) -> list[float]:
+        if sorted(set(value)) != value or value[0] <= 0:
+            raise ValueError(f"{value}: give positive strengths, rising, each once")
+        return value
+
+
 class HealSpec(Strict):
     """Steer, filter, heal."""
 
@@ -1059,6 +1083,7 @@ class HealSpec(Strict):
     arms: dict[Name, HealOverride] = Field(
         default_factory=_default_arms, description="Arm -> what it does otherwise than `nll`."
     )
+    sweep: HealSweepSpec = HealSweepSpec()
     seeds: list[int] = Field(
         default=[71, 72, 73], min_length=1, description="Of start and data order; one student a seed and arm."
     )
