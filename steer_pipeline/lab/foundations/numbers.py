@@ -29,8 +29,8 @@ READING_SCHEMA, READING_COLUMNS = described(
     foundation=(pl.String(), "what the vignette was written for"),
     scores=(pl.List(pl.Float64()), f"mean log-probability over frames of {', '.join(FOUNDATIONS)}; nats"),
     pick=(pl.String(), "the foundation with the highest score"),
-    answer_mass=(pl.Float64(), "probability of all answers, mean over frames"),
-    unscorable=(pl.Float64(), "share of frames whose likeliest token is no answer"),
+    answer_mass=(pl.Float64(), "probability that an answer begins, mean over frames"),
+    unscorable=(pl.Float64(), "share of frames whose likeliest token begins no answer"),
     prefill_nll=(pl.Float64(), "nats a token of the answers' beginning, mean over frames"),
     made_with=(pl.String(), "hash of what compared arms share"),
 )
@@ -288,10 +288,11 @@ def informedness(table: pl.DataFrame, *, seed: int, n_boot: int = N_BOOT) -> Int
 def place_preference(choices: pl.DataFrame) -> np.ndarray:
     """float64 [7], nats: how much likelier an answer is for standing in each place, from the top; sums to zero.
 
-    Taken within vignettes: each answer's log-probability less its mean over both orders. So it is the part that the two
-    orders cancel, of equal size and opposite sign in places that they exchange.
+    Only of answers that are shown; within vignettes: an answer's log-probability less its mean over both orders.
+    So it is the part that the two orders cancel, of equal size and opposite sign in places that they exchange.
     """
     key = ["arm", "seed", "row_id", "wording"]
+    choices = choices.filter(pl.col("shown").list.len() > 0)
     names = list(enumerate(FOUNDATIONS))
     long = pl.concat(
         [
