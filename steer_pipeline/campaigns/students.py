@@ -17,11 +17,12 @@ from steer_pipeline.campaigns.errors import Stopped
 from steer_pipeline.campaigns.pilot import REFERENCES, Pilot, chosen
 from steer_pipeline.campaigns.progress import Place
 from steer_pipeline.catalogue.specs import VariantSpec
+from steer_pipeline.partitions import ARMED, BASE
 from steer_pipeline.settings import settings
 
 NEEDED = ("keep_set", "rewrite_release")
 CHAIN = ("student_adapter", "student_transfer", "student_mechanism")
-COMPARISON = "student_comparison"
+ARMS, COMPARISON = "student_arms", "student_comparison"
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Students(Campaign):
             self.pilot.run()
         for variant in self.variants:
             if self._released(variant):
-                self.bring_up(CHAIN, variant, stop=False)
+                self.bring_up(self._chain(variant), variant, stop=False)
             else:
                 self.problems.append(f"{variant}: nothing is released of it, so there is nothing to learn")
         return self.numbers() if self.bring_up((COMPARISON,), None, stop=False) else {}
@@ -45,7 +46,7 @@ class Students(Campaign):
     def places(self) -> list[Place]:
         return [
             *(self.pilot.places() if self.pilot is not None else []),
-            *((asset, variant) for variant in self.variants for asset in CHAIN),
+            *((asset, variant) for variant in self.variants for asset in self._chain(variant)),
             (COMPARISON, None),
         ]
 
@@ -70,6 +71,11 @@ class Students(Campaign):
 
         found = headline(read_tables(self.store.current(COMPARISON, None).path))
         return {name: numbers for name, numbers in found.items() if name in self.variants}
+
+    def _chain(self, variant: str) -> tuple[str, ...]:
+        """What is made of a variant; arms only where it or, for base, another variant of this pass has some."""
+        asked = set(ARMED[1:]) & set(self.variants)
+        return (*CHAIN, ARMS) if asked and variant in {BASE, *asked} else CHAIN
 
     def _released(self, variant: str) -> bool:
         return all(self._stored(asset, variant) for asset in NEEDED)

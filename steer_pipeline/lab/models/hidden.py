@@ -173,10 +173,32 @@ def mean_kl(model: LoadedModel, ids: list[list[int]], starts: list[int], plan: S
 
     NaN for a sequence without such tokens.
     """
-    steered, base = _runner(model, plan), _runner(model, None)
     out = np.full(len(ids), np.nan, dtype=np.float32)
     sums, counts = np.zeros(len(ids)), np.zeros(len(ids))
+    for row, _, changed, plain in _steered_and_plain(model, ids, starts, plan):
+        p, q = changed.double().log_softmax(-1), plain.double().log_softmax(-1)
+        sums[row] += float((p.exp() * (p - q)).sum())
+        counts[row] += len(p)
+    has = counts > 0
+    out[has] = sums[has] / counts[has]
+    return out
 
+
+def differing_tokens(
+    model: LoadedModel, ids: list[list[int]], starts: list[int], plan: SteeringPlan
+) -> list[list[int]]:
+    """Of each sequence, positions >= start, ascending, of tokens before which the plan changes the likeliest one."""
+    found: list[list[int]] = [[] for _ in ids]
+    for row, at, changed, plain in _steered_and_plain(model, ids, starts, plan):
+        found[row] += (at[changed.argmax(-1) != plain.argmax(-1)] + 1).tolist()
+    return found
+
+
+def _steered_and_plain(
+    model: LoadedModel, ids: list[list[int]], starts: list[int], plan: SteeringPlan
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """(row, positions [m], steered logits, unsteered ones [m, vocabulary]) that predict the tokens from start on."""
+    steered, base = _runner(model, plan), _runner(model, None)
     for rows, batch in steered.batches(ids):
         begin = np.array([starts[row] for row in rows])
         pairs = zip(
@@ -184,13 +206,8 @@ def mean_kl(model: LoadedModel, ids: list[list[int]], starts: list[int], plan: S
             base.predictions(base.run(batch, begin), rows, ids, begin),
             strict=True,
         )
-        for (row, _, changed), (_, _, plain) in pairs:
-            p, q = changed.double().log_softmax(-1), plain.double().log_softmax(-1)
-            sums[rows[row]] += float((p.exp() * (p - q)).sum())
-            counts[rows[row]] += len(p)
-    has = counts > 0
-    out[has] = sums[has] / counts[has]
-    return out
+        for (row, at, changed), (_, _, plain) in pairs:
+            yield int(rows[row]), at, changed, plain
 
 
 def answer_logits(
