@@ -42,7 +42,7 @@ from steer_pipeline.lab.students.comparison import is_effect, judge_family, pers
 from steer_pipeline.lab.students.data import held_out_news, in_keyed_order, prompt_ids
 from steer_pipeline.lab.students.readout import Readout, fit_readout
 from steer_pipeline.lab.students.scoring import student_scorers
-from steer_pipeline.lab.students.transfer import read_states, with_traits
+from steer_pipeline.lab.students.transfer import read_blocks, states_of, with_traits
 from steer_pipeline.partitions import TARGETED
 from steer_pipeline.resources import LanguageModelResource, open_store
 from steer_pipeline.settings import Settings, settings
@@ -266,11 +266,8 @@ def readouts(read: Reader, catalogue: Settings, model: LoadedModel) -> dict[str,
             name: rows.filter(pl.col("row_id").is_in(common)).sort("row_id") for name, rows in kept.items()
         }
         states = {
-            name: read_states(
-                in_keyed_order(rows, profile.students.seed).head(profile.students.rows),
-                profile,
-                model,
-                blocks,
+            name: states_of(
+                in_keyed_order(rows, profile.students.seed).head(profile.students.rows), profile, model
             )
             for name, rows in own.items()
         }
@@ -282,17 +279,12 @@ def with_projections(
     rows: pl.DataFrame, found: Mapping[str, Readout], profile: Profile, model: LoadedModel
 ) -> pl.DataFrame:
     """`rows` with `projection_<persona>`; NaN for an empty rewrite."""
-    states = read_states(rows, profile, model, read_blocks(profile, model))
+    states = states_of(rows, profile, model)
     empty = (rows["output"].str.strip_chars() == "").to_numpy()
     return rows.with_columns(
         pl.Series(f"projection_{persona}", np.where(empty, np.nan, readout.project(states)))
         for persona, readout in found.items()
     )
-
-
-def read_blocks(profile: Profile, model: LoadedModel) -> list[int]:
-    """Those that the transfer reads."""
-    return sorted({resolve_site(block, model.n_blocks).block for block in profile.students.read_blocks})
 
 
 def _moves(base: np.ndarray, steered: np.ndarray) -> bool:

@@ -114,7 +114,7 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         make("behaviour_table")
         for variant in VARIANTS:
             _release_all(variant)
-        for asset in ("student_adapter", "student_transfer", "student_mechanism"):
+        for asset in ("student_adapter", "student_transfer", "student_mechanism", "student_arms"):
             make(asset, *VARIANTS)
         make("student_comparison")
 

@@ -112,9 +112,9 @@ def train_students(
         name = place(rank, seed)
         tell = None if progress is None else (lambda line, name=name: progress(f"{variant} {name}: {line}"))
         recipe = recipe_of(profile.students, rank, seed)
-        costs[name] = _one(lessons[seed], model, home, recipe, work / name, tell)
-        _take(work / name, folder / name, model.path)
-        rows.append(_row(variant, rank, seed, recipe, lessons[seed], folder))
+        costs[name] = train_one(lessons[seed], model, home, recipe, work / name, tell)
+        take_student(work / name, folder / name, model.path)
+        rows.append(student_row(variant, rank, seed, recipe, lessons[seed], folder, name))
     students = pl.DataFrame(rows, schema=STUDENT_SCHEMA)
     students.write_parquet(folder / STUDENTS)
     examples = {one.row_id: one for own in lessons.values() for one in (*own.train, *own.selection)}
@@ -148,7 +148,7 @@ def all_rows(folder: Path) -> list[str]:
     return sorted({row for own in told.values() for row in (*own["train"], *own["selection"])})
 
 
-def _one(
+def train_one(
     lesson: Lesson,
     model: ModelSpec,
     home: Path,
@@ -158,7 +158,7 @@ def _one(
 ) -> dict[str, float]:
     """Trains one student into `work / "adapter"`, unless it lies there already; what it cost."""
     made = work / "adapter"
-    if _is_of(made, lesson, model, home, recipe):
+    if is_of(made, lesson, model, home, recipe):
         return {}
     shutil.rmtree(made, ignore_errors=True)
     done: Finetuned = finetune(
@@ -176,7 +176,7 @@ def _one(
     return {name: float(done.numbers[name]) for name in COSTS}
 
 
-def _is_of(made: Path, lesson: Lesson, model: ModelSpec, home: Path, recipe: Recipe) -> bool:
+def is_of(made: Path, lesson: Lesson, model: ModelSpec, home: Path, recipe: Recipe) -> bool:
     """Whether a finished adapter is of this recipe, model and rows."""
     if not (made / RECORD).is_file():
         return False
@@ -190,15 +190,19 @@ def _is_of(made: Path, lesson: Lesson, model: ModelSpec, home: Path, recipe: Rec
     return {name: record.get(name) for name in now} == now
 
 
-def _take(work: Path, folder: Path, path: str) -> None:
-    """Copies a student without what differs between two runs of the same: costs, the order of sets, places."""
+def take_student(work: Path, folder: Path, path: str, *, steps: bool = True) -> None:
+    """Copies a student without what differs between two runs of the same: costs, the order of sets, places.
+
+    Args:
+        steps: whether the adapter as it was earlier comes along.
+    """
     made = work / "adapter"
     _take_adapter(made, folder, path)
     shutil.copyfile(made / HISTORY, folder / HISTORY)
     record: dict[str, Any] = json.loads((made / RECORD).read_text())
     record["numbers"] = {name: value for name, value in record["numbers"].items() if name not in COSTS}
     (folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    for step in kept_steps(work / STEPS):
+    for step in kept_steps(work / STEPS) if steps else []:
         if step < record["numbers"]["steps"]:  # the last one is the student itself
             _take_adapter(step_folder(work / STEPS, step), step_folder(folder / STEPS, step), path)
 
@@ -218,8 +222,10 @@ def _is_set(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
-def _row(variant: str, rank: int, seed: int, recipe: Recipe, lesson: Lesson, folder: Path) -> dict[str, Any]:
-    name = place(rank, seed)
+def student_row(
+    variant: str, rank: int, seed: int, recipe: Recipe, lesson: Lesson, folder: Path, name: str
+) -> dict[str, Any]:
+    """`STUDENT_SCHEMA` of the student whose adapter lies in `folder / name`."""
     record = json.loads((folder / name / RECORD).read_text())
     settings = recipe.model_copy(update={"seed": 0}).model_dump_json()
     return {
