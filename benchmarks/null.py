@@ -33,7 +33,7 @@ from steer_pipeline.lab.behaviour.schema import NONE, UP
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.models.loaded import LoadedModel
-from steer_pipeline.lab.models.sites import SteeringPlan, resolve_site
+from steer_pipeline.lab.models.sites import SteeringPlan
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.rewrites.comparison import BASE
 from steer_pipeline.lab.rewrites.making import Request, plan
