@@ -692,6 +692,85 @@ class StudentSpec(Strict):
         return value
 
 
+class HealFilterSpec(Strict):
+    """Which steered samples a student may learn from. Likelihoods are limited relative to base's own texts."""
+
+    window_words: int = Field(
+        default=40,
+        ge=8,
+        description="Words of a window; of the measures of loops a text's worst window counts.",
+    )
+    max_rounds: float | None = Field(
+        default=2.5,
+        gt=1,
+        description="How often words may stand right behind each other in the same order, as rounds of the longest "
+        "cycle; null: not judged, like the other limits.",
+    )
+    max_duplicate_mass: float | None = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="Share of a window's 3-word runs that repeat an earlier one of it.",
+    )
+    min_distinct: float | None = Field(
+        default=0.5, ge=0, le=1, description="Distinct words of a window, as a share of its words."
+    )
+    min_compression: float | None = Field(
+        default=0.48, ge=0, le=1, description="Bytes of a window after zlib, as a share of those before."
+    )
+    max_longest_repeat: float | None = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="Words of the longest run that stands twice, as a share of the text's.",
+    )
+    nll_window: int = Field(
+        default=32,
+        ge=2,
+        description="Tokens of a window of which the mean loss under the original model is taken.",
+    )
+    nll_cap: float = Field(
+        default=2.0,
+        gt=1,
+        description="A token counts for at most this multiple of base's unlikely windows: one strange name does not "
+        "speak for all of its window.",
+    )
+    surprise_quantile: float = Field(
+        default=0.95, gt=0.5, le=1, description="Of base's texts by their most surprising window."
+    )
+    max_spread: float | None = Field(
+        default=1.0,
+        ge=0,
+        description="How far a text's most surprising window may lie above that quantile, as a multiple of the "
+        "quantile's distance from base's median; null: not judged.",
+    )
+    nll_low_quantile: float = Field(
+        default=0.05, ge=0, lt=0.5, description="Of base's texts by their likeliest window."
+    )
+    min_nll_ratio: float | None = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="Share of that quantile that a text's likeliest window must have, for a loop is likely text; null: "
+        "not judged.",
+    )
+    keep_truncated: bool = Field(
+        default=False,
+        description="Keep texts that the token limit cut, for training that leaves out their end.",
+    )
+    max_per_cell: int | None = Field(
+        default=4, ge=1, description="Most texts kept of a prompt at a dose, drawn by `seed`; null: all."
+    )
+    max_kept: int | None = Field(
+        default=None, ge=1, description="Most texts kept, spread evenly over prompts and doses; null: all."
+    )
+    min_kept: int = Field(default=32, ge=1, description="With fewer nothing is trained.")
+    alpha: float = Field(
+        default=0.05, gt=0, lt=1, description="Level of the test that the kept texts are not base's own."
+    )
+    seed: int = Field(default=70, description="Keys the cap and resampling.")
+
+
 class JudgeSpec(Strict):
     """The judge behind an OpenAI-compatible endpoint; where it is comes from the environment."""
 

@@ -1,8 +1,9 @@
 """How likely a model finds texts that answer the same prompts.
 
 In: token ids of prompts, and of each prompt's completions. Out: negative log-likelihood of each completion, as a mean
-or token by token. The completions of a prompt are branches of one tree: one pass computes the prompt once and every branch behind it, where
-attention can be masked (models that run block by block). Others read prompt and completion anew for each.
+or token by token. The completions of a prompt are branches of one tree: one pass computes the prompt once and every
+branch behind it, where attention can be masked (models that run block by block). Others read prompt and completion
+anew for each.
 """
 
 from collections.abc import Iterator, Sequence

@@ -84,10 +84,10 @@ def find_loop(text: str, source: str = "") -> str | None:
     cycle = find_cycle(tokens) if _repeats(tokens) else None
     if cycle and " ".join(tokens[cycle.start : cycle.start + cycle.length]) not in " ".join(words(source)):
         return f"{cycle.period} words {cycle.rounds:.1f} times"
-    if counted := _counting_cycle(tokens):
+    if counted := counting_cycle(tokens):
         return f"{counted.period} words {counted.rounds:.1f} times, counting"
-    if reason := _character_cycle(text, source):
-        return reason
+    if letters := character_cycle(text, source):
+        return f"{letters.period} characters {letters.rounds:.1f} times"
     answers = Counter(" ".join(words(sentence)) for sentence in sentences(text))
     for sentence, times in answers.items():
         if times < SENTENCE_TIMES or sentence.count(" ") + 1 < MIN_SENTENCE_WORDS:
@@ -106,7 +106,7 @@ def _repeats(tokens: Sequence[str]) -> bool:
     return len(set(windows)) < len(windows)
 
 
-def _counting_cycle(tokens: Sequence[str]) -> Cycle | None:
+def counting_cycle(tokens: Sequence[str]) -> Cycle | None:
     """A cycle that shows once numbers are masked and that holds at least three other words."""
     masked = ["#" if re.fullmatch(r"\d+", token) else token for token in tokens]
     if "#" not in masked or not _repeats(masked):
@@ -117,7 +117,7 @@ def _counting_cycle(tokens: Sequence[str]) -> Cycle | None:
     return cycle if len(set(masked[cycle.start : cycle.start + cycle.period]) - {"#"}) >= 3 else None
 
 
-def _character_cycle(text: str, source: str) -> str | None:
+def character_cycle(text: str, source: str = "") -> Cycle | None:
     """24 characters or more that repeat a unit of up to 64 at least four times: "hahaha…", "-=-=-=…"."""
     squeezed = re.sub(r"\s+", "", straight(text)).lower()
     if len(squeezed) < MIN_CHARACTER_SPAN:
@@ -130,4 +130,4 @@ def _character_cycle(text: str, source: str) -> str | None:
         return None
     if squeezed[cycle.start : cycle.start + cycle.length] in re.sub(r"\s+", "", straight(source)).lower():
         return None
-    return f"{cycle.period} characters {cycle.rounds:.1f} times"
+    return cycle
