@@ -8,7 +8,7 @@ that loops makes no loop fit to learn.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,15 @@ import polars as pl
 
 from steer_pipeline.catalogue.specs import HealFilterSpec
 from steer_pipeline.lab.columns import described
-from steer_pipeline.lab.heal.scores import SCORES, Expected, score_samples, with_surprise
+from steer_pipeline.lab.heal.scores import (
+    SCORE_SCHEMA,
+    SCORES,
+    Expected,
+    score_samples,
+    with_losses,
+    with_surprise,
+)
+from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.quality.leaks import Told
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.stats import Interval, mean_interval, sign_flip_test
@@ -42,13 +50,17 @@ REASONS = {
 LOOP_REASONS = ("cycle", "duplicates", "few_words", "compressible", "long_repeat")
 MIN_BASE = 8  # sound texts of base; fewer have no quantiles
 BORDERLINE = 2  # of each side of each limit
-COLUMNS = {
-    **SCORES,
-    "surprise": "Nats above what base's tokens cost that are as rare; mean of the window where it is largest.",
-    "reasons": "Why it is not kept; keys of `REASONS`.",
-    "passes": "Sound by every criterion, whether or not the cap leaves it out.",
-    "keep": "Whether a student may learn from it.",
-}
+_JUDGED, _COLUMNS = described(
+    surprise=(
+        pl.Float64(),
+        "Nats above what base's tokens cost that are as rare; mean of the window where it is largest.",
+    ),
+    reasons=(pl.List(pl.String()), "Why it is not kept; keys of `REASONS`."),
+    passes=(pl.Boolean(), "Sound by every criterion, whether or not the cap leaves it out."),
+    keep=(pl.Boolean(), "Whether a student may learn from it."),
+)
+# What is added to samples, beside `losses`.
+JUDGED_SCHEMA, COLUMNS = pl.Schema({**SCORE_SCHEMA, **_JUDGED}), SCORES | _COLUMNS
 BORDERLINE_SCHEMA, BORDERLINE_COLUMNS = described(
     reason=(pl.String(), "The criterion."),
     side=(pl.String(), "`kept` (sound by all criteria) or `dropped` (out by this one)."),
@@ -215,6 +227,33 @@ def filter_samples(
     criteria = [*loop_criteria(spec), *likelihood]
     scored = with_surprise(scored, expected, spec.nll_window)
     return Filtered(judge(scored, base, criteria, spec), tuple(criteria), expected)
+
+
+def sieve(
+    model: LoadedModel,
+    base_rows: pl.DataFrame,
+    spec: HealFilterSpec = HealFilterSpec(),
+    *,
+    told: Told = Told(),
+    special_tokens: Sequence[str] = (),
+) -> Callable[[pl.DataFrame], list[bool]]:
+    """Rows of samples -> which of them pass, whatever the caps: what a dose is probed with.
+
+    Args:
+        model: the original model, which measures the rows, and base's rows once.
+        base_rows: base's samples.
+    """
+    base = base_rows if "losses" in base_rows.columns else with_losses(base_rows, model)
+
+    def passing(rows: pl.DataFrame) -> list[bool]:
+        measured = with_losses(rows, model)
+        return (
+            filter_samples(measured, base, spec, told=told, special_tokens=special_tokens)
+            .rows["passes"]
+            .to_list()
+        )
+
+    return passing
 
 
 def judge(

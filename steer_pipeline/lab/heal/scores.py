@@ -27,7 +27,7 @@ SUSPECTS = ("empty", "prompt_echo", "special_tokens", "control_chars", "other_sc
 NEEDED = {
     "sample_id": "its own name",
     "prompt_id": "which prompt it answers",
-    "dose": "of the vector; null: unsteered",
+    "dose": "of the vector",
     "prompt": "the prompt's text",
     "output": "the text",
     "truncated": "whether the token limit cut it",

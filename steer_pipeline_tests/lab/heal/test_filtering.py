@@ -7,7 +7,14 @@ import polars as pl
 import pytest
 
 from steer_pipeline.catalogue.specs import HealFilterSpec
-from steer_pipeline.lab.heal.filtering import REASONS, differs_from_base, filter_samples, require_usable
+from steer_pipeline.lab.heal.filtering import (
+    JUDGED_SCHEMA,
+    REASONS,
+    differs_from_base,
+    filter_samples,
+    require_usable,
+    sieve,
+)
 from steer_pipeline.lab.heal.scores import loop_scores, score_samples, with_losses
 from steer_pipeline.lab.models.prompts import encode_completion
 from steer_pipeline.lab.quality.leaks import Told
@@ -185,6 +192,32 @@ def test_losses_are_those_of_the_ids_that_were_generated(tmp_path):
         logits = model.module(whole).logits[0, len(prompt_ids) - 1 : -1].float()
     wanted = -logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
     assert found[1] == pytest.approx(wanted.tolist(), abs=2e-3)
+
+
+def test_a_sieve_measures_samples_and_says_which_pass_whatever_the_cap(tmp_path):
+    model = loaded(tmp_path, "llama")
+    rng = np.random.default_rng(0)
+    asked = encode_completion(model.tokenizer, "Say something.", end_of_turn=False)
+
+    def drawn(names, texts):
+        rows = [sample(name, text) for name, text in zip(names, texts, strict=True)]
+        ids = [encode_completion(model.tokenizer, text, end_of_turn=False) for text in texts]
+        return frame(rows).with_columns(
+            prompt_ids=pl.lit(asked), token_ids=pl.Series(ids, dtype=pl.List(pl.Int64()))
+        )
+
+    texts = [" ".join(rng.permutation(WORDS)[:20]) for _ in range(20)]
+    base_rows = drawn([f"b{i}" for i in range(12)], texts[:12]).drop("losses")
+    spec = HealFilterSpec(max_per_cell=1, max_spread=4.0)
+    rows = drawn([f"s{i}" for i in range(9)], [*texts[12:], "on and on we go " * 9])
+    found = sieve(model, base_rows, spec)(rows.drop("losses"))
+    assert found[-1] is False
+    assert sum(found) >= 6  # of one prompt at one dose, of which the cap would keep one
+    judged = filter_samples(with_losses(rows, model), with_losses(base_rows, model), spec)
+    assert judged.rows["passes"].to_list() == found
+    assert judged.kept.height == 1
+    added = {name: kind for name, kind in judged.rows.schema.items() if name in JUDGED_SCHEMA}
+    assert added == dict(JUDGED_SCHEMA)
 
 
 # ------------------------------------------------------------------------------------ what is kept
