@@ -813,24 +813,34 @@ class HealFilterSpec(Strict):
         description="Words of the longest run that stands twice, as a share of the text's.",
     )
     nll_window: int = Field(
-        default=16,
+        default=32,
         ge=2,
         description="Tokens of a window of which the mean loss under the original model is taken.",
     )
-    nll_high_quantile: float = Field(
-        default=0.95, ge=0, le=1, description="Of base's texts by their unlikeliest window."
+    nll_cap: float = Field(
+        default=2.0,
+        gt=1,
+        description="A token counts for at most this multiple of base's unlikely windows: one strange name does not "
+        "speak for all of its window.",
     )
-    extra_nll: float | None = Field(
-        default=1.0, ge=0, description="Nats a token by which a text's unlikeliest window may lie above it."
+    surprise_quantile: float = Field(
+        default=0.95, gt=0.5, le=1, description="Of base's texts by their most surprising window."
+    )
+    max_spread: float | None = Field(
+        default=1.0,
+        ge=0,
+        description="How far a text's most surprising window may lie above that quantile, as a multiple of the "
+        "quantile's distance from base's median; null: not judged.",
     )
     nll_low_quantile: float = Field(
-        default=0.05, ge=0, le=1, description="Of base's texts by their likeliest window."
+        default=0.05, ge=0, lt=0.5, description="Of base's texts by their likeliest window."
     )
     min_nll_ratio: float | None = Field(
-        default=0.6,
+        default=0.25,
         ge=0,
         le=1,
-        description="Share of it that a text's likeliest window must have: a loop is likely.",
+        description="Share of that quantile that a text's likeliest window must have, for a loop is likely text; null: "
+        "not judged.",
     )
     keep_truncated: bool = Field(
         default=False,
