@@ -859,7 +859,7 @@ class HealFilterSpec(Strict):
     seed: int = Field(default=70, description="Keys the cap and resampling.")
 
 
-class HealPromptSpec(Strict):
+class HealSampleSpec(Strict):
     """How the heal loop's texts are drawn. There is no repetition control: it hides over-steering from the filter."""
 
     temperature: float = Field(default=1.0, ge=0, description="0 is greedy.")

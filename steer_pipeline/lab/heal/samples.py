@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from steer_pipeline.catalogue.specs import HealPromptSpec
+from steer_pipeline.catalogue.specs import HealSampleSpec
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.jobs import FinishedRow, PromptRow
@@ -48,7 +48,7 @@ def sample_rows(
     teacher: Teacher,
     doses: Sequence[float],
     prompts: pl.DataFrame,
-    spec: HealPromptSpec,
+    spec: HealSampleSpec,
     *,
     journal: Path | Journal | None = None,
     progress: Callable[[Any], None] | None = None,
