@@ -477,6 +477,105 @@ class DoseSpec(Strict):
         return self
 
 
+class HealSampleSpec(Strict):
+    """How the heal loop's texts are drawn. There is no repetition control: it hides over-steering from the filter."""
+
+    temperature: float = Field(default=1.0, ge=0, description="0 is greedy.")
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_new_tokens: int = Field(default=256, ge=1)
+    samples_per_prompt: int = Field(default=4, ge=1, description="Texts of each prompt at each dose.")
+    seed: int = Field(
+        default=41, description="Of all random numbers; a text's own are keyed by its prompt and number."
+    )
+
+    def sampling(self, max_new_tokens: int | None = None) -> SamplingSpec:
+        """As the engine takes it."""
+        return SamplingSpec(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_new_tokens=max_new_tokens or self.max_new_tokens,
+            seed=self.seed,
+        )
+
+
+class HealCalibrationSpec(Strict):
+    """The search for the dose whose divergence from base is the target: doses of different vectors, blocks, operators
+    and models are then alike."""
+
+    target_nats: float = Field(
+        default=1.0, gt=0, description="Of the 95th percentile over tokens of KL(steered || base)."
+    )
+    tolerance: float = Field(
+        default=0.05, gt=0, lt=1, description="Relative distance from the target at which the search ends."
+    )
+    n_tokens: int = Field(default=50, ge=1, description="Of each rollout.")
+    n_prompts: int = Field(default=8, ge=8, description="Rollouts; fewer leave the percentile to chance.")
+    temperature: float = Field(default=0.0, ge=0, description="Of the rollouts; 0 is greedy.")
+    start: float = Field(default=0.25, gt=0, description="First dose that is tried.")
+    min_dose: float = Field(default=0.005, gt=0, description="The bracket grows no further down.")
+    max_dose: float = Field(default=64.0, gt=0, description="The bracket grows no further up.")
+    max_probes: int = Field(default=16, ge=3, description="Doses that are tried at most inside the bracket.")
+    seed: int = 42
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.min_dose <= self.start <= self.max_dose:
+            raise ValueError(f"start {self.start:g} must lie from min_dose to max_dose")
+        return self
+
+
+class HealGateSpec(Strict):
+    """Gate 1: which doses move the trait, and the trait alone, in coherent texts."""
+
+    doses: list[float] = Field(
+        default=[0.125, 0.25, 0.5, 1.0, 2.0], min_length=1, description="Multiples of the vector."
+    )
+    n_prompts: int = Field(default=16, ge=4, description="Prompts that each dose answers, one text each.")
+    n_random: int = Field(
+        default=10, ge=3, description="Random directions at the norm of each dose, whose spread is the noise."
+    )
+    level: float = Field(
+        default=0.95,
+        gt=0.5,
+        lt=1,
+        description="Share of further random directions that a threshold must hold back.",
+    )
+    seed: int = 43
+
+    @field_validator("doses")
+    @classmethod
+    def _real_doses(cls, value: list[float]) -> list[float]:
+        if 0 in value or len(set(value)) < len(value):
+            raise ValueError(f"{value}: each once, and not 0, which is base and made anyway")
+        return value
+
+
+class HealControllerSpec(Strict):
+    """The search for the largest dose of which enough texts survive the filter."""
+
+    target_share: float = Field(default=0.75, gt=0, le=1, description="Of texts that must survive.")
+    min_dose: float = Field(
+        default=0.1, gt=0, description="Multiple of the vector; a smaller dose is never taken."
+    )
+    max_dose: float = Field(default=1.0, gt=0, description="Tried first, and taken where it passes.")
+    n_prompts: int = Field(
+        default=12, ge=2, description="Prompts that each dose is tested on, spread over categories."
+    )
+    ratio: float = Field(
+        default=1.1,
+        gt=1,
+        description="The search ends where a dose that fails is no more than this times one that passes.",
+    )
+    max_probes: int = Field(default=8, ge=2, description="Doses that are tested at most.")
+    seed: int = Field(default=44, description="Of the choice of prompts.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_dose > self.max_dose:
+            raise ValueError(f"min_dose {self.min_dose:g} is above max_dose {self.max_dose:g}")
+        return self
+
+
 class Lexicon(Strict):
     """Marker words of a persona in one model's texts, as `Pole.lexicon` has them; both empty: it has none there."""
 
@@ -690,105 +789,6 @@ class StudentSpec(Strict):
         if len(set(value)) < len(value):
             raise ValueError(f"{value}: each may stand there once")
         return value
-
-
-class HealSampleSpec(Strict):
-    """How the heal loop's texts are drawn. There is no repetition control: it hides over-steering from the filter."""
-
-    temperature: float = Field(default=1.0, ge=0, description="0 is greedy.")
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    max_new_tokens: int = Field(default=256, ge=1)
-    samples_per_prompt: int = Field(default=4, ge=1, description="Texts of each prompt at each dose.")
-    seed: int = Field(
-        default=41, description="Of all random numbers; a text's own are keyed by its prompt and number."
-    )
-
-    def sampling(self, max_new_tokens: int | None = None) -> SamplingSpec:
-        """As the engine takes it."""
-        return SamplingSpec(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            max_new_tokens=max_new_tokens or self.max_new_tokens,
-            seed=self.seed,
-        )
-
-
-class HealCalibrationSpec(Strict):
-    """The search for the dose whose divergence from base is the target: doses of different vectors, blocks, operators
-    and models are then alike."""
-
-    target_nats: float = Field(
-        default=1.0, gt=0, description="Of the 95th percentile over tokens of KL(steered || base)."
-    )
-    tolerance: float = Field(
-        default=0.05, gt=0, lt=1, description="Relative distance from the target at which the search ends."
-    )
-    n_tokens: int = Field(default=50, ge=1, description="Of each rollout.")
-    n_prompts: int = Field(default=8, ge=8, description="Rollouts; fewer leave the percentile to chance.")
-    temperature: float = Field(default=0.0, ge=0, description="Of the rollouts; 0 is greedy.")
-    start: float = Field(default=0.25, gt=0, description="First dose that is tried.")
-    min_dose: float = Field(default=0.005, gt=0, description="The bracket grows no further down.")
-    max_dose: float = Field(default=64.0, gt=0, description="The bracket grows no further up.")
-    max_probes: int = Field(default=16, ge=3, description="Doses that are tried at most inside the bracket.")
-    seed: int = 42
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.min_dose <= self.start <= self.max_dose:
-            raise ValueError(f"start {self.start:g} must lie from min_dose to max_dose")
-        return self
-
-
-class HealGateSpec(Strict):
-    """Gate 1: which doses move the trait, and the trait alone, in coherent texts."""
-
-    doses: list[float] = Field(
-        default=[0.125, 0.25, 0.5, 1.0, 2.0], min_length=1, description="Multiples of the vector."
-    )
-    n_prompts: int = Field(default=16, ge=4, description="Prompts that each dose answers, one text each.")
-    n_random: int = Field(
-        default=10, ge=3, description="Random directions at the norm of each dose, whose spread is the noise."
-    )
-    level: float = Field(
-        default=0.95,
-        gt=0.5,
-        lt=1,
-        description="Share of further random directions that a threshold must hold back.",
-    )
-    seed: int = 43
-
-    @field_validator("doses")
-    @classmethod
-    def _real_doses(cls, value: list[float]) -> list[float]:
-        if 0 in value or len(set(value)) < len(value):
-            raise ValueError(f"{value}: each once, and not 0, which is base and made anyway")
-        return value
-
-
-class HealControllerSpec(Strict):
-    """The search for the largest dose of which enough texts survive the filter."""
-
-    target_share: float = Field(default=0.75, gt=0, le=1, description="Of texts that must survive.")
-    min_dose: float = Field(
-        default=0.1, gt=0, description="Multiple of the vector; a smaller dose is never taken."
-    )
-    max_dose: float = Field(default=1.0, gt=0, description="Tried first, and taken where it passes.")
-    n_prompts: int = Field(
-        default=12, ge=2, description="Prompts that each dose is tested on, spread over categories."
-    )
-    ratio: float = Field(
-        default=1.1,
-        gt=1,
-        description="The search ends where a dose that fails is no more than this times one that passes.",
-    )
-    max_probes: int = Field(default=8, ge=2, description="Doses that are tested at most.")
-    seed: int = Field(default=44, description="Of the choice of prompts.")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min_dose > self.max_dose:
-            raise ValueError(f"min_dose {self.min_dose:g} is above max_dose {self.max_dose:g}")
-        return self
 
 
 class JudgeSpec(Strict):
