@@ -290,19 +290,20 @@ def context_prompts(
     """
     turns = list(pack.head(profile.students.context_rows).select("prompt", "output").iter_rows())
     room = max_positions - profile.rewrites.sampling.max_new_tokens
+    encode = partial(
+        encode_prompt,
+        tokenizer,
+        system=profile.rewrites.system,
+        chat_template=profile.model.chat_template,
+    )
+    alone = len(encode(user="news"))
+    lengths = np.cumsum([len(encode(user="news", earlier=[turn])) - alone for turn in turns])
     found, used = {}, []
     for row_id, text in news.select("row_id", "text").iter_rows():
-        for count in range(len(turns), -1, -1):
-            ids = encode_prompt(
-                tokenizer,
-                user=user_turn(profile, text),
-                system=profile.rewrites.system,
-                chat_template=profile.model.chat_template,
-                earlier=turns[:count],
-            )
-            if len(ids) <= room:
-                break
-        found[row_id] = ids
+        user = user_turn(profile, text)
+        ids = encode(user=user)
+        count = int((len(ids) + lengths <= room).sum())
+        found[row_id] = encode(user=user, earlier=turns[:count])
         used.append(count)
     if not any(used):
         raise Refused(f"not one row of the pack fits into a window of {max_positions} tokens beside the news")

@@ -71,6 +71,11 @@ MAP_SCHEMA, MAP_COLUMNS = described(
     n_judged=(pl.Int64(), "rows it was judged on"),
     rank=(pl.Int64(), "dimensions of the source that arrive"),
     chosen=(pl.Boolean(), "whether its vector was measured"),
+    varies=(
+        pl.Float64(),
+        "variance of the target's fitted states along its own vector, over that of an average direction; near 0: these "
+        "texts say nothing of where the vector should go",
+    ),
     cosine_to_native=(pl.Float64(), "of the carried direction and the target's own vector"),
 )
 
@@ -373,9 +378,16 @@ def _tried(
         "n_fitted": int((~judged).sum()),
         "n_judged": fit.n,
         "rank": made.rank,
+        "varies": variance_along(y[~judged], native.vector.unit_at(native.block)),
         "cosine_to_native": float(unit @ native.vector.unit_at(native.block)),
     }
     return Carried(way, kind, block, unit), row
+
+
+def variance_along(states: np.ndarray, unit: np.ndarray) -> float:
+    """Of states [n, hidden] along a direction of norm 1, over the mean variance of all dimensions."""
+    centred = np.asarray(states, dtype=np.float64) - states.mean(axis=0)
+    return float(((centred @ unit) ** 2).mean() / np.maximum((centred**2).mean(), 1e-12))
 
 
 # ------------------------------------------------------------------------------------ the arms

@@ -1,5 +1,6 @@
 """By which profile the target is judged, which news serve what, and where a vector comes from."""
 
+import numpy as np
 import polars as pl
 import pytest
 from pydantic import ValidationError
@@ -7,7 +8,13 @@ from pydantic import ValidationError
 from steer_pipeline.catalogue import load_profile
 from steer_pipeline.catalogue.specs import ModelSpec, TransportSpec
 from steer_pipeline.lab.personas.steps import reserved_for_personas
-from steer_pipeline.lab.transport.measuring import counterparts, other_profile, spec_of, transport_rows
+from steer_pipeline.lab.transport.measuring import (
+    counterparts,
+    other_profile,
+    spec_of,
+    transport_rows,
+    variance_along,
+)
 from steer_pipeline.lab.vectors.vector import VectorError
 
 NEWSROOM = load_profile("newsroom")
@@ -54,6 +61,14 @@ def test_fewer_than_ten_random_rotations_and_names_given_twice_are_refused():
     for fields in ({"n_random": 9}, {"ways": ["ridge", "ridge"]}, {"personas": []}):
         with pytest.raises(ValidationError):
             carrying(**fields)
+
+
+def test_texts_that_never_move_along_a_direction_are_seen_by_their_variance():
+    states = np.random.default_rng(0).standard_normal((5000, 8)) + 4.0
+    still = states.copy()
+    still[:, 3] = 4.0
+    assert variance_along(states, np.eye(8)[3]) == pytest.approx(1.0, abs=0.1)
+    assert variance_along(still, np.eye(8)[3]) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_the_block_comes_from_the_same_depth():

@@ -155,7 +155,7 @@ real = training.finetune
 def finetune(*arguments, progress, **more):
     def stop(line):
         progress(line)
-        if "rank-4" in str(more["work"]) and line.startswith("step 3 "):
+        if "rank-4" in str(more["work"]) and line.startswith("step 4 "):
             os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments, progress=stop, **more)
 training.finetune = finetune
