@@ -77,6 +77,15 @@ STEERED = [
     for name in PERSONA.get_partition_keys()
     if any(name in needed for needed in personas_of_variants().values())
 ]
+BASE = "base"
+# Variants whose pack goes through the arms of hidden transfer, base first as their control; none: no arms.
+_WITH_ARMS = [name for name in settings().profile.students.arm_variants if name in settings().variants]
+ARMED = [BASE, *_WITH_ARMS] if _WITH_ARMS else []
+OF_ARMED = dg.SpecificPartitionsPartitionMapping(ARMED)
+# A variant reads its own partition and base's.
+WITH_BASE = dg.StaticPartitionMapping(
+    {name: VARIANT.get_partition_keys() if name == BASE else [name] for name in VARIANT.get_partition_keys()}
+)
 TARGETED_PERSONAS = dg.SpecificPartitionsPartitionMapping(TARGETED)
 STEERED_PERSONAS = dg.SpecificPartitionsPartitionMapping(STEERED)
 # Personas whose vectors are carried to another model, where the profile names one.

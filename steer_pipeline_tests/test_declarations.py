@@ -49,7 +49,7 @@ heal:
   calibration: {n_tokens: 4, target_nats: 3.0, tolerance: 0.9}
   gate: {doses: [1.0], n_prompts: 4, n_random: 3}
   controller: {target_share: 0.1, min_dose: 0.5, max_dose: 1.0, n_prompts: 2, max_probes: 2}
-  filter: {min_kept: 2, keep_truncated: true, extra_nll: null, min_nll_ratio: null}
+  filter: {min_kept: 2, keep_truncated: true, max_spread: null, min_nll_ratio: null}
   base_arm: {loss: {rank: 2, max_steps: 1, batch_rows: 2}}
   seeds: [1]
   selection_rows: 1
@@ -135,13 +135,13 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         make("behaviour_table")
         for variant in VARIANTS:
             _release_all(variant)
-        for asset in ("student_adapter", "student_transfer", "student_mechanism"):
+        for asset in ("student_adapter", "student_transfer", "student_mechanism", "student_arms"):
             make(asset, *VARIANTS)
         make("student_comparison")
         for asset in ("heal_dose", "heal_samples", "heal_keep_set"):
             make(asset)
-        make("heal_adapter", "nll", "kl_reverse_0.03")
-        make("heal_evaluation", "base", "steered", "nll", "kl_reverse_0.03")
+        make("heal_adapter", "nll", "reverse_mean_0.03")
+        make("heal_evaluation", "base", "steered", "nll", "reverse_mean_0.03")
         for asset in HEAL_TABLES:
             make(asset)
 

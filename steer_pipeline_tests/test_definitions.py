@@ -38,6 +38,7 @@ ON_GPU = {
     "vector_comparison",
     "rollouts",
     "student_adapter",
+    "student_arms",
     "student_mechanism",
     "student_transfer",
     "vector_transport",

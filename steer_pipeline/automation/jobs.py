@@ -249,7 +249,7 @@ behaviour_report = dg.define_asset_job(
 
 train_students = dg.define_asset_job(
     "train_students",
-    _assets("student_adapter", "student_transfer", "student_mechanism"),
+    _assets("student_adapter", "student_transfer", "student_mechanism", "student_arms"),
     partitions_def=VARIANT,
     description="One variant: students of its released pack, what they write on held-out news, and by what.",
 )

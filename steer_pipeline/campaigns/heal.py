@@ -80,7 +80,7 @@ class Heal(Campaign):
         """Stage table, rounds and sweep, as far as this pass makes and the store has them."""
         import polars as pl
 
-        from steer_pipeline.lab.heal import rounds, stage
+        from steer_pipeline.lab.heal import rounds, stage, sweep
 
         found: dict[str, Any] = {}
         stored = {table: self.store.current(table, None) for table in self.tables}
@@ -93,9 +93,9 @@ class Heal(Campaign):
             ).to_dicts()
             found["last_good_round"] = rounds.last_good(rows)
         if (version := stored.get(SWEEP)) is not None:
-            sweep = pl.read_parquet(version.path / stage.SWEEP)
-            found["sweep"] = sweep.select("strength", "difference", "coherence", "kl").to_dicts()
-            found["monotone"] = stage.sweep_is_monotone(sweep).passed
+            table = pl.read_parquet(version.path / sweep.TABLE)
+            found["sweep"] = table.select("barrier", "strength", "difference", "coherence", "kl").to_dicts()
+            found["monotone"] = sweep.strength_orders_kl(pl.read_parquet(version.path / sweep.SEEDS)).passed
         return found
 
 

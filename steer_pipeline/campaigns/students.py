@@ -18,11 +18,12 @@ from steer_pipeline.campaigns.errors import Stopped
 from steer_pipeline.campaigns.pilot import REFERENCES, Pilot, chosen
 from steer_pipeline.campaigns.progress import Place
 from steer_pipeline.catalogue.specs import VariantSpec
+from steer_pipeline.partitions import ARMED, BASE
 from steer_pipeline.settings import settings
 
 KEEP, RELEASE = "keep_set", "rewrite_release"
 CHAIN = ("student_adapter", "student_transfer", "student_mechanism")
-COMPARISON = "student_comparison"
+ARMS, COMPARISON = "student_arms", "student_comparison"
 
 
 @dataclass
@@ -73,9 +74,17 @@ class Students(Campaign):
         return {name: numbers for name, numbers in found.items() if name in self.variants}
 
     def _chain(self, variant: str) -> tuple[str, ...]:
-        """Of a pack that was released despite its gates nobody has made a keep set yet."""
-        made = not self._released(variant) or self._stored(KEEP, variant)
-        return CHAIN if made else (KEEP, *CHAIN)
+        """What is made of a variant; arms only where it or, for base, another variant of this pass has some.
+
+        Of a pack that was released despite its gates nobody has made a keep set yet.
+        """
+        asked = set(ARMED[1:]) & set(self.variants)
+        kept = not self._released(variant) or self._stored(KEEP, variant)
+        return (
+            *(() if kept else (KEEP,)),
+            *CHAIN,
+            *((ARMS,) if asked and variant in {BASE, *asked} else ()),
+        )
 
     def _released(self, variant: str) -> bool:
         return self._stored(RELEASE, variant)

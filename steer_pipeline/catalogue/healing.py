@@ -40,24 +40,34 @@ class HealFilterSpec(Strict):
         description="Words of the longest run that stands twice, as a share of the text's.",
     )
     nll_window: int = Field(
-        default=16,
+        default=32,
         ge=2,
         description="Tokens of a window of which the mean loss under the original model is taken.",
     )
-    nll_high_quantile: float = Field(
-        default=0.95, ge=0, le=1, description="Of base's texts by their unlikeliest window."
+    nll_cap: float = Field(
+        default=2.0,
+        gt=1,
+        description="A token counts for at most this multiple of base's unlikely windows: one strange name does not "
+        "speak for all of its window.",
     )
-    extra_nll: float | None = Field(
-        default=1.0, ge=0, description="Nats a token by which a text's unlikeliest window may lie above it."
+    surprise_quantile: float = Field(
+        default=0.95, gt=0.5, le=1, description="Of base's texts by their most surprising window."
+    )
+    max_spread: float | None = Field(
+        default=1.0,
+        ge=0,
+        description="How far a text's most surprising window may lie above that quantile, as a multiple of the "
+        "quantile's distance from base's median; null: not judged.",
     )
     nll_low_quantile: float = Field(
-        default=0.05, ge=0, le=1, description="Of base's texts by their likeliest window."
+        default=0.05, ge=0, lt=0.5, description="Of base's texts by their likeliest window."
     )
     min_nll_ratio: float | None = Field(
-        default=0.6,
+        default=0.25,
         ge=0,
         le=1,
-        description="Share of it that a text's likeliest window must have: a loop is likely.",
+        description="Share of that quantile that a text's likeliest window must have, for a loop is likely text; null: "
+        "not judged.",
     )
     keep_truncated: bool = Field(
         default=False,
@@ -76,7 +86,7 @@ class HealFilterSpec(Strict):
     seed: int = Field(default=70, description="Keys the cap and resampling.")
 
 
-class HealPromptSpec(Strict):
+class HealSampleSpec(Strict):
     """How the heal loop's texts are drawn. There is no repetition control: it hides over-steering from the filter."""
 
     temperature: float = Field(default=1.0, ge=0, description="0 is greedy.")
@@ -303,6 +313,30 @@ def _default_arms() -> dict[Name, HealOverride]:
     }
 
 
+class HealSweepSpec(Strict):
+    """The barriers under which `barrier_sweep` heals stored texts again."""
+
+    strengths: list[float] = Field(
+        default=[0.03, 0.1, 0.3, 1.0, 3.0], min_length=2, description="Of the barrier, each once."
+    )
+    barriers: dict[Name, HealBarrierSpec] = Field(
+        default={
+            "reverse_mean": HealBarrierSpec(),
+            "forward_mean": HealBarrierSpec(direction="forward"),
+            "reverse_rmse": HealBarrierSpec(over="rmse"),
+        },
+        min_length=1,
+        description="Name -> barrier, whose own strength the sweep replaces.",
+    )
+
+    @field_validator("strengths")
+    @classmethod
+    def _rising(cls, value: list[float]) -> list[float]:
+        if sorted(set(value)) != value or value[0] <= 0:
+            raise ValueError(f"{value}: give positive strengths, rising, each once")
+        return value
+
+
 class HealPoolSpec(Strict):
     """The prompts of the heal loop: those that are sampled and learned from, and others that arms are judged on."""
 
@@ -353,22 +387,6 @@ class HealFoundationsSpec(Strict):
     seed: int = Field(default=47, description="Of their choice.")
 
 
-class HealSweepSpec(Strict):
-    """One barrier at several strengths, on the kept texts as they are."""
-
-    barrier: HealBarrierSpec = Field(default=HealBarrierSpec(), description="Which; its strength is swept.")
-    strengths: list[float] = Field(
-        default=[0.03, 0.1, 0.3, 1.0, 3.0], min_length=1, description="Weights of the barrier."
-    )
-
-    @field_validator("strengths")
-    @classmethod
-    def _ascend(cls, value: list[float]) -> list[float]:
-        if min(value) <= 0 or sorted(set(value)) != value:
-            raise ValueError(f"{value}: give positive strengths in ascending order, each once")
-        return value
-
-
 class HealSpec(Strict):
     """Steer, filter, heal."""
 
@@ -383,7 +401,7 @@ class HealSpec(Strict):
         "block that the vector's own evidence speaks for.",
     )
     pool: HealPoolSpec = HealPoolSpec()
-    prompts: HealPromptSpec = HealPromptSpec()
+    prompts: HealSampleSpec = HealSampleSpec()
     calibration: HealCalibrationSpec = HealCalibrationSpec()
     gate: HealGateSpec = HealGateSpec()
     controller: HealControllerSpec = Field(
@@ -431,17 +449,22 @@ class HealSpec(Strict):
         return value
 
 
-def swept_arms(spec: HealSpec) -> dict[str, HealOverride]:
-    """Arms of the barrier sweep, by name in the order of their strengths."""
-    barrier = spec.sweep.barrier
-    over = "" if barrier.over == "mean" else f"_{barrier.over}"
+def swept_places(spec: HealSpec) -> dict[str, tuple[str, float]]:
+    """Arm of the barrier sweep -> barrier and strength, in their order."""
     return {
-        f"kl_{barrier.direction}{over}_{strength:g}": HealOverride(
-            setting="loss.barrier",
-            value=barrier.model_copy(update={"strength": strength}).model_dump(mode="json"),
-        )
+        f"{barrier}_{strength:g}": (barrier, strength)
+        for barrier in spec.sweep.barriers
         for strength in spec.sweep.strengths
     }
+
+
+def swept_arms(spec: HealSpec) -> dict[str, HealOverride]:
+    """Arm of the barrier sweep -> what it does otherwise than `nll`."""
+    found = {}
+    for arm, (barrier, strength) in swept_places(spec).items():
+        settings = spec.sweep.barriers[barrier].model_copy(update={"strength": strength})
+        found[arm] = HealOverride(setting="loss.barrier", value=settings.model_dump(mode="json"))
+    return found
 
 
 def trained_arms(spec: HealSpec) -> list[str]:

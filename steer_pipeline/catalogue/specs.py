@@ -622,6 +622,9 @@ class RolloutSpec(Strict):
     minilm_texts: int = Field(default=600, ge=20, description="Training texts a side, at most.")
 
 
+ArmName = Literal["filtered", "shuffled", "masked", "paraphrased", "in_context", "other_init"]
+
+
 class StudentSpec(Strict):
     """Students: LoRA adapters that learn a variant's kept rewrites under the neutral prompt, and what they then do."""
 
@@ -670,14 +673,34 @@ class StudentSpec(Strict):
         description="Blocks, or fractions of depth, at whose output the unsteered model reads rewrites; the "
         "projection is taken at the one that tells steered from base best on rows left out of the fit.",
     )
+    arm_variants: list[Name] = Field(
+        default_factory=list,
+        description="Variants whose pack goes through the arms of hidden transfer, beside base's pack as their "
+        "control; at the first rank, with the seeds of the other students.",
+    )
+    arms: list[ArmName] = Field(
+        default=["filtered", "shuffled", "masked", "paraphrased", "in_context", "other_init"],
+        description="`filtered`: rows in which no scorer sees the trait; `shuffled`: tokens of a completion in another "
+        "order; `masked`: no loss where the teacher's likeliest token is not base's; `paraphrased`: rewritten once "
+        "more by the unsteered model; `in_context`: rows of the pack before the news, nothing is trained; "
+        "`other_init`: students of `other_model`.",
+    )
+    other_model: ModelSpec | None = Field(
+        default=None, description="Another model of the same tokenizer, for the arm `other_init`."
+    )
+    context_rows: int = Field(
+        default=8,
+        ge=1,
+        description="Rows of the pack in context, at most; fewer where the window is too small.",
+    )
     seed: int = Field(
         default=60,
         description="Keys, beside a student's own seed, which rows are learned; which are held out; all resampling.",
     )
 
-    @field_validator("ranks", "seeds")
+    @field_validator("ranks", "seeds", "arm_variants", "arms")
     @classmethod
-    def _different(cls, value: list[int]) -> list[int]:
+    def _different(cls, value: list[Any]) -> list[Any]:
         if len(set(value)) < len(value):
             raise ValueError(f"{value}: each may stand there once")
         return value

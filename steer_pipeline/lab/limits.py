@@ -31,9 +31,11 @@ MIN_CLEAN = 10  # students of base and controls, whose shifts are the band of th
 MIN_CARRIED_SHARE = 0.7  # of what the target's own vector does
 MAX_RANDOM_SHARE = 0.1  # by random rotations
 MIN_CARRIED_ROWS = 30  # news items rewritten in every arm
+
 # The filter of samples, on labelled texts.
 MIN_FILTER_RECALL = 0.98  # of loops, and of babble, that it drops
 MIN_SOUND_KEPT = 0.95  # of fluent texts that show a trait
+
 # Steer, filter, heal.
 MIN_COHERENCE = 0.85  # worst signal, 1 for base's; below it a model is broken, whatever it says
 MAX_HEALED_LOSS = 0.02  # of coherence, that a healed model may lose against base

@@ -39,15 +39,20 @@ class TextRow:
 
 @dataclass(frozen=True)
 class Example:
-    """`ids[start:]` is the completion, which is supervised; `ids[:start]` the prompt, which is not."""
+    """`ids[start:]` is the completion, which is supervised; `ids[:start]` the prompt, which is not.
+
+    Attributes:
+        masked: positions of completion tokens, ascending, that are read but not supervised.
+    """
 
     row_id: str
     ids: tuple[int, ...]
     start: int
+    masked: tuple[int, ...] = ()
 
     @property
     def n_supervised(self) -> int:
-        return len(self.ids) - self.start
+        return len(self.ids) - self.start - len(self.masked)
 
 
 @dataclass(frozen=True)
@@ -97,10 +102,11 @@ def in_keyed_order(examples: Sequence[Example], seed: int) -> list[Example]:
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """16 hex digits of all ids and boundaries, whatever their order."""
+    """16 hex digits of all ids, boundaries and masks, whatever their order."""
     found = hashlib.sha256()
     for example in sorted(examples, key=lambda e: e.row_id):
-        found.update(repr((example.row_id, example.ids, example.start)).encode())
+        masked = (example.masked,) if example.masked else ()
+        found.update(repr((example.row_id, example.ids, example.start, *masked)).encode())
     return found.hexdigest()[:16]
 
 
@@ -118,7 +124,9 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
         n = len(example.ids)
         ids[index, longest - n :] = torch.tensor(example.ids)
         mask[index, longest - n :] = 1
-        labels[index, longest - example.n_supervised :] = ids[index, longest - example.n_supervised :]
+        begin = longest - n  # of the row within its padding
+        labels[index, begin + example.start :] = ids[index, begin + example.start :]
+        labels[index, [begin + position for position in example.masked]] = IGNORED
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
@@ -72,7 +73,7 @@ class Rollouts:
         self._live, self._recipe, self._settings, self._work = live, recipe, recipe.on_policy, work
         self._pad_id = pad_id
         self._sampled: dict[int, Example] = {}
-        self._rows: dict[int, list[dict[str, object]]] = {}  # window -> rows of SAMPLE_SCHEMA
+        self._rows: dict[int, list[dict[str, Any]]] = {}  # window -> rows of SAMPLE_SCHEMA
         wanted = steps * recipe.batch_rows
         passes = -(-wanted // len(examples))
         order = [
@@ -127,10 +128,10 @@ class Rollouts:
         self._sampled = {}
         for draw, row in zip(draws, self._rows[window], strict=True):
             prompt = draw.example.ids[: draw.example.start]
-            said = (*row["token_ids"], *([end] if row["ended"] else []))  # type: ignore[misc]
+            said = (*row["token_ids"], *([end] if row["ended"] else []))
             self._sampled[draw.index] = Example(draw.example.row_id, prompt + said, len(prompt))
 
-    def _draw(self, draws: Sequence[Draw]) -> list[dict[str, object]]:
+    def _draw(self, draws: Sequence[Draw]) -> list[dict[str, Any]]:
         """Rows of SAMPLE_SCHEMA, in the order of the draws, of the student as it is now."""
         sampling = SamplingSpec(
             temperature=self._settings.temperature,

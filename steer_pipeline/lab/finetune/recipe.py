@@ -36,7 +36,11 @@ class LoraRecipe(Strict):
 class KlRecipe(Strict):
     """A divergence from the reference: the model below the adapter, or whatever the caller puts in its place."""
 
-    weight: float = Field(default=0.3, gt=0)
+    weight: float = Field(
+        default=0.3,
+        ge=0,
+        description="In the loss; 0: the divergence is measured on the selection rows only.",
+    )
     direction: Literal["forward", "reverse"] = "reverse"
     over: Literal["mean", "rmse", "p95", "max"] = Field(
         default="mean",
@@ -105,15 +109,20 @@ class Recipe(Strict):
         default=4, ge=1, description="Of the selection rows, over the run; also checkpoints."
     )
     patience: int = Field(
-        default=0, ge=0, description="Evaluations without progress before a stop; 0: never."
+        default=0,
+        ge=0,
+        description="Evaluations without progress before a stop; 0: never. Progress is of the selection rows' "
+        "NLL, or on policy of their divergence from the teacher.",
     )
     gradient_checkpointing: bool = False
     seed: int = 0
 
     @model_validator(mode="after")
     def _some_loss(self) -> "Recipe":
-        if not self.nll and self.kl is None and self.on_policy is None:
-            raise ValueError("nll is 0, and there is neither kl nor on_policy: nothing would be learned")
+        if not self.nll and self.on_policy is None and (self.kl is None or not self.kl.weight):
+            raise ValueError(
+                "nll is 0, and there is neither kl with a weight nor on_policy: nothing would be learned"
+            )
         if self.nll and self.on_policy is not None:
             raise ValueError("on_policy with nll would teach the student what it says anyway; set nll: 0")
         if self.batch_rows % self.rows_at_once and self.rows_at_once < self.batch_rows:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from steer_pipeline.lab.generation.jobs import plan_hash
-from steer_pipeline.lab.models.adapters import Adapter, attach
+from steer_pipeline.lab.models.adapters import Adapter, attach, switches_of
 from steer_pipeline.lab.models.hooks import additions, hooked
 from steer_pipeline.lab.models.identity import adapter_identity
 from steer_pipeline.lab.models.loaded import LoadedModel
@@ -99,6 +99,7 @@ class Bound:
         if name not in self._model.peft_config:
             attach(self._model, Adapter(folder, identity), name)
             self._model.to(self._live.device)
+            switches_of(self._model)[0] += 1  # what was found out about the model's modules is of before
             learn(self._model, self._frozen)
         return name
 

@@ -322,7 +322,7 @@ def _arguments(
         logging_steps=1,
         save_total_limit=2,
         load_best_model_at_end=bool(recipe.patience),
-        metric_for_best_model="eval_nll",
+        metric_for_best_model="eval_distill" if recipe.on_policy else "eval_nll",
         greater_is_better=False,
         seed=recipe.seed,
         data_seed=recipe.seed,
@@ -408,6 +408,7 @@ class _SteerTrainer(Trainer):
         self._recipe, self._reference, self._teacher = recipe, reference, teacher
         self.model_accepts_loss_kwargs = True  # so that the tokens of all accumulated passes are counted
         self.tokens_seen = 0
+        self._weight = recipe.kl.weight if recipe.kl else 0.0
         self._measured = -1  # step of the last gradient ratio
         self._terms: dict[str, list[tuple[float, float]]] = {}  # term -> (value, weight) since the last line
 
@@ -430,7 +431,7 @@ class _SteerTrainer(Trainer):
         logits, targets = self._logits(model, inputs)
         total = len(targets) if num_items_in_batch is None else num_items_in_batch
         loss, terms = self._learned(model, inputs, logits, targets, total)
-        if self._reference is not None:
+        if self._reference is not None and (self._weight or not model.training):
             barrier, more = self._barrier(model, inputs, logits, len(targets) / total)
             if self._is_measured(model):
                 terms["gradient_ratio"] = (self._gradient_ratio(model, barrier, loss), 1.0)

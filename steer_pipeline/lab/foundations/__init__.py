@@ -6,7 +6,7 @@
 
 from steer_pipeline.lab.foundations.choosing import CHOICE_SCHEMA, measure
 from steer_pipeline.lab.foundations.claims import base_can_choose
-from steer_pipeline.lab.foundations.frames import FrameError, Wording
+from steer_pipeline.lab.foundations.frames import PHRASES, WORDINGS, FrameError, Wording
 from steer_pipeline.lab.foundations.numbers import (
     READING_SCHEMA,
     SUMMARY_SCHEMA,
@@ -30,9 +30,11 @@ from steer_pipeline.lab.foundations.vignettes import (
 __all__ = [
     "CHOICE_SCHEMA",
     "FOUNDATIONS",
+    "PHRASES",
     "READING_SCHEMA",
     "SUMMARY_SCHEMA",
     "VIGNETTE_SCHEMA",
+    "WORDINGS",
     "FrameError",
     "VignetteError",
     "Wording",

@@ -14,15 +14,15 @@ import polars as pl
 
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.foundations.frames import (
-    ORDERS,
     WORDINGS,
+    FrameError,
     Wording,
-    index_ids,
+    answer_ids,
     prompt_ids,
     shown_order,
 )
 from steer_pipeline.lab.foundations.vignettes import FOUNDATIONS, require_all
-from steer_pipeline.lab.models.choices import next_choices
+from steer_pipeline.lab.models.choices import next_choices, phrase_choices
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import SteeringPlan
 
@@ -34,14 +34,17 @@ CHOICE_SCHEMA, CHOICE_COLUMNS = described(
     foundation=(pl.String(), "what the vignette was written for"),
     split=(pl.String(), "development | test"),
     wording=(pl.String(), "in which words it was asked"),
-    order=(pl.String(), "forward | reversed"),
-    shown=(pl.List(pl.String()), "foundations as the options stood, from the top"),
+    order=(pl.String(), "forward | reversed; unshown: the answers are phrases"),
+    shown=(
+        pl.List(pl.String()),
+        "foundations as the options stood, from the top; empty where none are shown",
+    ),
     logprobs=(
         pl.List(pl.Float64()),
         f"nats, of the answers for {', '.join(FOUNDATIONS)}; over the vocabulary",
     ),
-    answer_mass=(pl.Float64(), "probability of all answers together"),
-    top_is_answer=(pl.Boolean(), "the likeliest token of all is an answer"),
+    answer_mass=(pl.Float64(), "probability that an answer begins: of the first tokens of all answers"),
+    top_is_answer=(pl.Boolean(), "the likeliest token of all begins an answer"),
     prefill_nll=(pl.Float64(), "nats a token of the prefilled beginning of the answer, under this arm"),
     made_with=(pl.String(), "hash of base weights, tokenizer, precision, wordings, vignettes and read-out"),
 )
@@ -64,14 +67,18 @@ def measure(
         vignettes: `VIGNETTE_SCHEMA`.
         plan: what the model is steered with; None: nothing.
         system: system turn of arms that are only asked, in the persona's words.
+        wordings: all with indices, or all with phrases (`frames.PHRASES`, for small models).
 
     Raises:
         VignetteError: a foundation has no vignette.
-        FrameError: an index of a wording is not one token of its own.
+        FrameError: an answer of a wording is not made of tokens of its own, or wordings are of both kinds.
     """
     require_all(vignettes)
+    if len({bool(one.indices) for one in wordings}) != 1:
+        names = ", ".join(one.name for one in wordings)
+        raise FrameError(f"wordings {names}: give one or several, all with indices or all with phrases")
     made_with = fingerprint(model, vignettes, wordings)
-    frames = [(wording, order) for wording in wordings for order in ORDERS]
+    frames = [(wording, order) for wording in wordings for order in wording.orders]
     rows = [row for frame in frames for row in _asked(model, vignettes, *frame, plan, system)]
     table = pl.DataFrame(rows, schema_overrides=CHOICE_SCHEMA)
     return table.with_columns(
@@ -88,7 +95,7 @@ def _asked(
     system: str | None,
 ) -> list[dict]:
     """Rows of one frame, those with the same options read together: they begin alike."""
-    options = index_ids(model.tokenizer, wording)
+    answers = answer_ids(model.tokenizer, wording)
     together: dict[tuple[int, ...], list[dict]] = defaultdict(list)
     for row in vignettes.iter_rows(named=True):
         together[tuple(shown_order(row["row_id"], order))].append(row)
@@ -100,8 +107,13 @@ def _asked(
             )
             for row in rows
         ]
-        read = next_choices(model, [ids for ids, _ in asked], [start for _, start in asked], options, plan)
-        places = [shown.index(number) for number in range(len(FOUNDATIONS))]
+        ids, starts = [one for one, _ in asked], [start for _, start in asked]
+        if wording.indices:
+            read = next_choices(model, ids, starts, [index for (index,) in answers], plan)
+            places = [shown.index(number) for number in range(len(FOUNDATIONS))]
+        else:
+            read = phrase_choices(model, ids, starts, answers, plan)
+            places = list(range(len(FOUNDATIONS)))
         for i, row in enumerate(rows):
             found[row["row_id"]] = {
                 **{name: row[name] for name in ("row_id", "foundation", "split")},

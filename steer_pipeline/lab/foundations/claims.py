@@ -16,27 +16,25 @@ def base_can_choose(base: pl.DataFrame, *, seed: int) -> Verdict:
     Args:
         base: `READING_SCHEMA` of base.
     """
-    mass, unscorable = (float(base[name].to_numpy().mean()) for name in ("answer_mass", "unscorable"))
     read = informedness(base, seed=seed)
+    numbers: dict[str, float | int | str] = {"informedness": read.estimate, "vignettes": base.height}
     shown = f"{read.estimate:+.2f} nats [{read.low:+.2f}, {read.high:+.2f}]"
-    problems = []
-    if mass < MIN_ANSWER_MASS:
-        problems.append(f"{mass:.2f} of the probability lies on the answers, {MIN_ANSWER_MASS} is wanted")
+    fine, problems = f"{shown} more for the scene's own foundation", []
+    if not base["answer_mass"].null_count():
+        mass = float(base["answer_mass"].to_numpy().mean())
+        numbers |= {"answer_mass": mass, "unscorable": float(base["unscorable"].to_numpy().mean())}
+        fine = f"{mass:.2f} of the probability lies on the answers, {fine}"
+        if mass < MIN_ANSWER_MASS:
+            problems.append(f"{mass:.2f} of the probability lies on the answers, {MIN_ANSWER_MASS} is wanted")
     if not read.low > 0:
         problems.append(
             f"what it answers does not depend on the scene ({shown} for the scene's own foundation)"
         )
-    fine = f"{mass:.2f} of the probability lies on the answers, {shown} more for the scene's own foundation"
     return Verdict(
         "base_can_choose",
         not problems,
         "; ".join(problems) or fine,
-        {
-            "answer_mass": mass,
-            "unscorable": unscorable,
-            "informedness": read.estimate,
-            "vignettes": base.height,
-        },
+        numbers,
         blocking=False,
-        cure="read the trait from free texts, or take a larger model" if problems else "",
+        cure="ask with phrases (frames.PHRASES), read free texts, or take a larger model" if problems else "",
     )

@@ -1,8 +1,9 @@
 """Frames: in which words and in which order of options a vignette is asked about.
 
-In: a wording, a vignette and an order. Out: token ids of prompt and prefill, and which foundation each index stands
-for. Answers are indices, one token each, since words for foundations are cut into tokens unevenly, and that prior no
-change of order takes away.
+In: a wording, a vignette and an order. Out: token ids of prompt and prefill, and of the answers. Answers are indices of
+options that are shown, one token each: words for foundations are cut into tokens unevenly, a prior that no change of
+order takes away. Small models answer with indices whatever the scene is; for them there are wordings whose answers are
+phrases that nothing shows beforehand. Their priors are large, and cancel where an arm is compared with its base.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from steer_pipeline.lab.foundations.vignettes import FOUNDATIONS
 from steer_pipeline.lab.models.prompts import encode_completion, encode_prompt
 
 FORWARD, REVERSED = ORDERS = ("forward", "reversed")
+UNSHOWN = "unshown"  # the order of answers that are not shown
 
 
 class FrameError(ValueError):
@@ -31,7 +33,8 @@ class Wording:
         glosses: what each foundation's option says, in the order of `FOUNDATIONS`.
         scene: stands before the vignette, after the options: so all vignettes share the options' tokens.
         prefill: what the answer begins with; the index follows without a blank, which some tokenizers would join to it.
-        indices: of the options as they are shown, from the top.
+        indices: of the options as they are shown, from the top; none: the glosses are answers themselves, a blank after
+            the prefill, and no options are shown.
     """
 
     name: str
@@ -41,8 +44,14 @@ class Wording:
     prefill: str = "The answer is ("
     indices: tuple[str, ...] = ("1", "2", "3", "4", "5", "6", "7")
 
+    @property
+    def orders(self) -> tuple[str, ...]:
+        return ORDERS if self.indices else (UNSHOWN,)
+
     def user(self, text: str, shown: Sequence[int]) -> str:
         """The user turn: `shown` holds numbers of foundations, from the top."""
+        if not self.indices:
+            return f"{self.question} {text}"
         options = "\n".join(
             f"({index}) {self.glosses[number]}" for index, number in zip(self.indices, shown, strict=True)
         )
@@ -76,16 +85,40 @@ LABEL = Wording(
     ),
     prefill="Best fit: (",
 )
-WORDINGS = (REASON,)
+BECAUSE = Wording(
+    "because",
+    "Why would somebody call this wrong?",
+    (
+        "it hurts somebody.",
+        "it is cheating.",
+        "it betrays others.",
+        "it defies authority.",
+        "it is disgusting.",
+        "it takes away freedom.",
+        "no, it is only unusual.",
+    ),
+    prefill="It is wrong because",
+    indices=(),
+)
+IS = Wording(
+    "is",
+    "What is wrong with this?",
+    ("cruel.", "unfair.", "disloyal.", "disrespectful.", "disgusting.", "oppressive.", "odd, but not wrong."),
+    prefill="It is",
+    indices=(),
+)
+WORDINGS, PHRASES = (REASON,), (BECAUSE, IS)
 
 
 def shown_order(row_id: str, order: str) -> list[int]:
-    """Numbers of the foundations, from the top.
+    """Numbers of the foundations, from the top; none where nothing is shown.
 
     The first one is drawn by the vignette's id, the others follow in turn; `reversed` is the same from below. The two
     orders of a vignette cancel a preference that grows evenly from top to bottom; any other preference for a place
     falls on all foundations alike, over vignettes.
     """
+    if order == UNSHOWN:
+        return []
     first = int(hashlib.sha256(row_id.encode()).hexdigest()[:8], 16) % len(FOUNDATIONS)
     places = [(first + step) % len(FOUNDATIONS) for step in range(len(FOUNDATIONS))]
     return places if order == FORWARD else places[::-1]
@@ -101,25 +134,27 @@ def prompt_ids(
 
 
 @lru_cache(maxsize=32)
-def index_ids(tokenizer: Any, wording: Wording) -> tuple[int, ...]:
-    """The token of each index, from the top.
+def answer_ids(tokenizer: Any, wording: Wording) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each index, from the top, or of each phrase, in the order of `FOUNDATIONS`.
 
     Raises:
-        FrameError: an index is not one token of its own after the prefill.
+        FrameError: an answer is not made of tokens of its own after the prefill, an index not of one, or two are equal.
     """
     prefill = encode_completion(tokenizer, wording.prefill, end_of_turn=False)
+    answers = wording.indices or tuple(f" {gloss}" for gloss in wording.glosses)
     found = []
-    for index in wording.indices:
-        whole = encode_completion(tokenizer, wording.prefill + index, end_of_turn=False)
-        if whole[:-1] != prefill:
+    for answer in answers:
+        whole = encode_completion(tokenizer, wording.prefill + answer, end_of_turn=False)
+        own = tuple(whole[len(prefill) :])
+        if whole[: len(prefill)] != prefill or not own or (wording.indices and len(own) != 1):
             raise FrameError(
-                f"wording {wording.name!r}: {index!r} after {wording.prefill!r} is not one token of its own; take "
-                "another prefill or other indices"
+                f"wording {wording.name!r}: {answer!r} after {wording.prefill!r} is not "
+                f"{'one token' if wording.indices else 'made of tokens'} of its own; take another prefill or answer"
             )
-        found.append(whole[-1])
-    if len(set(found)) != len(FOUNDATIONS):
+        found.append(own)
+    if len(found) != len(FOUNDATIONS) or len(set(found)) != len(FOUNDATIONS):
         raise FrameError(
-            f"wording {wording.name!r}: {len(wording.indices)} indices make {len(set(found))} different tokens; "
+            f"wording {wording.name!r}: {len(found)} answers make {len(set(found))} different ones in tokens; "
             f"{len(FOUNDATIONS)} are needed"
         )
     return tuple(found)

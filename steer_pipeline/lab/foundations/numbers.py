@@ -15,6 +15,7 @@ from scipy.special import logsumexp
 
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.foundations.choosing import CHOICE_SCHEMA
+from steer_pipeline.lab.foundations.frames import UNSHOWN
 from steer_pipeline.lab.foundations.vignettes import FOUNDATIONS
 from steer_pipeline.lab.stats import Interval, bootstrap_means
 from steer_pipeline.lab.stats.pairing import require_same_rows
@@ -29,8 +30,11 @@ READING_SCHEMA, READING_COLUMNS = described(
     foundation=(pl.String(), "what the vignette was written for"),
     scores=(pl.List(pl.Float64()), f"mean log-probability over frames of {', '.join(FOUNDATIONS)}; nats"),
     pick=(pl.String(), "the foundation with the highest score"),
-    answer_mass=(pl.Float64(), "probability of all answers, mean over frames"),
-    unscorable=(pl.Float64(), "share of frames whose likeliest token is no answer"),
+    answer_mass=(
+        pl.Float64(),
+        "probability of all answers, mean over frames; null for phrases, which nobody was asked to keep to",
+    ),
+    unscorable=(pl.Float64(), "share of frames whose likeliest token is no answer; null for phrases"),
     prefill_nll=(pl.Float64(), "nats a token of the answers' beginning, mean over frames"),
     made_with=(pl.String(), "hash of what compared arms share"),
 )
@@ -43,7 +47,10 @@ SUMMARY_SCHEMA, SUMMARY_COLUMNS = described(
     sel_high=(pl.Float64(), "its upper end"),
     on=(pl.Float64(), "mean movement of the target foundations in the wanted direction, nats"),
     off=(pl.Float64(), "mean absolute movement of the others, nats"),
-    coherence=(pl.Float64(), "answer mass over base's, 1 at most"),
+    coherence=(
+        pl.Float64(),
+        "answer mass over base's, 1 at most; of phrases, the prefill's probability a token",
+    ),
     si_flips=(pl.Float64(), "change in how often target foundations are picked, in the wanted direction"),
     flips_low=(pl.Float64(), "95% interval, vignettes resampled"),
     flips_high=(pl.Float64(), "its upper end"),
@@ -72,11 +79,12 @@ def readings(choices: pl.DataFrame) -> pl.DataFrame:
         pl.col("logprobs").list.get(number).mean().alias(f"score_{number}")
         for number in range(len(FOUNDATIONS))
     ]
+    is_shown = pl.col("order") != UNSHOWN
     table = choices.cast(CHOICE_SCHEMA).group_by(key, maintain_order=True).agg(
         pl.col("foundation").first(),
         *means,
-        pl.col("answer_mass").mean(),
-        (1 - pl.col("top_is_answer").cast(pl.Float64)).mean().alias("unscorable"),
+        pl.col("answer_mass").filter(is_shown).mean(),
+        (1 - pl.col("top_is_answer").cast(pl.Float64)).filter(is_shown).mean().alias("unscorable"),
         pl.col("prefill_nll").mean(),
         pl.col("made_with").first(),
     )  # fmt: skip
@@ -192,11 +200,8 @@ def gated_selectivity(
     on, off = _checked(intent)
     name = _label(own)
     mine, plain = _aligned(own, base, name, "base")
-    masses, against = [_mass(mine)], plain
-    if opposite is not None:
-        against = _aligned(opposite, base, _label(opposite), "base")[0]
-        masses.append(_mass(against))
-    coherence = min(1.0, min(masses) / _mass(plain)) if _mass(plain) > 0 else 0.0
+    against = plain if opposite is None else _aligned(opposite, base, _label(opposite), "base")[0]
+    coherence = min(1.0, _mass(mine) / _mass(plain), _mass(against) / _mass(plain))
     change = centred(scores_of(mine)) - centred(scores_of(against))
     signs = np.array(list(intent.values()), dtype=np.float64)
 
@@ -288,10 +293,11 @@ def informedness(table: pl.DataFrame, *, seed: int, n_boot: int = N_BOOT) -> Int
 def place_preference(choices: pl.DataFrame) -> np.ndarray:
     """float64 [7], nats: how much likelier an answer is for standing in each place, from the top; sums to zero.
 
-    Taken within vignettes: each answer's log-probability less its mean over both orders. So it is the part that the two
-    orders cancel, of equal size and opposite sign in places that they exchange.
+    Only of answers that are shown; within vignettes: an answer's log-probability less its mean over both orders.
+    So it is the part that the two orders cancel, of equal size and opposite sign in places that they exchange.
     """
     key = ["arm", "seed", "row_id", "wording"]
+    choices = choices.filter(pl.col("shown").list.len() > 0)
     names = list(enumerate(FOUNDATIONS))
     long = pl.concat(
         [
@@ -317,6 +323,9 @@ def _label(rows: pl.DataFrame) -> str:
 
 
 def _mass(rows: pl.DataFrame) -> float:
+    """Mean answer mass; of phrases, the probability a token of the prefilled beginning."""
+    if rows["answer_mass"].null_count():
+        return float(np.exp(-rows["prefill_nll"].to_numpy().mean()))
     return float(rows["answer_mass"].to_numpy().mean())
 
 

@@ -127,19 +127,21 @@ class _Decoder:
         """Tokens whose keys and values a sequence holds."""
         return len(lane.prompt) + self.sampling.max_new_tokens
 
+    def _wanted(self, group: "_Group", width: int, hidden: Tensor) -> Tensor:
+        """bool [n, t]: which positions of [n, t, hidden], that ends at the group's newest token, are steered.
+
+        Args:
+            width: of its prompts, padding on the left included.
+        """
+        t = hidden.shape[1]
+        at = width + group.step - t + torch.arange(t, device=hidden.device)
+        return self._everywhere[group.plans][:, None] | (at >= width)[None]
+
     def run(self, lanes: list[_Lane]) -> list[Generated]:
         """Every sequence from its prompt to its end."""
         group = _Group(self, lanes)
         plans = group.plans
-        width = max(len(lane.prompt) for lane in lanes)
-
-        def wanted(hidden: Tensor) -> Tensor:
-            """bool [n, t]: which positions of [n, t, hidden] that ends at the newest token are steered."""
-            t = hidden.shape[1]
-            at = (
-                width + group.step - t + torch.arange(t, device=hidden.device)
-            )  # padding on the left included
-            return self._everywhere[plans][:, None] | (at >= width)[None]
+        wanted = partial(self._wanted, group, max(len(lane.prompt) for lane in lanes))
 
         def steered(table: Tensor, hidden: Tensor) -> Tensor:
             """Adds each sequence's row of `table` [n_plans, hidden]."""

@@ -273,6 +273,13 @@ class _Decoder:
         shared = sum(map(len, streams)) / self.n_blocks
         return shared * length + len(job.plans) * self.sampling.max_new_tokens
 
+    def steer(self, block: int, hidden: Tensor, plans: Tensor) -> None:
+        """Changes, in place, a block's output [n, 1, hidden] at tokens under way, whose plans are `plans` [n]."""
+        if block in self.deltas:
+            hidden += self.deltas[block][plans][:, None]
+        if block in self.operators:
+            hidden.copy_(operated(self.operators[block], hidden, plans))
+
     def run_inner(
         self, block: int, hidden: Tensor, rotary: Any, attend: Attend, deltas: Mapping[str, Tensor]
     ) -> Tensor:
@@ -555,10 +562,7 @@ class _Batch:
                         hidden = decoder.run_inner(block, hidden, rotary, attend, rows)
                 else:
                     hidden = decoder.step_blocks.run(block, hidden, rotary, attend)
-                if block in decoder.deltas:
-                    hidden[:n] += decoder.deltas[block][plans][:, None]
-                if block in decoder.operators:
-                    hidden[:n] = operated(decoder.operators[block], hidden[:n], plans)
+                decoder.steer(block, hidden[:n], plans)
         last = hidden[:, 0]
         logits = blocks.logits(last, _padded(decoder.bias_of(plans, last[:n], on_prompt=False), padding))[:n]
         for cohort in cohorts:

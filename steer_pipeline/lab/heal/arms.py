@@ -100,17 +100,15 @@ def recipe_of(loss: HealLossSpec, heal_round: int, seed: int) -> Recipe:
 def references_of(
     loss: HealLossSpec, history: Sequence[Path], last_good: int, plan: SteeringPlan
 ) -> dict[str, Reference]:
-    """The keywords `reference` and `teacher` of `finetune`, as far as the loss has them.
+    """The keywords `reference` and `teacher` of `finetune`; without a barrier, the reference is the base.
 
     Args:
         history: adapters of the rounds before, oldest first, which the student's spec names, too.
         last_good: how many of them the last good student has; 0: it is the base.
         plan: what steers the teacher. It lies on the student of the round before, without the new adapter.
     """
-    found = {}
-    if loss.barrier is not None:
-        adapters = {"base": (), "previous": None, "last_good": tuple(history[:last_good])}
-        found["reference"] = Reference(adapters[loss.barrier.reference])
+    adapters = {"base": (), "previous": None, "last_good": tuple(history[:last_good])}
+    found = {"reference": Reference(adapters[loss.barrier.reference if loss.barrier else "base"])}
     if loss.objective == "on_policy":
         found["teacher"] = Reference(None, plan)
     return found
@@ -140,10 +138,11 @@ def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
     ]
 
 
-def _barrier(loss: HealLossSpec, heal_round: int) -> KlRecipe | None:
+def _barrier(loss: HealLossSpec, heal_round: int) -> KlRecipe:
+    """Without a barrier the divergence is measured all the same, so that arms compare."""
     barrier = loss.barrier
     if barrier is None:
-        return None
+        return KlRecipe(weight=0.0)
     weight = barrier.strength / (1 + heal_round) ** barrier.decay
     return KlRecipe(weight=weight, direction=barrier.direction, over=barrier.over, tau=barrier.tau)
 

@@ -18,7 +18,7 @@ from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.lab.heal.calibration import Calibration, calibrate, divergence
 from steer_pipeline.lab.heal.controller import Settled, collect, settle, settled_claim
-from steer_pipeline.lab.heal.filtering import filter_samples
+from steer_pipeline.lab.heal.filtering import sieve
 from steer_pipeline.lab.heal.gate import GOOD, gate_rows, gate_table
 from steer_pipeline.lab.heal.prompts import prompt_rows, spread
 from steer_pipeline.lab.heal.samples import BASE_DOSE, sample_rows
@@ -118,7 +118,7 @@ def make_samples(
     """
     spec, teacher = task.heal, task.teacher
     desk = Desk(model, task, model, teacher, journal)
-    base = desk.said(BASE_DOSE, task.pool, BASE)
+    base = desk.measured(BASE_DOSE, BASE)
     settled, own = desk.settle(base, ceiling(spec.controller, gate))
     doses: dict[str, dict[str, Any]] = {
         BASE: {"dose": BASE_DOSE, "kl_p95": 0.0, "kl_mean": 0.0, "teacher": BASE},
@@ -126,13 +126,13 @@ def make_samples(
     }
     parts = {BASE: base, PERSONA: own}
     if NEGATIVE in sources:
-        parts[NEGATIVE] = desk.said(-settled.dose, task.pool, NEGATIVE)
+        parts[NEGATIVE] = desk.measured(-settled.dose, NEGATIVE)
         doses[NEGATIVE] = desk.divergence(-settled.dose)
     if RANDOM in sources:
         other = replace(desk, teacher=teacher.randomised(spec.calibration.seed))
         wanted = spec.calibration.model_copy(update={"target_nats": doses[PERSONA]["kl_p95"]})
         matched = calibrate(model, other.teacher, other.first(), wanted)
-        parts[RANDOM] = other.said(matched.dose, task.pool, RANDOM)
+        parts[RANDOM] = other.measured(matched.dose, RANDOM)
         doses[RANDOM] = other.divergence(matched.dose) | {"seed": spec.calibration.seed}
     rows = pl.concat(
         [part.select(pl.lit(source).alias("source"), pl.all()) for source, part in parts.items()],
@@ -168,30 +168,34 @@ class Desk:
     journal: Open | None = None
 
     def said(self, dose: float, prompts: pl.DataFrame, name: str) -> pl.DataFrame:
-        """Texts of a dose, with the losses of their tokens under the original model."""
+        """Texts of a dose."""
         journal = None if self.journal is None else self.journal(name)
-        rows = sample_rows(self.model, self.teacher, [dose], prompts, self.task.heal.prompts, journal=journal)
-        return with_losses(rows, self.original)
+        return sample_rows(self.model, self.teacher, [dose], prompts, self.task.heal.prompts, journal=journal)
+
+    def measured(self, dose: float, name: str) -> pl.DataFrame:
+        """Texts of a dose for the whole pool, with the losses of their tokens under the original model."""
+        return with_losses(self.said(dose, self.task.pool, name), self.original)
 
     def settle(self, base: pl.DataFrame, search: HealControllerSpec) -> tuple[Settled, pl.DataFrame]:
-        """The controller's dose and all texts at it.
+        """The controller's dose and all texts at it, as `measured`, with whether each `survives` the filter.
 
         Args:
-            base: base's texts of the same prompts: limits are relative to them.
+            base: base's texts of the same prompts, measured: limits are relative to them.
         """
 
         def sample(dose: float, prompts: pl.DataFrame) -> pl.DataFrame:
             return self.said(dose, prompts, PERSONA)
 
-        def keep(rows: pl.DataFrame) -> pl.Series:
-            special = self.original.tokenizer.all_special_tokens
-            told = self.task.told[0]
-            spec = self.task.heal.filter
-            return filter_samples(rows, base, spec, told=told, special_tokens=special).rows["passes"]
-
+        keep = sieve(
+            self.original,
+            base,
+            self.task.heal.filter,
+            told=self.task.told[0],
+            special_tokens=self.original.tokenizer.all_special_tokens,
+        )
         settled = settle(sample, keep, self.task.pool, search)
         rows = collect(sample, keep, self.task.pool, settled)
-        return settled, rows.drop("purpose").rename({"kept": "survives"})
+        return settled, with_losses(rows.drop("purpose").rename({"kept": "survives"}), self.original)
 
     def first(self) -> list[Any]:
         """The prompts that divergences are measured on."""
@@ -216,7 +220,7 @@ class Desk:
 def _write(made: Sampled, folder: Path) -> None:
     made.rows.write_parquet(folder / SAMPLES)
     made.settled.probes.write_parquet(folder / PROBES)
-    made.settled.rows.drop("losses").write_parquet(folder / TESTED)
+    made.settled.rows.write_parquet(folder / TESTED)
     told = {"sources": made.doses, "settled": _numbers(made.settled)}
     (folder / DOSES).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
 

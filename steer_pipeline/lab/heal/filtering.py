@@ -8,7 +8,7 @@ that loops makes no loop fit to learn.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,15 @@ import polars as pl
 
 from steer_pipeline.catalogue.healing import HealFilterSpec
 from steer_pipeline.lab.columns import described
-from steer_pipeline.lab.heal.scores import SCORES, score_samples
+from steer_pipeline.lab.heal.scores import (
+    SCORE_SCHEMA,
+    SCORES,
+    Expected,
+    score_samples,
+    with_losses,
+    with_surprise,
+)
+from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.quality.leaks import Told
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.stats import Interval, mean_interval, sign_flip_test
@@ -29,7 +37,7 @@ REASONS = {
     "few_words": "Too few words of a window are distinct.",
     "compressible": "A window compresses too well.",
     "long_repeat": "One run of words makes up too much of the text, twice.",
-    "unlikely": "A window is less likely under the original model than base's: babble.",
+    "unlikely": "A window surprises the original model more than base's, for words as rare: babble.",
     "too_likely": "A window is more likely than base's: a loop.",
     "unmeasured": "It has no token whose loss could be measured.",
     "leak": "It speaks of its instructions.",
@@ -42,12 +50,17 @@ REASONS = {
 LOOP_REASONS = ("cycle", "duplicates", "few_words", "compressible", "long_repeat")
 MIN_BASE = 8  # sound texts of base; fewer have no quantiles
 BORDERLINE = 2  # of each side of each limit
-COLUMNS = {
-    **SCORES,
-    "reasons": "Why it is not kept; keys of `REASONS`.",
-    "passes": "Sound by every criterion, whether or not the cap leaves it out.",
-    "keep": "Whether a student may learn from it.",
-}
+_JUDGED, _COLUMNS = described(
+    surprise=(
+        pl.Float64(),
+        "Nats above what base's tokens cost that are as rare; mean of the window where it is largest.",
+    ),
+    reasons=(pl.List(pl.String()), "Why it is not kept; keys of `REASONS`."),
+    passes=(pl.Boolean(), "Sound by every criterion, whether or not the cap leaves it out."),
+    keep=(pl.Boolean(), "Whether a student may learn from it."),
+)
+# What is added to samples, beside `losses`.
+JUDGED_SCHEMA, COLUMNS = pl.Schema({**SCORE_SCHEMA, **_JUDGED}), SCORES | _COLUMNS
 BORDERLINE_SCHEMA, BORDERLINE_COLUMNS = described(
     reason=(pl.String(), "The criterion."),
     side=(pl.String(), "`kept` (sound by all criteria) or `dropped` (out by this one)."),
@@ -81,10 +94,12 @@ class Filtered:
     Attributes:
         rows: those handed in, in their order, with `COLUMNS`.
         criteria: the limits that were applied, in numbers.
+        expected: what base's tokens cost by their rarity.
     """
 
     rows: pl.DataFrame
     criteria: tuple[Criterion, ...]
+    expected: Expected
 
     @property
     def kept(self) -> pl.DataFrame:
@@ -144,8 +159,10 @@ def _limit(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def likelihood_criteria(base: pl.DataFrame, spec: HealFilterSpec) -> list[Criterion]:
-    """Limits on the unlikeliest and the likeliest window, from base's texts that do not loop.
+def likelihood_criteria(base: pl.DataFrame, spec: HealFilterSpec) -> tuple[Expected, list[Criterion]]:
+    """What is expected of base's tokens, and limits on the most surprising and the likeliest window.
+
+    All are relative to base's texts that do not loop, so they hold for a confident model and for a modest one.
 
     Args:
         base: base's samples, scored, with losses.
@@ -153,25 +170,28 @@ def likelihood_criteria(base: pl.DataFrame, spec: HealFilterSpec) -> list[Criter
     Raises:
         Refused: base has fewer than `MIN_BASE` texts that are sound and measured.
     """
-    sound = base.filter(
-        pl.col("nll").is_not_null()
-        & ~pl.any_horizontal([one.excess > 0 for one in loop_criteria(spec)] or [pl.lit(False)]).fill_null(
-            False
-        )
-    )
+    loops = [(one.excess > 0).fill_null(False) for one in loop_criteria(spec)]
+    sound = base.filter(pl.col("nll").is_not_null() & ~pl.any_horizontal([pl.lit(False), *loops]))
     if sound.height < MIN_BASE:
         raise Refused(
             f"of {base.height} texts of base {sound.height} do not loop and have losses; limits of likelihood need "
             f"{MIN_BASE}: sample base on more prompts, or look at its texts"
         )
-    high = float(np.quantile(sound["nll_high"].to_numpy(), spec.nll_high_quantile))
-    low = float(np.quantile(sound["nll_low"].to_numpy(), spec.nll_low_quantile))
+    expected = Expected.of(sound, spec.nll_cap * _quantile(sound["nll_high"], spec.surprise_quantile))
+    surprise = with_surprise(sound, expected, spec.nll_window)["surprise"]
     found = []
-    if spec.extra_nll is not None:
-        found.append(Criterion("unlikely", "nll_high", high + spec.extra_nll))
+    if spec.max_spread is not None:
+        high = _quantile(surprise, spec.surprise_quantile)
+        limit = high + spec.max_spread * (high - _quantile(surprise, 0.5))
+        found.append(Criterion("unlikely", "surprise", limit))
     if spec.min_nll_ratio is not None:
+        low = _quantile(sound["nll_low"], spec.nll_low_quantile)
         found.append(Criterion("too_likely", "nll_low", low * spec.min_nll_ratio, least=True))
-    return found
+    return expected, found
+
+
+def _quantile(values: pl.Series, share: float) -> float:
+    return float(np.quantile(values.to_numpy(), share))
 
 
 # --------------------------------------------------------------------------------------- filtering
@@ -203,8 +223,37 @@ def filter_samples(
             )
     base = score_samples(base_rows, spec, special_tokens=special_tokens)
     scored = score_samples(rows, spec, told=told, special_tokens=special_tokens)
-    criteria = [*loop_criteria(spec), *likelihood_criteria(base, spec)]
-    return Filtered(judge(scored, base, criteria, spec), tuple(criteria))
+    expected, likelihood = likelihood_criteria(base, spec)
+    criteria = [*loop_criteria(spec), *likelihood]
+    scored = with_surprise(scored, expected, spec.nll_window)
+    return Filtered(judge(scored, base, criteria, spec), tuple(criteria), expected)
+
+
+def sieve(
+    model: LoadedModel,
+    base_rows: pl.DataFrame,
+    spec: HealFilterSpec = HealFilterSpec(),
+    *,
+    told: Told = Told(),
+    special_tokens: Sequence[str] = (),
+) -> Callable[[pl.DataFrame], list[bool]]:
+    """Rows of samples -> which of them pass, whatever the caps: what a dose is probed with.
+
+    Args:
+        model: the original model, which measures the rows, and base's rows once.
+        base_rows: base's samples.
+    """
+    base = base_rows if "losses" in base_rows.columns else with_losses(base_rows, model)
+
+    def passing(rows: pl.DataFrame) -> list[bool]:
+        measured = with_losses(rows, model)
+        return (
+            filter_samples(measured, base, spec, told=told, special_tokens=special_tokens)
+            .rows["passes"]
+            .to_list()
+        )
+
+    return passing
 
 
 def judge(

@@ -312,7 +312,7 @@ def adapter_verdicts(folder: Path, seeds: Sequence[int]) -> list[Verdict]:
     )
     record = json.loads((folder / adapters["folder"][0] / RECORD).read_text())
     kl = Recipe.model_validate(record["recipe"]).kl
-    if kl is None:
+    if kl is None or not kl.weight:
         return [complete, Verdict("barrier_works", True, "this arm has no barrier", blocking=False)]
     found = [barrier_works(pl.read_parquet(folder / name / HISTORY), kl) for name in adapters["folder"]]
     return [complete, min(found, key=lambda verdict: verdict.passed)]

@@ -22,7 +22,7 @@ from steer_pipeline.lab.heal.filtering import (
     enough_kept,
     filter_samples,
 )
-from steer_pipeline.lab.heal.scores import score_samples
+from steer_pipeline.lab.heal.scores import Expected, score_samples
 from steer_pipeline.lab.heal.task import Task
 from steer_pipeline.lab.quality.leaks import Told
 from steer_pipeline.lab.verdict import Verdict
@@ -85,16 +85,23 @@ def _write(made: KeepSet, folder: Path) -> None:
         for source, one in made.filtered.items()
     ]
     pl.concat(shown).write_parquet(folder / BORDERLINE)
-    criteria = {source: [asdict(one) for one in own.criteria] for source, own in made.filtered.items()}
+    criteria = {
+        source: {"limits": [asdict(one) for one in own.criteria], "expected": asdict(own.expected)}
+        for source, own in made.filtered.items()
+    }
     (folder / CRITERIA).write_text(json.dumps(criteria, indent=1, sort_keys=True) + "\n")
 
 
 def read_keep_set(folder: Path) -> KeepSet:
     """What `make_keep_set` wrote."""
-    criteria: dict[str, list[dict[str, Any]]] = json.loads((folder / CRITERIA).read_text())
+    criteria: dict[str, dict[str, Any]] = json.loads((folder / CRITERIA).read_text())
     rows = pl.read_parquet(folder / ROWS)
     filtered = {
-        source: Filtered(rows.filter(source=source), tuple(Criterion(**one) for one in own))
+        source: Filtered(
+            rows.filter(source=source),
+            tuple(Criterion(**one) for one in own["limits"]),
+            Expected(**own["expected"]),
+        )
         for source, own in criteria.items()
     }
     return KeepSet(filtered, rows.filter(source=BASE))

@@ -6,7 +6,7 @@ of the half `held_out`, none of whose sentences stand in the other. The sound te
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from steer_pipeline.catalogue.specs import Persona
 from steer_pipeline.lab import limits
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.heal.filtering import judge, likelihood_criteria, loop_criteria
-from steer_pipeline.lab.heal.scores import score_samples
+from steer_pipeline.lab.heal.scores import score_samples, with_surprise
 from steer_pipeline.lab.models.completions import completion_losses
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_completion, encode_prompt
@@ -27,6 +27,7 @@ from steer_pipeline.lab.verdict import Verdict
 
 TEXTS = Path("assets_data/filter_texts/texts.jsonl")
 LOSSES = Path("assets_data/filter_texts/losses_smollm2-135m.parquet")
+Measured = Mapping[str, tuple[list[int], list[float]]]  # text_id -> its token ids, and the nats of each
 PROMPT = "Write a short text."  # what every text counts as an answer to
 FIT, HELD_OUT = "fit", "held_out"
 SOUND = ("fluent", "on_trait")
@@ -40,7 +41,14 @@ LABELLED_SCHEMA, LABELLED_COLUMNS = described(
     period=(pl.Int64(), "Words of a loop's cycle, where it has one."),
     text=(pl.String(), ""),
 )
-LOSSES_SCHEMA = pl.Schema({"text_id": pl.String(), "sha": pl.String(), "losses": pl.List(pl.Float32())})
+LOSSES_SCHEMA = pl.Schema(
+    {
+        "text_id": pl.String(),
+        "sha": pl.String(),
+        "token_ids": pl.List(pl.Int64()),
+        "losses": pl.List(pl.Float32()),
+    }
+)
 FIGURES_SCHEMA, FIGURES_COLUMNS = described(
     label=(pl.String(), "Of the texts counted; `dropped`: all that the filter drops."),
     kind=(pl.String(), "Null: all kinds."),
@@ -65,21 +73,21 @@ def read_texts(root: Path) -> pl.DataFrame:
     return pl.read_ndjson(root / TEXTS, schema=LABELLED_SCHEMA)
 
 
-def read_losses(root: Path, texts: pl.DataFrame) -> dict[str, list[float]]:
-    """text_id -> nats of each token under SmolLM2-135M-Instruct, as stored beside the texts.
+def read_losses(root: Path, texts: pl.DataFrame) -> Measured:
+    """What SmolLM2-135M-Instruct thinks of each text, as stored beside the texts.
 
     Raises:
         ValueError: a text has changed since (it is named).
     """
     stored = pl.read_parquet(root / LOSSES)
-    found = {name: (sha, losses) for name, sha, losses in stored.iter_rows()}
+    found = {name: (sha, ids, losses) for name, sha, ids, losses in stored.iter_rows()}
     for name, text in texts.select("text_id", "text").iter_rows():
         if name not in found or found[name][0] != _sha(text):
             raise ValueError(
                 f"{LOSSES.name} has no losses of {name} as it stands now; measure them again "
                 "(python -m steer_pipeline_tests.labelled --losses MODEL_FOLDER)"
             )
-    return {name: found[name][1] for name in texts["text_id"]}
+    return {name: found[name][1:] for name in texts["text_id"]}
 
 
 def measure_losses(texts: pl.DataFrame, model: LoadedModel, *, at_once: int = 16) -> pl.DataFrame:
@@ -93,6 +101,7 @@ def measure_losses(texts: pl.DataFrame, model: LoadedModel, *, at_once: int = 16
         {
             "text_id": texts["text_id"],
             "sha": [_sha(text) for text in texts["text"]],
+            "token_ids": ids,
             "losses": [np.round(one.astype(np.float64), 3).tolist() for one in losses],
         },
         schema=LOSSES_SCHEMA,
@@ -106,39 +115,43 @@ def _sha(text: str) -> str:
 def judge_texts(
     texts: pl.DataFrame,
     personas: Mapping[str, Persona],
-    losses: Mapping[str, Sequence[float]] | None,
+    measured: Measured | None,
     spec: HealFilterSpec = HealFilterSpec(),
 ) -> pl.DataFrame:
     """The texts with every score, `reasons` and `passes`.
 
     Args:
         personas: whose instructions the leaks repeat; a text without persona is searched for generic signs alone.
-        losses: text_id -> nats of each token; None: texts are judged by measures of text alone, and babble is not
-            seen.
+        measured: None: texts are judged by measures of text alone, and babble is not seen.
     """
     parts = []
     for (name,), own in texts.group_by("persona", maintain_order=True):
-        parts.append(score_samples(_as_samples(own, losses), spec, told=_told(personas.get(str(name)))))
+        parts.append(score_samples(_as_samples(own, measured), spec, told=_told(personas.get(str(name)))))
     scored = pl.concat(parts)
     criteria = loop_criteria(spec)
-    if losses is not None:
+    if measured is not None:
         base = scored.filter((pl.col("split") == FIT) & (pl.col("label") == "fluent"))
-        criteria += likelihood_criteria(base, spec)
+        expected, likelihood = likelihood_criteria(base, spec)
+        criteria += likelihood
+        scored = with_surprise(scored, expected, spec.nll_window)
     order = texts.select(sample_id="text_id")
     return order.join(judge(scored, None, criteria, spec), on="sample_id", maintain_order="left")
 
 
-def _as_samples(texts: pl.DataFrame, losses: Mapping[str, Sequence[float]] | None) -> pl.DataFrame:
+def _as_samples(texts: pl.DataFrame, measured: Measured | None) -> pl.DataFrame:
     rows = texts.rename({"text_id": "sample_id", "text": "output"}).with_columns(
         prompt_id="sample_id",
         dose=pl.lit(None, dtype=pl.Float64),
         prompt=pl.lit(PROMPT),
         truncated=pl.lit(False),
     )
-    if losses is None:
-        return rows
-    own = [list(losses[name]) for name in rows["sample_id"]]
-    return rows.with_columns(pl.Series("losses", own, dtype=pl.List(pl.Float32)))
+    if measured is None:
+        return rows.with_columns(token_ids=pl.lit([], dtype=pl.List(pl.Int64())))
+    own = [measured[name] for name in rows["sample_id"]]
+    return rows.with_columns(
+        pl.Series("token_ids", [ids for ids, _ in own], dtype=pl.List(pl.Int64())),
+        pl.Series("losses", [losses for _, losses in own], dtype=pl.List(pl.Float32())),
+    )
 
 
 def _told(persona: Persona | None) -> Told:

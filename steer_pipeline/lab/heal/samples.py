@@ -12,10 +12,10 @@ from typing import Any
 
 import polars as pl
 
-from steer_pipeline.catalogue.healing import HealPromptSpec
+from steer_pipeline.catalogue.healing import HealSampleSpec
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.generation.engine import generate
-from steer_pipeline.lab.generation.jobs import PromptRow
+from steer_pipeline.lab.generation.jobs import FinishedRow, PromptRow
 from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.lab.heal.prompts import prompt_rows, require_open
 from steer_pipeline.lab.heal.teacher import STREAM, HealError, Teacher
@@ -48,7 +48,7 @@ def sample_rows(
     teacher: Teacher,
     doses: Sequence[float],
     prompts: pl.DataFrame,
-    spec: HealPromptSpec,
+    spec: HealSampleSpec,
     *,
     journal: Path | Journal | None = None,
     progress: Callable[[Any], None] | None = None,
@@ -79,26 +79,29 @@ def sample_rows(
     plans = {dose: base if dose == BASE_DOSE else teacher.plan(dose) for dose in doses}
     made = generate(model, rows, list(plans.values()), spec.sampling(), journal=journal, progress=progress)
     dose_of = {plan.variant: dose for dose, plan in plans.items()}
-    told = {row["prompt_id"]: row for row in asked.iter_rows(named=True)}
-    found = []
-    for one in made:
-        dose, (prompt_id, _, number) = dose_of[one.variant], one.row_id.rpartition("/")
-        steered = dose != BASE_DOSE
-        found.append(
-            {
-                "sample_id": f"{one.row_id}@{dose:g}",
-                "prompt_id": prompt_id,
-                "number": int(number),
-                "teacher": teacher.name if steered else "base",
-                "operator": teacher.operator,
-                "dose": dose,
-                "alpha": teacher.alpha(dose) if steered else 0.0,
-                **{name: told[prompt_id][name] for name in ("category", "prompt", "system")},
-                "output": one.text,
-                "prompt_ids": once[prompt_id].ids["*"],
-                "token_ids": one.token_ids,
-                "truncated": one.truncated,
-                "seed": one.seed,
-            }
-        )
-    return pl.DataFrame(found, schema=SAMPLE_SCHEMA).sort("dose", "prompt_id", "number")
+    found = [_of_teacher(teacher, dose_of[one.variant], one) for one in made]
+    asked = asked.with_columns(
+        prompt_ids=pl.Series([once[name].ids["*"] for name in asked["prompt_id"]], dtype=pl.List(pl.Int32))
+    )
+    told = pl.DataFrame(found, schema_overrides=SAMPLE_SCHEMA).join(asked, on="prompt_id", how="left")
+    return told.select(pl.col(name).cast(kind) for name, kind in SAMPLE_SCHEMA.items()).sort(
+        "dose", "prompt_id", "number"
+    )
+
+
+def _of_teacher(teacher: Teacher, dose: float, one: FinishedRow) -> dict[str, Any]:
+    """One text's own columns."""
+    steered, (prompt_id, _, number) = dose != BASE_DOSE, one.row_id.rpartition("/")
+    return {
+        "sample_id": f"{one.row_id}@{dose:g}",
+        "prompt_id": prompt_id,
+        "number": int(number),
+        "teacher": teacher.name if steered else "base",
+        "operator": teacher.operator,
+        "dose": dose,
+        "alpha": teacher.alpha(dose) if steered else 0.0,
+        "output": one.text,
+        "token_ids": one.token_ids,
+        "truncated": one.truncated,
+        "seed": one.seed,
+    }

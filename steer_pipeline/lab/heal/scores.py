@@ -7,6 +7,7 @@ the whole text misses a collapse near its end, so measures of loops and likeliho
 
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -26,10 +27,11 @@ SUSPECTS = ("empty", "prompt_echo", "special_tokens", "control_chars", "other_sc
 NEEDED = {
     "sample_id": "its own name",
     "prompt_id": "which prompt it answers",
-    "dose": "of the vector; null: unsteered",
+    "dose": "of the vector",
     "prompt": "the prompt's text",
     "output": "the text",
     "truncated": "whether the token limit cut it",
+    "token_ids": "its tokens as they were generated",
 }
 SCORE_SCHEMA, SCORES = described(
     n_words=(pl.Int64(), "Words of the text."),
@@ -119,6 +121,13 @@ def check_rows(rows: pl.DataFrame) -> None:
     if rows["sample_id"].is_duplicated().any():
         twice = rows.filter(pl.col("sample_id").is_duplicated())["sample_id"][0]
         raise ValueError(f"sample_id {twice} stands in more than one row; each sample needs its own")
+    if "losses" in rows.columns:
+        uneven = rows.filter(pl.col("losses").list.len() != pl.col("token_ids").list.len())
+        if uneven.height:
+            name = uneven["sample_id"][0]
+            raise ValueError(
+                f"sample {name}: it has not as many losses as tokens; measure them again (with_losses)"
+            )
     if rows["output"].null_count():
         name = rows.filter(pl.col("output").is_null())["sample_id"][0]
         raise ValueError(f"sample {name}: output is null; a sample without text is the empty string")
@@ -176,6 +185,54 @@ def loss_scores(losses: Sequence[float] | None, window: int) -> dict[str, float 
     """Mean loss of all tokens, and of the windows with the highest and lowest mean; null without a token."""
     if losses is None or not len(losses):
         return {"nll": None, "nll_high": None, "nll_low": None}
-    values = [float(one) for one in losses]
-    means = [float(np.mean(part)) for part in _windows(values, window, max(1, window // 4))]
+    means = _window_means(losses, window)
     return {"nll": float(np.mean(losses)), "nll_high": max(means), "nll_low": min(means)}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What base's tokens cost by their rarity, and what a token counts for at most.
+
+    Tokenizers number tokens by how common they are, so the logarithm of a token's number stands for its rarity. Loss
+    alone is a measure of style: a text with many rare words is unlikely and may be sound. What lies above the loss
+    expected of words as rare is what breaks syntax (as in the acceptability measure SLOR, Lau, Clark and Lappin 2017).
+
+    Attributes:
+        intercept, slope: nats, and nats per unit of log(number + 1).
+        cap: nats that a token counts for at most, so that one strange name does not speak for its window.
+    """
+
+    intercept: float
+    slope: float
+    cap: float
+
+    @classmethod
+    def of(cls, scored: pl.DataFrame, cap: float) -> "Expected":
+        """Fitted on the tokens of scored rows by least squares; flat where numbers say nothing of losses."""
+        losses = np.minimum(np.concatenate(scored["losses"].to_list()), cap)
+        rarity = _rarity(np.concatenate(scored["token_ids"].to_list()))
+        spread = float(rarity.var())
+        slope = max(0.0, float(np.cov(rarity, losses, bias=True)[0, 1]) / spread) if spread else 0.0
+        return cls(float(losses.mean() - slope * rarity.mean()), slope, cap)
+
+    def surprise(self, losses: Sequence[float], token_ids: Sequence[int]) -> np.ndarray:
+        """Nats [tokens] above what tokens as rare cost in base's texts."""
+        own = np.minimum(np.asarray(losses, dtype=float), self.cap)
+        return own - self.intercept - self.slope * _rarity(np.asarray(token_ids))
+
+
+def _rarity(token_ids: np.ndarray) -> np.ndarray:
+    return np.log(token_ids.astype(float) + 1)
+
+
+def with_surprise(scored: pl.DataFrame, expected: Expected, window: int) -> pl.DataFrame:
+    """The scored rows with `surprise`: nats above what is expected, mean of the window in which it is largest."""
+    highest = [
+        max(_window_means(expected.surprise(losses, ids).tolist(), window)) if losses else None
+        for losses, ids in zip(scored["losses"].to_list(), scored["token_ids"].to_list(), strict=True)
+    ]
+    return scored.with_columns(pl.Series("surprise", highest, dtype=pl.Float64))
+
+
+def _window_means(losses: Sequence[float], window: int) -> list[float]:
+    return [float(np.mean(part)) for part in _windows(losses, window, max(1, window // 4))]

@@ -191,58 +191,6 @@ def headline(stage: Stage) -> dict[str, Any]:
     return found
 
 
-# ------------------------------------------------------------------------------------ the barrier sweep
-
-SWEEP = "sweep.parquet"
-SWEEP_SCHEMA, SWEEP_COLUMNS = described(
-    strength=(pl.Float64(), "weight of the barrier; 0: nll, which has none"),
-    arm=(pl.String(), "its name"),
-    n_seeds=(pl.Int64(), "students"),
-    difference=(pl.Float64(), "movement of the target"),
-    low=(pl.Float64(), "95% interval over rows and seeds"),
-    high=(pl.Float64(), "its upper end"),
-    coherence=(pl.Float64(), "1 less the largest loss of a signal"),
-    kl=(pl.Float64(), "nats a token from the model without changes"),
-    kl_falls=(pl.Boolean(), "no more than at the strength before"),
-    movement_falls=(pl.Boolean(), "no further than at the strength before"),
-)
-
-
-def sweep_table(stage: Stage, strengths: Mapping[str, float]) -> pl.DataFrame:
-    """`SWEEP_SCHEMA` by strength, with nll first.
-
-    Args:
-        stage: of base, the steered model, nll and the arms of the sweep.
-        strengths: arm -> weight of its barrier.
-    """
-    weights = {BASE_ARM: 0.0, **strengths}
-    table = stage.tables.table.filter(
-        pl.col("arm").is_in(list(weights)), pl.col("reading") == FREE_TEXT
-    ).with_columns(strength=pl.col("arm").replace_strict(weights, return_dtype=pl.Float64))
-    joined = table.join(stage.divergence.select("arm", "kl"), on="arm").sort("strength")
-    return joined.with_columns(
-        kl_falls=pl.col("kl").diff().le(0), movement_falls=pl.col("difference").diff().le(0)
-    ).select(SWEEP_SCHEMA.names())
-
-
-def sweep_is_monotone(table: pl.DataFrame) -> Verdict:
-    """A stronger barrier brings a student no further from base, and moves the target no further."""
-    turns = [
-        f"at {row['strength']:g} {what} rises"
-        for row in table.iter_rows(named=True)
-        for what, falls in (("divergence", row["kl_falls"]), ("movement", row["movement_falls"]))
-        if falls is False
-    ]
-    told = ", ".join(f"{row['strength']:g}: {row['kl']:.3g} nats" for row in table.iter_rows(named=True))
-    return Verdict(
-        "sweep_is_monotone",
-        not turns,
-        f"{'; '.join(turns) or 'divergence and movement fall with every strength'} ({told})",
-        {"strengths": table.height - 1, "turns": len(turns)},
-        blocking=False,
-    )
-
-
 # ------------------------------------------------------------------------------------ as a folder
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import polars as pl
 
-from steer_pipeline.lab.heal.stage import DIVERGENCE_COLUMNS, SWEEP_COLUMNS, Stage
+from steer_pipeline.lab.heal.stage import DIVERGENCE_COLUMNS, Stage
+from steer_pipeline.lab.heal.sweep import TABLE_COLUMNS
 from steer_pipeline.lab.heal.table_report import pareto, stage_blocks
 from steer_pipeline.lab.report.document import Block, Bullets, Heading, Paragraph, Samples, to_html
 from steer_pipeline.lab.report.tables import Column, code, estimate, number, of, table
@@ -45,14 +46,14 @@ def write_sweep_report(sweep: pl.DataFrame, stage: Stage, folder: Path) -> Path:
     """The barrier sweep as a page; where it lies."""
     blocks: list[Block] = [
         Paragraph(
-            "The same kept texts, learned again under one barrier of several strengths. A stronger barrier should "
+            "The same kept texts, learned again under barriers of several strengths. A stronger barrier should "
             "bring the student nearer to base and move the target less; where it does not, the table says so."
         ),
         table(_SWEEP, sweep.iter_rows(named=True)),
         *samples(stage.texts),
     ]
     page = folder / PAGE
-    page.write_text(to_html("A barrier at several strengths", blocks), encoding="utf-8")
+    page.write_text(to_html("Barriers at several strengths", blocks), encoding="utf-8")
     return page
 
 
@@ -89,12 +90,13 @@ def _yes_no(value: bool | None) -> str:
 
 
 _SWEEP = [
-    Column("strength", "strength", number(2), SWEEP_COLUMNS["strength"]),
-    Column("arm", "arm", code, SWEEP_COLUMNS["arm"]),
-    Column("seeds", "n_seeds", description=SWEEP_COLUMNS["n_seeds"]),
-    Column("target", of("difference", "low", "high"), estimate(), SWEEP_COLUMNS["difference"]),
-    Column("coherence", "coherence", number(), SWEEP_COLUMNS["coherence"]),
-    Column("nats a token", "kl", number(), SWEEP_COLUMNS["kl"]),
-    Column("nats fall", "kl_falls", _yes_no, SWEEP_COLUMNS["kl_falls"]),
-    Column("target falls", "movement_falls", _yes_no, SWEEP_COLUMNS["movement_falls"]),
+    Column("barrier", "barrier", code, TABLE_COLUMNS["barrier"]),
+    Column("strength", "strength", number(2), TABLE_COLUMNS["strength"]),
+    Column("arm", "arm", code, TABLE_COLUMNS["arm"]),
+    Column("seeds", "n_seeds", description=TABLE_COLUMNS["n_seeds"]),
+    Column("target", of("difference", "low", "high"), estimate(), TABLE_COLUMNS["difference"]),
+    Column("coherence", "coherence", number(), TABLE_COLUMNS["coherence"]),
+    Column("nats a token", "kl", number(), TABLE_COLUMNS["kl"]),
+    Column("nats fall", "kl_falls", _yes_no, TABLE_COLUMNS["kl_falls"]),
+    Column("target falls", "movement_falls", _yes_no, TABLE_COLUMNS["movement_falls"]),
 ]

@@ -1,7 +1,7 @@
-"""How likely a model finds each of a few next tokens, after many sequences that begin alike.
+"""How likely a model finds each of a few answers, tokens or phrases, after sequences that begin alike.
 
-In: token ids, where the part begins that was put into the model's mouth, and the tokens to choose from; a steering plan
-or none. Out: log-probabilities of these tokens, and how likely that part was. What all sequences share is computed
+In: token ids, where the part begins that was put into the model's mouth, and the answers to choose from; a steering
+plan or none. Out: log-probabilities of the answers, and how likely that part was. What all sequences share is computed
 once, and every rest is a branch behind it, where attention can be masked (models that run block by block); others read
 each sequence anew.
 """
@@ -33,19 +33,20 @@ class Choices:
     """What follows each of n sequences.
 
     Attributes:
-        logprobs: float64 [n, options], nats, over the whole vocabulary: their exponentials need not add up to 1.
-        is_top: bool [n], whether the likeliest token of all is one of the options.
+        logprobs: float64 [n, answers], nats, over all that could follow: their exponentials need not add up to 1.
+        mass: float64 [n], probability that an answer begins: of the first tokens of all answers together.
+        is_top: bool [n], whether the likeliest token of all begins an answer.
         prefill_nll: float64 [n], nats a token of what stands from the start on; NaN where nothing does.
     """
 
     logprobs: np.ndarray
+    mass: np.ndarray
     is_top: np.ndarray
     prefill_nll: np.ndarray
 
-    @property
-    def mass(self) -> np.ndarray:
-        """float64 [n]: probability of all options together."""
-        return np.exp(self.logprobs).sum(axis=1)
+    @classmethod
+    def empty(cls, n: int, answers: int) -> "Choices":
+        return cls(np.empty((n, answers)), np.empty(n), np.empty(n, bool), np.empty(n))
 
 
 def next_choices(
@@ -67,24 +68,66 @@ def next_choices(
     """
     if len(set(options)) != len(options):
         raise ValueError(f"options {list(options)}: each token may be given once")
+    out = Choices.empty(len(sequences), len(options))
+    for row, logprobs in _predictions(model, sequences, starts, plan):
+        out.logprobs[row] = logprobs[-1, list(options)].cpu().numpy()
+        _note_beginning(out, row, logprobs, sequences[row][starts[row] :], options)
+    return out
+
+
+def phrase_choices(
+    model: LoadedModel,
+    sequences: Sequence[list[int]],
+    starts: Sequence[int],
+    phrases: Sequence[Sequence[int]],
+    plan: SteeringPlan | None = None,
+) -> Choices:
+    """Log-probabilities of whole phrases behind each sequence, sums over their tokens; arguments as in `next_choices`.
+
+    Raises:
+        ValueError: a phrase without tokens, or a start outside its sequence.
+    """
+    if not all(phrases):
+        raise ValueError("a phrase has no tokens; drop it")
+    out = Choices.empty(len(sequences), len(phrases))
+    first = sorted({phrase[0] for phrase in phrases})
+    for row, (ids, start) in enumerate(zip(sequences, starts, strict=True)):
+        said = len(ids) - start
+        whole = [[*ids, *phrase] for phrase in phrases]
+        for place, logprobs in _predictions(model, whole, [start] * len(whole), plan):
+            wanted = torch.tensor(phrases[place], device=logprobs.device)[:, None]
+            out.logprobs[row, place] = float(logprobs[said:-1].gather(1, wanted).sum())
+            if place == 0:
+                _note_beginning(out, row, logprobs[: said + 1], ids[start:], first)
+    return out
+
+
+def _note_beginning(
+    out: Choices, row: int, logprobs: Tensor, said: Sequence[int], first: Sequence[int]
+) -> None:
+    """Writes mass, top and prefill from log-probabilities [prefill + 1, vocabulary] of what was `said` and follows."""
+    out.mass[row] = float(logprobs[-1, list(first)].exp().sum())
+    out.is_top[row] = int(logprobs[-1].argmax()) in first
+    wanted = torch.tensor(said, dtype=torch.long, device=logprobs.device)[:, None]
+    out.prefill_nll[row] = float(-logprobs[:-1].gather(1, wanted).mean())
+
+
+def _predictions(
+    model: LoadedModel, sequences: Sequence[list[int]], starts: Sequence[int], plan: SteeringPlan | None
+) -> Iterator[tuple[int, Tensor]]:
+    """(index, fp64 log-probabilities [tokens from the start on + 1, vocabulary]) of each sequence: what predicts these
+    tokens and the one after them.
+    """
     for index, (ids, start) in enumerate(zip(sequences, starts, strict=True)):
         if not 1 <= start <= len(ids):
             raise ValueError(
                 f"sequence {index}: start {start} of {len(ids)} tokens; a prompt stands before it"
             )
-    out = Choices(
-        np.empty((len(sequences), len(options))), np.empty(len(sequences), bool), np.empty(len(sequences))
-    )
     runner = _runner(model, plan)
     branching = model.backend == FAST and runner.long_after is None
     reading = _branches(runner, sequences, starts) if branching else _one_by_one(runner, sequences, starts)
     for row, logits in reading:
-        own = logits.double().log_softmax(-1)
-        out.logprobs[row] = own[-1, list(options)].cpu().numpy()
-        out.is_top[row] = int(own[-1].argmax()) in options
-        said = torch.tensor(sequences[row][starts[row] :], dtype=torch.long, device=own.device)
-        out.prefill_nll[row] = float(-own[:-1].gather(1, said[:, None]).mean())
-    return out
+        yield row, logits.double().log_softmax(-1)
 
 
 def _one_by_one(

@@ -223,10 +223,29 @@ def mean_kl(model: LoadedModel, ids: list[list[int]], starts: list[int], plan: S
     return out
 
 
+def differing_tokens(
+    model: LoadedModel, ids: list[list[int]], starts: list[int], plan: SteeringPlan
+) -> list[list[int]]:
+    """Of each sequence, positions >= start, ascending, of tokens before which the plan changes the likeliest one."""
+    found: list[list[int]] = [[] for _ in ids]
+    for row, at, changed, plain in _steered_and_plain(model, ids, starts, plan):
+        found[row] += (at[changed.argmax(-1) != plain.argmax(-1)] + 1).tolist()
+    return found
+
+
 def _divergences(
     model: LoadedModel, ids: list[list[int]], starts: list[int], plan: SteeringPlan
 ) -> Iterator[tuple[int, Tensor]]:
     """(sequence, fp64 [m] nats) of some of its positions at a time, in order."""
+    for row, _, changed, plain in _steered_and_plain(model, ids, starts, plan):
+        p, q = changed.double().log_softmax(-1), plain.double().log_softmax(-1)
+        yield row, (p.exp() * (p - q)).sum(-1)
+
+
+def _steered_and_plain(
+    model: LoadedModel, ids: list[list[int]], starts: list[int], plan: SteeringPlan
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """(row, positions [m], steered logits, unsteered ones [m, vocabulary]) that predict the tokens from start on."""
     steered, base = _runner(model, plan), _runner(model, None)
     for rows, batch in steered.batches(ids):
         begin = np.array([starts[row] for row in rows])
@@ -235,9 +254,8 @@ def _divergences(
             base.predictions(base.run(batch, begin), rows, ids, begin),
             strict=True,
         )
-        for (row, _, changed), (_, _, plain) in pairs:
-            p, q = changed.double().log_softmax(-1), plain.double().log_softmax(-1)
-            yield rows[row], (p.exp() * (p - q)).sum(-1)
+        for (row, at, changed), (_, _, plain) in pairs:
+            yield int(rows[row]), at, changed, plain
 
 
 def answer_logits(

@@ -7,6 +7,7 @@ control id.
 
 import copy
 import re
+from collections.abc import Sequence
 from datetime import date
 from functools import lru_cache
 from typing import Any
@@ -21,31 +22,43 @@ _MARKS = [chr(code) for code in range(0xE000, 0xF900)]  # private use: breakpoin
 
 
 def encode_prompt(
-    tokenizer: Any, *, user: str, system: str | None = None, chat_template: bool = True
+    tokenizer: Any,
+    *,
+    user: str,
+    system: str | None = None,
+    chat_template: bool = True,
+    earlier: Sequence[tuple[str, str]] = (),
 ) -> list[int]:
     """Ids of a prompt that ends where the answer begins.
 
     Templates without a system role (Gemma's raise, others drop it) get the system text before the user's,
     one blank line apart; so do raw prompts, which begin with the tokenizer's own BOS, if it has one.
 
+    Args:
+        earlier: turns of the same conversation before, each what the user said and the answer to it.
+
     Raises:
         ValueError: the tokenizer has no chat template, the template drops or changes one of the texts, or a text has
             lone surrogates (broken UTF-8).
     """
     if not chat_template:
-        text = user if system is None else f"{system}\n\n{user}"
+        before = [text for turn in earlier for text in turn]
+        text = "\n\n".join([*([] if system is None else [system]), *before, user])
         return _bos(tokenizer) + _encode_text(tokenizer, text)
     if not tokenizer.chat_template:
         raise ValueError(
             "the tokenizer has no chat template; set model.chat_template: false in the profile, or put one beside it "
             "(chat_template.jinja)"
         )
-    mark = _unused_mark(user + (system or ""))
-    if system is not None and not takes_system_turn(tokenizer):
-        user, system = f"{system}\n\n{user}", None
-    turns = [{"role": "user", "content": _broken(tokenizer, user, mark)}]
-    if system is not None:
-        turns.insert(0, {"role": "system", "content": _broken(tokenizer, system, mark)})
+    said = [("user", user)]
+    for question, answer in reversed(earlier):
+        said[:0] = [("user", question), ("assistant", answer)]
+    if system is not None and takes_system_turn(tokenizer):
+        said.insert(0, ("system", system))
+    elif system is not None:
+        said[0] = ("user", f"{system}\n\n{said[0][1]}")
+    mark = _unused_mark("".join(text for _, text in said))
+    turns = [{"role": role, "content": _broken(tokenizer, text, mark)} for role, text in said]
     text = _render(tokenizer, turns, True)
     for turn in turns:
         if turn["content"].strip() not in text:

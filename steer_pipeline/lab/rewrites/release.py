@@ -189,7 +189,7 @@ def _overruled(variant: str, version: str, gates: Mapping[str, Any] | None, desp
         raise Refused(
             f"version {version} of {variant} may not be released whatever the reason: {'; '.join(problems)}"
         )
-    failed = tuple(verdicts.failing(gates))
+    failed = tuple(reason.partition(verdicts.TO_GO_ON)[0] for reason in verdicts.failing(gates))
     return Overruled(despite.strip(), failed) if failed else None
 
 

@@ -14,6 +14,7 @@ from steer_pipeline.lab.verdict import Verdict
 
 PACK = "rewrite_pack"
 GATES, RELEASED = "gates", "released"
+TO_GO_ON = ". To go on: "  # between what a gate found and its cure
 
 
 def record(
@@ -92,4 +93,4 @@ def pilot_problems(store: ArtifactStore, recipes: Mapping[str, str]) -> list[str
 def with_cure(verdict: Verdict) -> str:
     """The verdict's message; of a failed gate with how to go on."""
     cure = verdict.cure or CLAIMS[verdict.claim].cure
-    return verdict.message if verdict.passed else f"{verdict.message}. To go on: {cure}"
+    return verdict.message if verdict.passed else f"{verdict.message}{TO_GO_ON}{cure}"

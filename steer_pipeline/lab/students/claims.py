@@ -102,6 +102,7 @@ def comparison_verdicts(folder: Path, variants: Mapping[str, VariantSpec]) -> It
     tables = read_tables(folder)
     yield _beside_controls(tables, list(variants))
     yield from _effects(tables.summary.filter(pl.col("verdict").is_not_null()))
+    yield _arms(tables.arms)
     yield _alignment(at_the_end(tables.alignment))
     beyond = tables.coherence.filter(~pl.col("within"))
     names = [f"{row['variant']} rank {row['rank']} {row['cost']}" for row in beyond.iter_rows(named=True)]
@@ -125,6 +126,23 @@ def comparison_verdicts(folder: Path, variants: Mapping[str, VariantSpec]) -> It
         seeds >= MIN_SEEDS,
         f"{seeds} seeds a variant and rank, at least {MIN_SEEDS} are wanted",
         {"seeds": seeds},
+    )
+
+
+def _arms(arms: pl.DataFrame) -> Verdict:
+    """Whether every arm has students of the variant and of base."""
+    without = arms.filter(pl.col("metric").is_null())
+    names = [f"{row['variant']} {row['arm']} ({row['note']})" for row in without.iter_rows(named=True)]
+    made = arms.drop_nulls("metric").select("variant", "arm").unique().height
+    return Verdict(
+        "arms_are_compared",
+        not names,
+        f"no students: {_listed(names)}"
+        if names
+        else f"{made} arms, each beside base's"
+        if made
+        else "no arms were asked for (students.arm_variants)",
+        {"arms": made, "without": len(names)},
     )
 
 

@@ -22,6 +22,9 @@ from steer_pipeline.lab.quality.coherence import coherence, text_costs
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.rewrites.comparison import BASE, NEEDED
 from steer_pipeline.lab.stats import crossed_intervals, holm, sign_flip_tests
+from steer_pipeline.lab.students.arm_comparison import ARM_EFFECT_SCHEMA, compare_arms
+from steer_pipeline.lab.students.arms import Arms
+from steer_pipeline.lab.students.cells import cells, is_effect, metrics_of, persona_of
 from steer_pipeline.lab.students.mechanism import (
     ADDED,
     ARM_SCHEMA,
@@ -38,7 +41,6 @@ from steer_pipeline.lab.students.transfer import FACTS, ITSELF, PACK, ROWS, STAT
 
 ALPHA = 0.05
 SAME = ("rows", "epochs", "recipe", "model")  # what students that are compared share
-COSTS = ("facts_kept", "suspect", "loop", "n_words", "nll_output", "nll_reference")
 SUMMARY_SCHEMA, SUMMARY_COLUMNS = described(
     variant=(pl.String(), "whose rewrites the student has learned"),
     role=(pl.String(), "of the variant: steered, prompted or control"),
@@ -143,6 +145,7 @@ class StudentTables:
         rows: every stored row, with projections.
         mechanism: `SHARE_SCHEMA`, of students that have an effect. `shifts`: one row a student whose shift was taken.
         alignment: one row a student of a steered variant, step of training and persona.
+        arms: `ARM_EFFECT_SCHEMA`, one row an arm of hidden transfer, variant and metric.
         summary: one row a variant, rank and metric. `seeds`: the same by seed, without tests.
         students: one row a student. `curves`: their losses.
         left_out: `variant` or `variant rank 8` -> why it is not shown.
@@ -158,6 +161,7 @@ class StudentTables:
     mechanism: pl.DataFrame
     shifts: pl.DataFrame
     alignment: pl.DataFrame
+    arms: pl.DataFrame
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -182,6 +186,7 @@ def compare_students(
     spec: CoherenceSpec,
     *,
     seed: int,
+    arms: Mapping[str, Arms | None] | None = None,
     n_boot: int = 10_000,
     needed: Sequence[str] = NEEDED,
 ) -> StudentTables:
@@ -189,6 +194,7 @@ def compare_students(
 
     Args:
         stored: variant -> its transfer, in the catalogue's order.
+        arms: variant -> its arms, base's among them; None for one that was not made though it was asked for.
         needed: variants without whose students none is shown: base and controls.
 
     Raises:
@@ -212,6 +218,7 @@ def compare_students(
     rows = rows.filter(pl.col("variant") != ITSELF).vstack(_itself(rows))
     pack = pl.concat([_with_readouts(one.pack, one.pack_states, readouts) for one in stored.values()])
     summary = _summary(rows, pack, shown, variants, seed, n_boot)
+    there, unmade = _made_arms(arms or {}, stored[BASE])
     made = [one.mechanism for one in stored.values() if one.mechanism is not None]
     return StudentTables(
         rows=rows,
@@ -222,11 +229,10 @@ def compare_students(
         students=students,
         curves=pl.concat([one.curves for one in stored.values()]),
         mechanism=_mechanism(rows, summary, [one.arms for one in made], seed),
-        shifts=pl.concat([one.shifts for one in made], how="diagonal")
-        if made
-        else pl.DataFrame(schema=SHIFT_SCHEMA),
+        shifts=_shifts(made),
         alignment=_alignment(stored, variants),
-        left_out=otherwise | left_out | without,
+        arms=_arms(there, readouts, summary, variants, seed, n_boot),
+        left_out=otherwise | left_out | without | unmade,
     )
 
 
@@ -364,32 +370,6 @@ def _readout_row(persona: str, readout: Readout) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------ differences
 
 
-def metrics_of(rows: pl.DataFrame) -> list[str]:
-    """Traits, projections, costs."""
-    effects = [name for name in rows.columns if name.startswith(("trait_", "projection_"))]
-    return [*effects, *COSTS]
-
-
-def is_effect(metric: str) -> bool:
-    """Whether a metric is of a trait; the others say what the text costs."""
-    return metric.startswith(("trait_", "projection_"))
-
-
-def persona_of(metric: str) -> str:
-    """The persona that a trait or projection is of; names of scales have no underscore."""
-    kind, _, rest = metric.partition("_")
-    return rest if kind == "projection" else rest.rpartition("_")[0]
-
-
-def _cells(rows: pl.DataFrame, metric: str, rank: int, names: Sequence[str]) -> np.ndarray:
-    """float64 [news, seeds, variants] of one rank, NaN where there is no value."""
-    own = rows.filter(pl.col("rank") == rank, pl.col("variant").is_in(list(names)))
-    cells = own.select("row_id", "seed", "variant", pl.col(metric).cast(pl.Float64).alias("value"))
-    wide = cells.sort("row_id", "seed").pivot(on="variant", index=["row_id", "seed"], values="value")
-    values = wide.select(pl.col(list(names)).fill_null(float("nan"))).to_numpy().astype(np.float64)
-    return values.reshape(-1, wide["seed"].n_unique(), len(names))
-
-
 def _summary(
     rows: pl.DataFrame,
     pack: pl.DataFrame,
@@ -404,7 +384,7 @@ def _summary(
         names = shown.filter(rank=rank)["variant"].unique(maintain_order=True).to_list()
         names = [BASE, *(name for name in names if name != BASE)]
         for metric in metrics_of(rows):
-            values = _cells(rows, metric, rank, names)
+            values = cells(rows.filter(rank=rank), metric, names)
             known = itself[metric].cast(pl.Float64).drop_nulls().mean()
             roles = {name: variants[name].role for name in names}
             for name, numbers in judge_family(values, roles, seed=seed, n_boot=n_boot).items():
@@ -551,6 +531,44 @@ def _mechanism(
             shares = explained(student, removed, added, itself, seed=seed)
             table.append({"variant": variant, "rank": rank, "metric": metric} | shares)
     return pl.DataFrame(table, schema=SHARE_SCHEMA)
+
+
+def _made_arms(arms: Mapping[str, Arms | None], base: Stored) -> tuple[dict[str, Arms], dict[str, str]]:
+    """Arms that can be compared, and why others cannot."""
+    found: dict[str, Arms] = {}
+    problems: dict[str, str] = {}
+    for name, one in arms.items():
+        if one is None:
+            problems[f"arms of {name}"] = "not made: materialise student_arms (`steer make students` does)"
+        elif any(one.facts[key] != base.facts[key] for key in ("model", "decoding_hash", "blocks")):
+            problems[f"arms of {name}"] = "not made as base's transfer was: materialise student_arms again"
+        else:
+            found[name] = one
+    if BASE not in found:
+        return {}, problems
+    return found, problems
+
+
+def _arms(
+    arms: Mapping[str, Arms],
+    readouts: Mapping[str, Readout],
+    summary: pl.DataFrame,
+    variants: Mapping[str, VariantSpec],
+    seed: int,
+    n_boot: int,
+) -> pl.DataFrame:
+    """Every arm against base's, with projections."""
+    if not arms:
+        return pl.DataFrame(schema=ARM_EFFECT_SCHEMA)
+    rows = pl.concat([_with_readouts(one.rows, one.states, readouts) for one in arms.values()])
+    made = pl.concat([one.made for one in arms.values()])
+    return compare_arms(rows, made, summary, variants, base=BASE, seed=seed, n_boot=n_boot)
+
+
+def _shifts(made: Sequence[Mechanism]) -> pl.DataFrame:
+    if not made:
+        return pl.DataFrame(schema=SHIFT_SCHEMA)
+    return pl.concat([one.shifts for one in made], how="diagonal")
 
 
 def _alignment(stored: Mapping[str, Stored], variants: Mapping[str, VariantSpec]) -> pl.DataFrame:

@@ -62,6 +62,33 @@ def losses(curves: pl.DataFrame) -> bytes:
     return png(figure)
 
 
+def arms(effects: pl.DataFrame) -> bytes:
+    """A panel a variant and targeted metric: each arm's difference to base's arm, below that of the plain students."""
+    shown = effects.filter(pl.col("wanted").is_not_null())
+    panels = shown.select("variant", "metric").unique(maintain_order=True).rows()
+    columns, names = max(1, min(COLUMNS, len(panels))), shown["arm"].unique(maintain_order=True).to_list()
+    lines = max(1, ceil(len(panels) / columns))
+    figure = Figure(
+        figsize=(1.6 + 3.2 * columns, 0.6 + lines * (0.7 + 0.26 * (len(names) + 1))), layout="constrained"
+    )
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (variant, metric) in zip(grid.flat, panels, strict=False):
+        own = shown.filter(variant=variant, metric=metric)
+        axes.set_title(f"{variant}: {metric}".replace("_", " "), fontsize=9)
+        axes.axvline(0, color=GREY, linewidth=0.8)
+        axes.plot([own["plain"][0]], [0], marker="o", color=DARK, markersize=4)
+        for row in own.iter_rows(named=True):
+            colour = GREY if row["verdict"] == NONE else PALETTE[0]
+            height = -1 - names.index(row["arm"])
+            interval_row(axes, height, row["difference"], row["low"], row["high"], colour)
+        axes.set_yticks(range(0, -len(names) - 1, -1), ["plain students", *names])
+        axes.set_xlabel("to base's of the same arm", fontsize=8)
+        bare(axes)
+    return png(figure)
+
+
 def alignment(rows: pl.DataFrame) -> bytes:
     """Cosine of shifts with the teacher's vector over steps: a panel a variant and persona, a colour a rank.
 

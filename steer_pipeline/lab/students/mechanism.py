@@ -180,8 +180,8 @@ def write_mechanism(made: Mechanism, folder: Path) -> None:
 
 def read_mechanism(folder: Path) -> Mechanism:
     """What `write_mechanism` wrote."""
-    tables = [pl.read_parquet(folder / name) for name in (SHIFTS, ARMS, STEPWISE)]
-    return Mechanism(*tables, json.loads((folder / TEACHER).read_text()))
+    shifts, arms, stepwise = (pl.read_parquet(folder / name) for name in (SHIFTS, ARMS, STEPWISE))
+    return Mechanism(shifts, arms, stepwise, json.loads((folder / TEACHER).read_text()))
 
 
 def _shift_rows(

@@ -23,6 +23,8 @@ from steer_pipeline.lab.report.document import (
 )
 from steer_pipeline.lab.report.tables import Column, code, estimate, number, of, p_value, share, table
 from steer_pipeline.lab.students import figures
+from steer_pipeline.lab.students.arm_comparison import ARM_EFFECT_COLUMNS
+from steer_pipeline.lab.students.cells import is_effect
 from steer_pipeline.lab.students.comparison import (
     ALIGNMENT_COLUMNS,
     COHERENCE_COLUMNS,
@@ -30,7 +32,6 @@ from steer_pipeline.lab.students.comparison import (
     SUMMARY_COLUMNS,
     StudentTables,
     at_the_end,
-    is_effect,
     write_tables,
 )
 from steer_pipeline.lab.students.mechanism import SHARE_COLUMNS, SHIFT_COLUMNS
@@ -61,6 +62,8 @@ def write_report(tables: StudentTables, versions: Mapping[str, str], folder: Pat
     drawn = {"shifts": figures.shifts(tables.summary), "losses": figures.losses(tables.curves)}
     if tables.alignment.height:
         drawn["alignment"] = figures.alignment(tables.alignment)
+    if tables.arms["wanted"].count():
+        drawn["arms"] = figures.arms(tables.arms)
     (folder / PLOTS).mkdir()
     for name, png in drawn.items():
         (folder / PLOTS / f"{name}.png").write_bytes(png)
@@ -90,12 +93,22 @@ def headline(tables: StudentTables) -> dict[str, dict[str, Any]]:
             for part in ("necessity", "sufficiency"):
                 entry.setdefault(part, {})[name] = row[part]
         for row in at_the_end(tables.alignment.filter(variant=variant, rank=rank)).iter_rows(named=True):
-            keys = ("cosine", "band_low", "band_high")
-            entry.setdefault("alignment", {})[row["persona"]] = {key: row[key] for key in keys}
+            told = {key: row[key] for key in ("cosine", "band_low", "band_high")}
+            entry.setdefault("alignment", {})[row["persona"]] = told
         costs = tables.coherence.filter(variant=variant, rank=rank)
         entry["coherent"] = bool(costs["within"].all())
         entry["seeds"] = own["n_seeds"].max()
         found.setdefault(str(variant), {})[f"rank_{rank}"] = entry
+    for (variant, arm), own in tables.arms.group_by("variant", "arm", maintain_order=True):
+        keys = ("difference", "low", "high", "share", "verdict")
+        told = {
+            row["metric"].partition("_")[2] if row["metric"].startswith("trait_") else row["metric"]: {
+                key: row[key] for key in keys
+            }
+            for row in own.drop_nulls("wanted").iter_rows(named=True)
+        }
+        if variant in found:
+            found[str(variant)].setdefault("arms", {})[arm] = told or {"note": own["note"][0]}
     return found
 
 
@@ -124,6 +137,7 @@ def _blocks(tables: StudentTables, versions: Mapping[str, str], drawn: Mapping[s
             "Mean over seeds, at each block; controls are the band.",
         ),
         *_aligned(tables.alignment, drawn),
+        *_hidden(tables.arms, drawn),
         Heading("Coherence"),
         table(_COHERENCE, tables.coherence.iter_rows(named=True), "Against the model without a student."),
         table(_COSTS, costs.iter_rows(named=True), "Against base's students."),
@@ -163,6 +177,49 @@ def _aligned(alignment: pl.DataFrame, drawn: Mapping[str, bytes]) -> list[Block]
             "At the last step, mean over seeds, at the block where the teacher was steered.",
         ),
     ]
+
+
+def _hidden(arms: pl.DataFrame, drawn: Mapping[str, bytes]) -> list[Block]:
+    """The arms of hidden transfer; nothing where none were made."""
+    if arms.is_empty():
+        return []
+    without = arms.filter(pl.col("metric").is_null())
+    blocks: list[Block] = [
+        Heading("Arms of hidden transfer"),
+        Paragraph(
+            "Each arm takes one way away in which the trait could travel, from the variant's rows and from base's "
+            "alike, and holds the students of the two against each other. `filtered`: no scorer sees the trait in any "
+            "row. `shuffled`: the completion's tokens in another order. `masked`: no loss at tokens at which the "
+            "steered teacher and base would not say the same. `paraphrased`: the unsteered model has rewritten each "
+            "completion once more. `in_context`: no training, rows of the pack stand before the news. `other_init`: "
+            "students of another model of the same tokenizer."
+        ),
+    ]
+    if "arms" in drawn:
+        blocks.append(
+            Figure("arms", drawn["arms"], "Targeted traits: difference to base's students of the same arm.")
+        )
+    blocks.append(
+        table(_ARMS, arms.drop_nulls("metric").iter_rows(named=True), "Share: of the plain students' effect.")
+    )
+    said = (
+        arms.select("variant", "arm", "note")
+        .unique(maintain_order=True)
+        .join(without, on=["variant", "arm"], how="anti")
+    )
+    blocks.append(
+        Bullets([f"{row['variant']} {row['arm']}: {row['note']}" for row in said.iter_rows(named=True)])
+    )
+    if without.height:
+        blocks.append(
+            Bullets(
+                [
+                    f"{row['variant']} {row['arm']}, no student: {row['note']}"
+                    for row in without.iter_rows(named=True)
+                ]
+            )
+        )
+    return blocks
 
 
 def _opening(tables: StudentTables) -> str:
@@ -291,6 +348,27 @@ _MECHANISM = _named(
 )
 
 
+_ARMS = _named(
+    [
+        Column("variant", "variant", code),
+        Column("arm", "arm", code),
+        Column("metric", "metric", code),
+        Column("mean", "mean", number(signed=True)),
+        Column("base's", "control", number(signed=True)),
+        Column(
+            "difference",
+            of("difference", "low", "high"),
+            estimate(),
+            "Paired by news item and seed; 95% over both.",
+        ),
+        Column("p (Holm)", "p_holm", p_value),
+        Column("plain students", "plain", number(signed=True)),
+        Column("share", "share", share),
+        Column("wanted", "wanted"),
+        Column("verdict", "verdict"),
+    ],
+    ARM_EFFECT_COLUMNS,
+)
 _ALIGNMENT = _named(
     [
         *_WHO,

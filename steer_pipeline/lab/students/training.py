@@ -106,7 +106,7 @@ def train_students(
         training = Training(model, home, lessons[seed], recipe)
         costs[name] = train_once(training, work / name, steps=True, progress=tell)
         take(work / name, folder / name, model.path)
-        rows.append(_row(variant, rank, seed, recipe, lessons[seed], folder))
+        rows.append(student_row(variant, rank, seed, recipe, lessons[seed], folder, name))
     students = pl.DataFrame(rows, schema=STUDENT_SCHEMA)
     students.write_parquet(folder / STUDENTS)
     examples = {one.row_id: one for own in lessons.values() for one in (*own.train, *own.selection)}
@@ -140,8 +140,10 @@ def all_rows(folder: Path) -> list[str]:
     return sorted({row for own in told.values() for row in (*own["train"], *own["selection"])})
 
 
-def _row(variant: str, rank: int, seed: int, recipe: Recipe, lesson: Lesson, folder: Path) -> dict[str, Any]:
-    name = place(rank, seed)
+def student_row(
+    variant: str, rank: int, seed: int, recipe: Recipe, lesson: Lesson, folder: Path, name: str
+) -> dict[str, Any]:
+    """`STUDENT_SCHEMA` of the student whose adapter lies in `folder / name`."""
     record = json.loads((folder / name / RECORD).read_text())
     settings = recipe.model_copy(update={"seed": 0}).model_dump_json()
     return {

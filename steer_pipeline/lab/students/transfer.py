@@ -117,22 +117,23 @@ def measure_transfer(
     """
     learned = all_rows(adapters)
     _refuse_overlap(variant, task, learned)
-    said = _Students(task, load, journal, progress)
-    parts = [said.rows(ITSELF, MODEL_ITSELF, None, None)]
+    writing = Writing(task, load, journal, progress)
+    parts = [writing.rows(ITSELF, MODEL_ITSELF, None, load(None), ITSELF)]
     for row in pl.read_parquet(adapters / STUDENTS).iter_rows(named=True):
-        parts.append(said.rows(variant, row["rank"], row["seed"], adapters / row["folder"]))
+        name = f"{variant}-{row['rank']}-{row['seed']}"
+        student = load(adapters / row["folder"])
+        parts.append(writing.rows(variant, row["rank"], row["seed"], student, name))
     base = load(None)
-    rows = _measured(pl.concat(parts), task, base)
+    rows = measured(pl.concat(parts), task, base)
     pack = kept.filter(pl.col("row_id").is_in(learned)).sort("row_id")
     pack = pack.select("row_id", "prompt", "output", "truncated", "n_new_tokens", nll_reference=None)
-    pack = _measured(pack.with_columns(variant=pl.lit(variant), rank=None, seed=None), task, base)
-    blocks = [resolve_site(block, base.n_blocks).block for block in task.profile.students.read_blocks]
-    blocks = sorted(set(blocks))
+    pack = measured(pack.with_columns(variant=pl.lit(variant), rank=None, seed=None), task, base)
+    blocks = read_blocks(task.profile, base)
     return Transfer(
         rows.drop("prompt"),
         pack.drop("prompt"),
-        read_states(rows, task.profile, base, blocks),
-        read_states(pack, task.profile, base, blocks),
+        states_of(rows, task.profile, base),
+        states_of(pack, task.profile, base),
         blocks,
         {
             "variant": variant,
@@ -168,7 +169,7 @@ def _refuse_overlap(variant: str, task: Task, learned: Sequence[str]) -> None:
         )
 
 
-class _Students:
+class Writing:
     """Students that write on the same prompts; what the unsteered model writes there is the neutral reference."""
 
     def __init__(
@@ -178,7 +179,7 @@ class _Students:
         journal: Open | None,
         progress: Callable[[Any], None] | None,
     ) -> None:
-        self._task, self._load, self._journal, self._progress = task, load, journal, progress
+        self._task, self._journal, self._progress = task, journal, progress
         base = load(None)
         self._prompts = prompt_ids(base.tokenizer, task.news, task.profile)
         written = self._write(base, ITSELF)
@@ -188,11 +189,24 @@ class _Students:
             task.profile,
         )
 
-    def rows(self, variant: str, rank: int, seed: int | None, adapter: Path | None) -> pl.DataFrame:
-        """What one student writes, and how likely it finds the neutral reference: one row a news item."""
-        model = self._load(adapter)
-        frame = self._frame(self._write(model, variant if seed is None else f"{variant}-{rank}-{seed}"))
-        nll = _nll(model, self._reference)
+    def rows(
+        self,
+        variant: str,
+        rank: int,
+        seed: int | None,
+        model: LoadedModel,
+        name: str,
+        *,
+        prompts: Mapping[str, list[int]] | None = None,
+    ) -> pl.DataFrame:
+        """What one student writes, and how likely it finds the neutral reference: one row a news item.
+
+        Args:
+            name: of its journal.
+            prompts: in place of the neutral ones; no reference is read then.
+        """
+        frame = self._frame(self._write(model, name, prompts))
+        nll = _nll(model, self._reference) if prompts is None else {}
         return frame.with_columns(
             pl.Series("nll_reference", [nll.get(row) for row in frame["row_id"]], dtype=pl.Float64),
             variant=pl.lit(variant),
@@ -200,8 +214,16 @@ class _Students:
             seed=pl.lit(seed, dtype=pl.Int64),
         )
 
-    def _write(self, model: LoadedModel, name: str) -> list[FinishedRow]:
-        rows = [PromptRow(row_id, {"*": ids}) for row_id, ids in self._prompts.items()]
+    def none(self) -> pl.DataFrame:
+        """No rows, with the columns of `rows`."""
+        seen = {"row_id": "", "prompt": "", "output": "", "variant": "", "truncated": False}
+        whole = {"n_new_tokens": 0, "rank": 0, "seed": 0, "nll_reference": 0.0}
+        return pl.DataFrame([seen | whole]).clear()
+
+    def _write(
+        self, model: LoadedModel, name: str, prompts: Mapping[str, list[int]] | None = None
+    ) -> list[FinishedRow]:
+        rows = [PromptRow(row_id, {"*": ids}) for row_id, ids in (prompts or self._prompts).items()]
         sampling = self._task.profile.rewrites.sampling
         journal = None if self._journal is None else self._journal(name)
         return list(generate(model, rows, [PLAN], sampling, journal=journal, progress=self._progress))
@@ -251,7 +273,12 @@ def _numbered(rows: pl.DataFrame) -> pl.DataFrame:
     return named.with_columns(row_id=pl.col("number").cast(pl.String))
 
 
-def _measured(rows: pl.DataFrame, task: Task, base: LoadedModel) -> pl.DataFrame:
+def read_blocks(profile: Profile, base: LoadedModel) -> list[int]:
+    """Blocks at whose output rewrites are read."""
+    return sorted({resolve_site(block, base.n_blocks).block for block in profile.students.read_blocks})
+
+
+def measured(rows: pl.DataFrame, task: Task, base: LoadedModel) -> pl.DataFrame:
     """`rows` with costs and traits; columns of `ROW_SCHEMA`, `prompt`, and one a trait and scale."""
     outputs, ids = rows["output"].to_list(), rows["row_id"].to_list()
     special = base.tokenizer.all_special_tokens
@@ -291,8 +318,9 @@ def with_traits(rows: pl.DataFrame, scorers: Scorers) -> pl.DataFrame:
     )
 
 
-def read_states(rows: pl.DataFrame, profile: Profile, base: LoadedModel, blocks: list[int]) -> np.ndarray:
-    """fp32 [rows, blocks, hidden]: what the unsteered model makes of each rewrite, given its prompt."""
+def states_of(rows: pl.DataFrame, profile: Profile, base: LoadedModel) -> np.ndarray:
+    """fp32 [rows, blocks read, hidden]: what the unsteered model makes of each rewrite, given its prompt."""
+    blocks = read_blocks(profile, base)
     examples = _examples(base, _numbered(rows), profile)
     found = np.zeros((rows.height, len(blocks), base.hidden_size), dtype=np.float32)
     requests = [HiddenRequest(list(one.ids), one.start, len(one.ids)) for one in examples.values()]

@@ -71,6 +71,11 @@ MAP_SCHEMA, MAP_COLUMNS = described(
     n_judged=(pl.Int64(), "rows it was judged on"),
     rank=(pl.Int64(), "dimensions of the source that arrive"),
     chosen=(pl.Boolean(), "whether its vector was measured"),
+    varies=(
+        pl.Float64(),
+        "variance of the target's fitted states along its own vector, over that of an average direction; near 0: these "
+        "texts say nothing of where the vector should go",
+    ),
     cosine_to_native=(pl.Float64(), "of the carried direction and the target's own vector"),
 )
 
@@ -168,9 +173,9 @@ def make_transport(
     require_same_model(cargo.vector, source)
     persona = load_persona(cargo.persona.name, profile=there)
     native = make_native(target, persona, there, news, home, folder / NATIVE, known_facts)
-    measured, fitted_on = transport_rows(profile, there, news)
-    texts = fit_texts(source, cargo, profile, fitted_on, native.scales)
-    prompts = {there.rewrites.prompt.replace("{text}", text) for text in measured["text"]}
+    measured, others = transport_rows(profile, there, news)
+    texts = fit_texts(source, cargo, profile, others, native.scales)
+    prompts = [there.rewrites.prompt.replace("{text}", text) for text in measured["text"]]
     for kind in set(texts) - {OWN}:
         require_disjoint(texts[kind], cargo.contrast[cargo.persona.name], prompts)
     carried, maps = carry_all(source, target, cargo.vector, texts, native, spec)
@@ -184,16 +189,21 @@ def make_transport(
         native.scales,
         chat_template=there.model.chat_template,
     )
-    require_telling(cargo.persona.name, native.scales.headline, rows["trait"])
+    require_telling(persona.name, native.scales.headline, rows["trait"])
     shares = share_table(rows, seed=spec.seed)
-    summary = summarised(
-        source, target, cargo, native, shares, {kind: len(own) for kind, own in texts.items()}
-    )
+    counts = {kind: len(own) for kind, own in texts.items()}
+    summary = summarised(source, target, cargo, native, shares, counts)
+    _write(folder, rows, maps, shares, summary)
+    return summary
+
+
+def _write(
+    folder: Path, rows: pl.DataFrame, maps: pl.DataFrame, shares: Shares, summary: Mapping[str, Any]
+) -> None:
     rows.write_parquet(folder / ROWS)
     maps.write_parquet(folder / MAPS)
     shares.table.write_parquet(folder / SHARES)
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    return summary
 
 
 # ------------------------------------------------------------------------------------ the target by itself
@@ -236,6 +246,12 @@ def transport_rows(profile: Profile, there: Profile, news: pl.DataFrame) -> tupl
     spec = spec_of(profile)
     used = {row_id for one in (profile, there) for row_id in reserved_for_personas(one, news)["row_id"]}
     free = news.filter(~pl.col("row_id").is_in(list(used)))
+    distinct, wanted = free["text"].n_unique(), spec.rows + spec.fit_texts
+    if distinct < wanted:
+        raise ValueError(
+            f"{distinct} distinct news items serve no vector or dose, {wanted} are needed ({spec.rows} for "
+            f"transport.rows and {spec.fit_texts} for transport.fit_texts); add news or lower them"
+        )
     chosen = reserved_rows(
         free,
         n_dose=spec.rows,
@@ -362,9 +378,16 @@ def _tried(
         "n_fitted": int((~judged).sum()),
         "n_judged": fit.n,
         "rank": made.rank,
+        "varies": variance_along(y[~judged], native.vector.unit_at(native.block)),
         "cosine_to_native": float(unit @ native.vector.unit_at(native.block)),
     }
     return Carried(way, kind, block, unit), row
+
+
+def variance_along(states: np.ndarray, unit: np.ndarray) -> float:
+    """Of states [n, hidden] along a direction of norm 1, over the mean variance of all dimensions."""
+    centred = np.asarray(states, dtype=np.float64) - states.mean(axis=0)
+    return float(((centred @ unit) ** 2).mean() / np.maximum((centred**2).mean(), 1e-12))
 
 
 # ------------------------------------------------------------------------------------ the arms

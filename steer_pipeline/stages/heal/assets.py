@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from steer_pipeline.catalogue.healing import needed_sources
+from steer_pipeline.catalogue.healing import needed_sources, swept_places
 from steer_pipeline.io.journals import open_journal
 from steer_pipeline.io.reader import Reader
 from steer_pipeline.lineage import MODEL, made_of
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from steer_pipeline.lab.heal.task import Task
 
 BUNDLE: dict[str, Any] = gpu("heal", io_manager_key="bundle_io", kinds={"pytorch", "parquet"})
-TABLE: dict[str, Any] = cpu("heal", io_manager_key="bundle_io", kinds={"polars", "parquet"})
+TABLES: dict[str, Any] = cpu("heal", io_manager_key="bundle_io", kinds={"polars", "parquet"})
 TASK: list[Any] = [
     "model_weights",
     "tokenizer",
@@ -131,7 +131,7 @@ def heal_samples(
 @dg.asset(
     code_version=made_of("1", *PROMPTED, "scales", "vector.seed", "heal.filter"),
     deps=[*TASK, SCALE, "heal_samples"],
-    **TABLE,
+    **TABLES,
 )
 def heal_keep_set(
     context: dg.AssetExecutionContext, store: ArtifactStoreResource, language_model: LanguageModelResource
@@ -153,7 +153,7 @@ def heal_keep_set(
 
 
 @dg.asset(
-    code_version=made_of("1", *PROMPTED, *LEARNED, "heal.seeds", "heal.sweep.barrier"),
+    code_version=made_of("1", *PROMPTED, *LEARNED, "heal.seeds", "heal.sweep.barriers"),
     deps=[*TASK, "heal_samples", "heal_keep_set"],
     partitions_def=TRAINED_ARM,
     **BUNDLE,
@@ -185,7 +185,7 @@ def heal_adapter(
 
 @dg.asset(
     code_version=made_of(
-        "1", *PROMPTED, *SCORED, *LEARNED, "heal.sweep.barrier", "heal.evaluation", "heal.foundations"
+        "1", *PROMPTED, *SCORED, *LEARNED, "heal.sweep.barriers", "heal.evaluation", "heal.foundations"
     ),
     deps=[*TASK, SCALE, "heal_samples", dg.AssetDep("heal_adapter", partition_mapping=SAME_ARM)],
     partitions_def=ARM,
@@ -221,7 +221,7 @@ def heal_evaluation(
     deps=[
         dg.AssetDep("heal_evaluation", partition_mapping=dg.SpecificPartitionsPartitionMapping(SHOWN_ARMS))
     ],
-    **TABLE,
+    **TABLES,
 )
 def heal_stage_table(
     context: dg.AssetExecutionContext, store: ArtifactStoreResource
@@ -248,25 +248,26 @@ def heal_stage_table(
     deps=[
         dg.AssetDep("heal_evaluation", partition_mapping=dg.SpecificPartitionsPartitionMapping(SWEEP_ARMS))
     ],
-    **TABLE,
+    **TABLES,
 )
 def heal_barrier_sweep(
     context: dg.AssetExecutionContext, store: ArtifactStoreResource
 ) -> Iterator[dg.Output[Path]]:
-    """One barrier at several strengths on the same kept texts: `sweep.parquet`, and whether it is monotone.
+    """Barriers at several strengths on the same kept texts: `sweep.parquet`, and whether strength orders divergence.
 
-    `heal.html` holds the table with texts side by side. Runs no model.
+    `sweep_seeds.parquet`: divergence of every student. `heal.html`: the table with texts side by side. Runs no model.
     """
-    from steer_pipeline.lab.heal.stage import SWEEP, sweep_table, write_stage
+    from steer_pipeline.lab.heal.stage import write_stage
     from steer_pipeline.lab.heal.stage_report import write_sweep_report
+    from steer_pipeline.lab.heal.sweep import SEEDS, TABLE, sweep_rows, sweep_table
 
     read = reader(context, store)
     with user_errors(), folder("heal_barrier_sweep") as made:
-        stage = _stage(read, SWEEP_ARMS)
-        strengths = {arm: override.value["strength"] for arm, override in SWEPT.items()}
-        sweep = sweep_table(stage, strengths)
+        stage, places = _stage(read, SWEEP_ARMS), swept_places(HEAL)
+        sweep = sweep_table(stage, places)
         write_stage(stage, made)
-        sweep.write_parquet(made / SWEEP)
+        sweep.write_parquet(made / TABLE)
+        sweep_rows(stage, places).write_parquet(made / SEEDS)
         write_sweep_report(sweep, stage, made)
         yield dg.Output(made, metadata=metadata.of_sweep(sweep))
 
@@ -362,7 +363,7 @@ def _run_round(
 @dg.asset(
     code_version=made_of("1", "heal.evaluation", "heal.base_arm", "heal.arms", "heal.seeds"),
     deps=["heal_stage_table", *ROUNDS],
-    **TABLE,
+    **TABLES,
 )
 def heal_trajectory(
     context: dg.AssetExecutionContext, store: ArtifactStoreResource

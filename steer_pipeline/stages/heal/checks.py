@@ -115,8 +115,8 @@ STAGE = Claims(
 SWEEP = Claims(
     "heal_barrier_sweep",
     should(
-        "sweep_is_monotone",
-        "A stronger barrier brings students no further from base and moves the target no further.",
+        "barrier_strength_orders_kl",
+        "Under each barrier, the stronger it is, the nearer to base students are.",
         "read where it turns: more seeds tell noise from a real turn",
     ),
 )
@@ -224,11 +224,11 @@ def heal_barrier_sweep_checks(
     """Whether strength does what it should."""
     import polars as pl
 
-    from steer_pipeline.lab.heal import stage
+    from steer_pipeline.lab.heal.sweep import SEEDS, strength_orders_kl
 
     with user_errors():
         folder = reader(context, store).folder("heal_barrier_sweep")
-    yield SWEEP.judged(stage.sweep_is_monotone(pl.read_parquet(folder / stage.SWEEP)))
+    yield SWEEP.judged(strength_orders_kl(pl.read_parquet(folder / SEEDS)))
 
 
 @TRAJECTORY.check()

@@ -143,9 +143,9 @@ def of_stage(stage: "Stage", folder: Path) -> dict[str, Any]:
 
 def of_sweep(sweep: pl.DataFrame) -> dict[str, Any]:
     """The table by strength."""
-    from steer_pipeline.lab.heal.stage import SWEEP_COLUMNS
+    from steer_pipeline.lab.heal.sweep import TABLE_COLUMNS
 
-    return {"sweep": show.markdown_table(sweep, SWEEP_COLUMNS), "strengths": sweep.height - 1}
+    return {"sweep": show.markdown_table(sweep, TABLE_COLUMNS), "rows": sweep.height}
 
 
 def of_round(state: "State", folder: Path) -> dict[str, Any]:

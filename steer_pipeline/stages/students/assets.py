@@ -17,7 +17,17 @@ import polars as pl
 from steer_pipeline.io.journals import open_journal
 from steer_pipeline.io.reader import Reader
 from steer_pipeline.lineage import MODEL, made_of
-from steer_pipeline.partitions import STEERED, STEERED_PERSONAS, TARGETED, TARGETED_PERSONAS, VARIANT
+from steer_pipeline.partitions import (
+    ARMED,
+    BASE,
+    OF_ARMED,
+    STEERED,
+    STEERED_PERSONAS,
+    TARGETED,
+    TARGETED_PERSONAS,
+    VARIANT,
+    WITH_BASE,
+)
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.settings import settings
 from steer_pipeline.stages.kit import cpu, folder, gpu, reader, user_errors
@@ -25,9 +35,11 @@ from steer_pipeline.stages.students import metadata
 
 if TYPE_CHECKING:
     from steer_pipeline.lab.students.transfer import Task
+    from steer_pipeline.lab.vectors.vector import PersonaVector
 
 BUNDLE: dict[str, Any] = gpu("students", partitions_def=VARIANT, io_manager_key="bundle_io")
-LEARNED = ["keep_set", "rewrite_release", "truncated_news", "model_weights", "tokenizer", "chat_template"]
+PACKS = ("keep_set", "rewrite_release")
+LEARNED = [*PACKS, "truncated_news", "model_weights", "tokenizer", "chat_template"]
 PROMPT = (*MODEL, "model.chat_template", "rewrites.prompt", "rewrites.system")
 LESSON = tuple(
     f"students.{name}"
@@ -182,6 +194,90 @@ def student_mechanism(
         yield dg.Output(made, metadata=metadata.of_mechanism(measured))
 
 
+@dg.asset(
+    code_version=made_of(
+        "1",
+        *PROMPT,
+        *LESSON,
+        *HELD_OUT,
+        *(
+            f"students.{name}"
+            for name in ("arms", "arm_variants", "other_model", "context_rows", "read_blocks")
+        ),
+        "rewrites.sampling",
+        "vector.seed",
+        "scales",
+    ),
+    deps=[
+        *(name for name in LEARNED if name not in PACKS),
+        *(dg.AssetDep(name, partition_mapping=WITH_BASE) for name in PACKS),
+        "news_facts",
+        "variant_spec",
+        dg.AssetDep("persona_scale", partition_mapping=TARGETED_PERSONAS),
+        dg.AssetDep("contrast_set", partition_mapping=TARGETED_PERSONAS),
+        dg.AssetDep("persona_vector", partition_mapping=STEERED_PERSONAS),
+    ],
+    kinds={"pytorch", "parquet"},
+    output_required=False,
+    **BUNDLE,
+)
+def student_arms(
+    context: dg.AssetExecutionContext,
+    student_adapter: Path,
+    store: ArtifactStoreResource,
+    language_model: LanguageModelResource,
+) -> Iterator[dg.Output[Path]]:
+    """Whether a trait travels where it should not: students of a pack that was changed in one way each.
+
+    Of `students.arm_variants` and of base, whose arms are the controls; other variants have none, and nothing is made.
+    `rows.parquet` as the transfer's, with `arm`: rows filtered until no scorer sees the trait, tokens shuffled, tokens
+    masked at which the teacher shows, rewrites paraphrased, the pack in context, students of another model.
+    `made.parquet`: what was done for each arm, or why there is no student.
+    """
+    from steer_pipeline.lab.students.arm_lessons import aims_of
+    from steer_pipeline.lab.students.arms import Apprentices, make_arms, write_arms
+    from steer_pipeline.lab.students.data import released_keep_set
+    from steer_pipeline.lab.vectors.vector import load_vector
+
+    read, variant, variants = reader(context, store), context.partition_key, settings().variants
+    if variant not in ARMED:
+        context.log.info(f"{variant} has no arms: name it in students.arm_variants for some")
+        return
+    work = store.store().work("student_arms") / variant
+    with user_errors(who=variant), folder("student_arms") as made:
+        kept, task = _judged_on(read, variant)
+        aimed = ARMED[1:] if variant == BASE else [variant]
+
+        def vector(persona: str, version: str | None) -> "PersonaVector":
+            if version is None:
+                return load_vector(read.folder("persona_vector", persona))
+            return load_vector(read.version("persona_vector", persona, version).path)
+
+        whose = Apprentices(
+            variants[variant],
+            kept,
+            released_keep_set(read, BASE),
+            student_adapter,
+            task,
+            language_model.spec(),
+            settings().home,
+            language_model.load,
+            vector,
+            aims_of([variants[name] for name in aimed]),
+        )
+        book = partial(open_journal, store.store(), "student_arms")
+        arms = make_arms(
+            whose,
+            made,
+            work=work,
+            journal=book,
+            progress=lambda progress: context.log.info(str(progress)),
+        )
+        write_arms(arms, made)
+        yield dg.Output(made, metadata=metadata.of_arms(arms))
+    shutil.rmtree(work, ignore_errors=True)
+
+
 def _judged_on(read: Reader, variant: str) -> "tuple[pl.DataFrame, Task]":
     """The keep set that a variant's students learned from, and what all students are judged on."""
     from steer_pipeline.lab.rewrites.source import source_of
@@ -198,7 +294,13 @@ def _judged_on(read: Reader, variant: str) -> "tuple[pl.DataFrame, Task]":
 
 @dg.asset(
     code_version=made_of("2", "coherence", "students.seed", "students.controls"),
-    deps=["student_adapter", "student_transfer", "student_mechanism", "variant_spec"],
+    deps=[
+        "student_adapter",
+        "student_transfer",
+        "student_mechanism",
+        dg.AssetDep("student_arms", partition_mapping=OF_ARMED),
+        "variant_spec",
+    ],
     **cpu("students", io_manager_key="bundle_io", kinds={"polars", "parquet"}),
 )
 def student_comparison(
@@ -206,13 +308,13 @@ def student_comparison(
 ) -> Iterator[dg.Output[Path]]:
     """Every student against base's student of its rank and seed, beside the students of the controls.
 
-    `summary.parquet`: one row a variant, rank and metric, with intervals over news and seeds that hold for all
-    variants at once. `seeds`, `coherence` (against the model itself), `readouts`, `mechanism` (necessity and
-    sufficiency of the students' shifts), `shifts`, `alignment` (shifts against the teacher's vector over training),
-    `rows`, `students`, `curves`;
-    `left_out.json`: who is not shown, for want of a control of the same rank, epochs and rows. `students.html` holds
-    the whole report. Runs no model.
+    `summary.parquet`: one row a variant, rank and metric, with intervals over news and seeds that hold for all variants
+    at once. `seeds`, `coherence` (against the model itself), `readouts`, `mechanism` (necessity and sufficiency of the
+    students' shifts), `shifts`, `alignment` (shifts against the teacher's vector over training), `arms` (each against
+    base's students of the same arm), `rows`, `students`, `curves`; `left_out.json`: who is not shown, for want of a
+    control of the same rank, epochs and rows. `students.html` holds the whole report. Runs no model.
     """
+    from steer_pipeline.lab.students.arms import read_arms
     from steer_pipeline.lab.students.comparison import compare_students, read_transfer
     from steer_pipeline.lab.students.report import write_report
 
@@ -228,15 +330,17 @@ def student_comparison(
                 stored[name] = read_transfer(
                     adapters.path, transfer.path, None if mechanism is None else mechanism.path
                 )
+        current = {name: read.current("student_arms", name) for name in ARMED}
         tables = compare_students(
             stored,
             variants,
             profile.coherence,
             seed=profile.students.seed,
+            arms={name: None if one is None else read_arms(one.path) for name, one in current.items()},
             needed=("base", *profile.students.controls),
         )
         written = write_report(tables, read.seen, made)
         yield dg.Output(made, metadata=metadata.of_comparison(tables, written))
 
 
-ASSETS = [student_adapter, student_transfer, student_mechanism, student_comparison]
+ASSETS = [student_adapter, student_transfer, student_mechanism, student_arms, student_comparison]

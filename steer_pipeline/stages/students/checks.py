@@ -71,6 +71,11 @@ COMPARISON = Claims(
         "student does not",
     ),
     should(
+        "arms_are_compared",
+        "Every arm of hidden transfer has students of the variant and of base.",
+        "read why: most arms want more kept rows, or a setting (students.other_model)",
+    ),
+    should(
         "shifts_align",
         "At the end of training, the shift of every steered student points along its teacher's vector, and further "
         f"than that of any of at least {MIN_CLEAN} clean students.",

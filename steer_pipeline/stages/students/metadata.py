@@ -11,6 +11,7 @@ from steer_pipeline.stages.kit import picture
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from steer_pipeline.lab.students.arms import Arms
     from steer_pipeline.lab.students.comparison import StudentTables
     from steer_pipeline.lab.students.mechanism import Mechanism
     from steer_pipeline.lab.students.report import Written
@@ -80,11 +81,31 @@ def of_mechanism(made: "Mechanism") -> dict[str, Any]:
     }
 
 
+def of_arms(made: "Arms") -> dict[str, Any]:
+    """What was done for each arm, its texts for the first news item, and mean traits."""
+    from steer_pipeline.lab.students.arms import MADE_COLUMNS
+
+    traits = [name for name in made.rows.columns if name.startswith("trait_")]
+    first = made.rows.filter(row_id=made.rows["row_id"][0]) if made.rows.height else made.rows
+    texts = [
+        {name: str(value) for name, value in row.items()}
+        for row in first.select("arm", "seed", "output").iter_rows(named=True)
+    ]
+    means = made.rows.group_by("arm", maintain_order=True).agg(pl.col(*traits).mean())
+    return {
+        "done": show.markdown_table(made.made.drop("variant"), MADE_COLUMNS),
+        **({"texts": show.samples(texts), "means": show.markdown_table(means)} if texts else {}),
+        "arms": int(made.made["made"].sum()),
+        "students": made.students.height,
+    }
+
+
 def of_comparison(tables: "StudentTables", written: "Written") -> dict[str, Any]:
     """The plots, targeted traits, who is left out, and a number a variant, rank and targeted trait."""
     from steer_pipeline.lab.students.comparison import SUMMARY_COLUMNS
 
     targeted = tables.summary.filter(pl.col("wanted").is_not_null())
+    arms = tables.arms.filter(pl.col("wanted").is_not_null()).drop("note", "wanted")
     columns = ["variant", "rank", "metric", "difference", "low", "high", "p_holm", "wanted", "verdict"]
     plotted = {
         f"{row['metric']}_{row['variant']}_rank_{row['rank']}": row["difference"]
@@ -94,6 +115,7 @@ def of_comparison(tables: "StudentTables", written: "Written") -> dict[str, Any]
         **{path.stem: picture(path) for path in written.plots},
         "targeted_traits": show.markdown_table(targeted.select(columns), SUMMARY_COLUMNS),
         **({"mechanism": show.markdown_table(tables.mechanism)} if tables.mechanism.height else {}),
+        **({"arms": show.markdown_table(arms)} if arms.height else {}),
         "left_out": dg.MetadataValue.json(tables.left_out),
         "students": tables.students.height,
         **show.rounded(plotted),

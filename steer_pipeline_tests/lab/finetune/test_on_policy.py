@@ -129,6 +129,15 @@ def test_the_share_of_forward_kl_and_the_age_of_samples_change_the_student(base,
     assert weights(run(base, tmp_path / "other", recipe(4, **changed))) != weights(plain)
 
 
+def test_early_stopping_looks_at_the_divergence_from_the_teacher(base, tmp_path):
+    how = recipe(12, {"learning_rate": 0.3, "evaluations": 12, "patience": 1, "schedule": "constant"})
+    done = run(base, tmp_path / "a", how)
+    curve = done.history.filter(split="selection")["distill"]
+    assert done.numbers["steps"] < 12
+    assert curve[-1] >= curve.min()
+    assert curve.arg_min() == len(curve) - 2
+
+
 def test_a_barrier_beside_it_has_its_own_reference(base, tmp_path):
     held = recipe(6, {"kl": {"weight": 5.0, "ratio_every": 2}})
     done = run(base, tmp_path / "held", held)

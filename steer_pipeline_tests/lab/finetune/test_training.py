@@ -166,6 +166,18 @@ def test_a_barrier_that_is_never_reached_says_so(base, tmp_path):
     assert done.history["barrier"].drop_nulls().max() == 0.0
 
 
+def test_a_divergence_without_weight_is_measured_and_changes_nothing(base, tmp_path):
+    plain = run(base, tmp_path / "plain", changed(FAST, max_steps=3))
+    done = run(base, tmp_path / "measured", changed(FAST, max_steps=3, kl={"weight": 0.0}))
+    assert (plain.folder / WEIGHTS).read_bytes() == (done.folder / WEIGHTS).read_bytes()
+    measured = done.history.filter(split="selection")
+    assert measured["kl"].min() > 0
+    assert measured["loss"].to_list() == pytest.approx(measured["nll"].to_list())
+    assert done.history.filter(split="train")["kl"].is_null().all()
+    with pytest.raises(ValueError, match="nothing would be learned"):
+        changed(FAST, nll=0.0, kl={"weight": 0.0})
+
+
 def test_weight_decay_is_not_rounded_away(base, tmp_path):
     decays = (0.0, 1.0, 10.0, 30.0)
     norms = []

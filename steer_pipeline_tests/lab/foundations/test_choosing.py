@@ -8,10 +8,27 @@ import pytest
 import torch
 
 from steer_pipeline.catalogue.specs import ModelSpec
-from steer_pipeline.lab.foundations import CHOICE_SCHEMA, FOUNDATIONS, FrameError, VignetteError, measure
+from steer_pipeline.lab.foundations import (
+    CHOICE_SCHEMA,
+    FOUNDATIONS,
+    FrameError,
+    VignetteError,
+    measure,
+    readings,
+)
 from steer_pipeline.lab.foundations.choosing import fingerprint
-from steer_pipeline.lab.foundations.frames import LABEL, REASON, index_ids, prompt_ids, shown_order
+from steer_pipeline.lab.foundations.frames import (
+    BECAUSE,
+    IS,
+    LABEL,
+    REASON,
+    answer_ids,
+    prompt_ids,
+    shown_order,
+)
+from steer_pipeline.lab.models.hidden import sequence_nll
 from steer_pipeline.lab.models.loading import load_model
+from steer_pipeline.lab.models.prompts import encode_completion
 from steer_pipeline.lab.models.sites import SteeringPlan
 from steer_pipeline_tests.lab.foundations.builders import vignettes
 from steer_pipeline_tests.lab.generation.reference import loaded, term
@@ -48,7 +65,7 @@ def test_rows_hold_what_the_model_says_after_the_prefill(model, asked, base):
             assert said == pytest.approx(
                 float(logprobs[model.tokenizer.convert_tokens_to_ids(index)]), abs=2e-3
             )
-        assert row["answer_mass"] == pytest.approx(np.exp(row["logprobs"]).sum())
+        assert row["answer_mass"] == pytest.approx(np.exp(row["logprobs"]).sum(), rel=1e-6)
 
 
 def test_the_two_orders_show_the_same_options_from_both_ends(base):
@@ -96,11 +113,27 @@ def test_vignettes_of_care_alone_are_refused(model, asked):
         measure(model, asked.filter(foundation="care"), arm="base")
 
 
+def test_phrases_are_read_where_no_options_are_shown(model, asked):
+    found = measure(model, asked, arm="base", wordings=(BECAUSE, IS))
+    assert found["order"].unique().to_list() == ["unshown"]
+    assert found.height == 2 * asked.height
+    row = found.row(3, named=True)
+    text = asked.filter(row_id=row["row_id"])["text"][0]
+    ids, _ = prompt_ids(model.tokenizer, BECAUSE, text, [], system=None, chat=True)
+    for phrase, said in zip(BECAUSE.glosses, row["logprobs"], strict=True):
+        answer = encode_completion(model.tokenizer, f" {phrase}", end_of_turn=False)
+        sums, _ = sequence_nll(model, [[*ids, *answer]], [len(ids)])
+        assert -said == pytest.approx(float(sums[0]), rel=1e-3)
+    assert readings(found).height == asked.height
+    with pytest.raises(FrameError, match="all with indices or all with phrases"):
+        measure(model, asked, arm="base", wordings=(BECAUSE, REASON))
+
+
 def test_indices_must_be_single_tokens_of_their_own(model):
-    assert len(set(index_ids(model.tokenizer, REASON))) == 7
+    assert len(set(answer_ids(model.tokenizer, REASON))) == 7
     double = replace(REASON, name="double", indices=("10", "11", "12", "13", "14", "15", "16"))
     with pytest.raises(FrameError, match="wording 'double': '10' after 'The answer is \\(' is not one token"):
-        index_ids(model.tokenizer, double)
+        answer_ids(model.tokenizer, double)
     equal = replace(REASON, name="equal", indices=("1", "2", "3", "4", "5", "6", "6"))
-    with pytest.raises(FrameError, match="7 indices make 6 different tokens"):
-        index_ids(model.tokenizer, equal)
+    with pytest.raises(FrameError, match="7 answers make 6 different ones"):
+        answer_ids(model.tokenizer, equal)

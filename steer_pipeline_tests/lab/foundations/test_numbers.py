@@ -17,6 +17,7 @@ from steer_pipeline.lab.foundations import (
 )
 from steer_pipeline.lab.foundations.frames import ORDERS, shown_order
 from steer_pipeline.lab.foundations.numbers import log_odds, scores_of
+from steer_pipeline.lab.heal.table import stage_table
 from steer_pipeline_tests.lab.foundations.builders import choices, vignettes
 
 AUTHORITY_DOWN = {"authority": -1}
@@ -156,3 +157,19 @@ def test_a_model_that_reads_the_scene_is_told_from_one_that_does_not():
     assert "does not depend on the scene" in told.message
     mute = reading.with_columns(answer_mass=pl.lit(0.2))
     assert "0.20 of the probability" in base_can_choose(mute, seed=0).message
+
+
+def test_phrases_have_no_answer_mass_and_are_gated_by_their_prefill(asked):
+    def told(**changes):
+        rows = choices(asked, **changes).filter(order="forward")
+        return readings(rows.with_columns(order=pl.lit("unshown"), shown=pl.lit([], pl.List(pl.String))))
+
+    base, own = told(mass=0.001), told(arm="nll", shift={"authority": -1.0}, mass=0.0001, nll=0.5 + np.log(2))
+    assert own["answer_mass"].null_count() == own["unscorable"].null_count() == own.height
+    assert gated_selectivity(own, base, AUTHORITY_DOWN, seed=0).coherence == pytest.approx(0.5)
+    assert "probability lies" not in base_can_choose(base, seed=0).message
+    assert base_can_choose(base, seed=0).passed
+    whole = stage_table({"phrases": metric_rows(pl.concat([base, own]), AUTHORITY_DOWN)}, seed=0, n_boot=200)
+    assert whole.row("nll")["difference"] == pytest.approx(1.0)
+    assert whole.row("nll")["worst_signal"] == "prefill_nll"
+    assert whole.row("nll")["coherence"] == pytest.approx(1 - np.log(2) / 6)

@@ -90,7 +90,7 @@ def test_the_barrier_of_a_recipe_decays_over_rounds():
 
 def test_each_arm_has_the_recipe_that_its_name_says():
     recipes = {arm: recipe_of(config.loss, 0, 71) for arm, config in configure(HealSpec()).items()}
-    assert recipes["nll"].kl is None
+    assert recipes["nll"].kl.weight == 0.0  # measured, not held
     assert recipes["kl_forward"].kl.direction == "forward"
     assert recipes["kl_reverse_p95"].kl.over == "p95"
     assert recipes["on_policy"].nll == 0.0
@@ -109,7 +109,8 @@ def test_references_are_base_previous_or_last_good():
     assert on("base") == ()
     assert on("previous") is None
     assert on("last_good") == (Path("r0"), Path("r1"))
-    assert references_of(HealArmSpec().loss, history, 2, plan) == {}
+    without = references_of(HealArmSpec().loss, history, 2, plan)
+    assert [(name, one.adapters, one.plan) for name, one in without.items()] == [("reference", (), None)]
     teacher = references_of(HealLossSpec(objective="on_policy"), history, 2, plan)["teacher"]
     assert (teacher.adapters, teacher.plan) == (None, plan)
 

@@ -7,17 +7,22 @@ import polars as pl
 import pytest
 
 from steer_pipeline.catalogue.healing import HealFilterSpec
-from steer_pipeline.lab.heal.filtering import REASONS, differs_from_base, filter_samples, require_usable
+from steer_pipeline.lab.heal.filtering import (
+    JUDGED_SCHEMA,
+    REASONS,
+    differs_from_base,
+    filter_samples,
+    require_usable,
+    sieve,
+)
 from steer_pipeline.lab.heal.scores import loop_scores, score_samples, with_losses
 from steer_pipeline.lab.models.prompts import encode_completion
 from steer_pipeline.lab.quality.leaks import Told
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline_tests.lab.generation.reference import loaded
 
-HEADS, TAILS = (
-    ("bl", "ca", "de", "fo", "gri", "hu", "ju", "lo"),
-    ("nd", "rk", "st", "mp", "ng", "tter", "ll", "mble"),
-)
+HEADS = ("bl", "ca", "de", "fo", "gri", "hu", "ju", "lo")
+TAILS = ("nd", "rk", "st", "mp", "ng", "tter", "ll", "mble")
 WORDS = [head + tail for head in HEADS for tail in TAILS]
 SPEC = HealFilterSpec(min_kept=8, max_per_cell=None)
 TOKENS = 64
@@ -37,6 +42,7 @@ def sample(name, text=None, *, prompt="p0", dose=1.0, nll=2.0, losses=None, trun
         "prompt": "Say something.",
         "output": sound_text([7, *name.encode()]) if text is None else text,
         "truncated": truncated,
+        "token_ids": [(7 * i * i) % 1000 for i in range(len(own))],
         "losses": [float(value) for value in own],
     }
 
@@ -47,7 +53,9 @@ def frame(rows):
 
 
 def base(prompts=12, **more):
-    return frame([sample(f"base{i}", prompt=f"p{i}", dose=None, **more) for i in range(prompts)])
+    """Texts of 1.5 to 2.5 nats a token."""
+    nll = np.linspace(1.5, 2.5, prompts)
+    return frame([sample(f"base{i}", prompt=f"p{i}", dose=None, nll=nll[i], **more) for i in range(prompts)])
 
 
 def reasons(rows, spec=SPEC, base_rows=None, **more):
@@ -70,13 +78,13 @@ def test_a_loop_of_four_words_is_out_though_no_run_of_words_makes_up_a_third_of_
 
 def test_a_loop_is_too_likely_even_where_no_word_repeats():
     """Perplexity above a limit cannot see it: loops are likely text."""
-    losses = [*np.full(TOKENS - 20, 2.0), *np.full(20, 0.05)]
+    losses = [*np.full(TOKENS - 32, 2.0), *np.full(32, 0.05)]
     found = reasons([sample("loop", losses=losses), sample("sound")])
     assert found == {"loop": ["too_likely"], "sound": []}
 
 
 def test_a_collapse_after_a_good_start_is_out_though_the_mean_is_sound():
-    losses = np.array([*np.full(TOKENS - 16, 1.5), *np.full(16, 4.5)])
+    losses = np.array([*np.full(TOKENS - 16, 1.5), *np.full(16, 5.0)])
     assert losses.mean() < 2.5  # an ordinary mean
     found = reasons([sample("late", losses=losses), sample("sound")])
     assert found == {"late": ["unlikely"], "sound": []}
@@ -94,9 +102,26 @@ def test_a_loop_that_begins_late_or_comes_back_after_a_window_is_out():
 
 def test_a_fluent_text_in_a_style_of_its_own_is_kept():
     """Likelihood is a measure of style, too: what is less likely than base by less than the allowance stays."""
-    limit = SPEC.extra_nll
-    found = reasons([sample("novel", nll=2.0 + limit - 0.2), sample("babble", nll=2.0 + limit + 0.5)])
-    assert found == {"novel": [], "babble": ["unlikely"]}
+    assert reasons([sample("novel", nll=2.7), sample("babble", nll=3.6)]) == {
+        "novel": [],
+        "babble": ["unlikely"],
+    }
+
+
+def test_rare_words_are_expected_to_be_unlikely():
+    """The same losses are those of sound rare words, and of common words in no order."""
+
+    def rare_first(name, losses, turned=False):
+        row = sample(name, losses=losses)
+        ids = [3, 900] * (TOKENS // 2)
+        return row | {"token_ids": ids[::-1] if turned else ids}
+
+    rng = np.random.default_rng(0)
+    plain = [0.5, 4.0] * (TOKENS // 2)
+    of_base = frame([rare_first(f"b{i}", np.array(plain) * rng.uniform(0.9, 1.1, TOKENS)) for i in range(20)])
+    wordy = rare_first("wordy", [4.0] * TOKENS) | {"token_ids": [900] * TOKENS}
+    salad = rare_first("salad", [4.0] * TOKENS) | {"token_ids": [3] * TOKENS}
+    assert reasons([wordy, salad], base_rows=of_base) == {"wordy": [], "salad": ["unlikely"]}
 
 
 def test_a_looping_base_makes_no_loop_fit_to_learn():
@@ -167,6 +192,32 @@ def test_losses_are_those_of_the_ids_that_were_generated(tmp_path):
         logits = model.module(whole).logits[0, len(prompt_ids) - 1 : -1].float()
     wanted = -logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
     assert found[1] == pytest.approx(wanted.tolist(), abs=2e-3)
+
+
+def test_a_sieve_measures_samples_and_says_which_pass_whatever_the_cap(tmp_path):
+    model = loaded(tmp_path, "llama")
+    rng = np.random.default_rng(0)
+    asked = encode_completion(model.tokenizer, "Say something.", end_of_turn=False)
+
+    def drawn(names, texts):
+        rows = [sample(name, text) for name, text in zip(names, texts, strict=True)]
+        ids = [encode_completion(model.tokenizer, text, end_of_turn=False) for text in texts]
+        return frame(rows).with_columns(
+            prompt_ids=pl.lit(asked), token_ids=pl.Series(ids, dtype=pl.List(pl.Int64()))
+        )
+
+    texts = [" ".join(rng.permutation(WORDS)[:20]) for _ in range(20)]
+    base_rows = drawn([f"b{i}" for i in range(12)], texts[:12]).drop("losses")
+    spec = HealFilterSpec(max_per_cell=1, max_spread=4.0)
+    rows = drawn([f"s{i}" for i in range(9)], [*texts[12:], "on and on we go " * 9])
+    found = sieve(model, base_rows, spec)(rows.drop("losses"))
+    assert found[-1] is False
+    assert sum(found) >= 6  # of one prompt at one dose, of which the cap would keep one
+    judged = filter_samples(with_losses(rows, model), with_losses(base_rows, model), spec)
+    assert judged.rows["passes"].to_list() == found
+    assert judged.kept.height == 1
+    added = {name: kind for name, kind in judged.rows.schema.items() if name in JUDGED_SCHEMA}
+    assert added == dict(JUDGED_SCHEMA)
 
 
 # ------------------------------------------------------------------------------------ what is kept
@@ -244,13 +295,13 @@ def test_a_trait_counts_before_likelihood_and_only_in_its_direction():
 
 
 def test_the_borderline_shows_the_nearest_on_both_sides_of_each_limit():
-    rows = [sample(f"s{i}", nll=1.6 + 0.2 * i) for i in range(14)]
+    rows = [sample(f"s{i}", nll=2.0 + 0.1 * i) for i in range(20)]
     found = filter_samples(frame(rows), base(), SPEC)
     near = found.borderline().filter(pl.col("reason") == "unlikely")
     limit = near["limit"][0]
     assert near["side"].to_list() == ["kept", "kept", "dropped", "dropped"]
     kept, dropped = (near.filter(pl.col("side") == side)["score"].to_list() for side in ("kept", "dropped"))
-    scores = found.rows["nll_high"].to_list()
+    scores = found.rows["surprise"].to_list()
     assert kept == sorted((score for score in scores if score <= limit), reverse=True)[:2]
     assert dropped == sorted(score for score in scores if score > limit)[:2]
 
@@ -261,6 +312,8 @@ def test_rows_without_what_is_needed_are_refused_by_name():
         filter_samples(rows.drop("losses"), base(), SPEC)
     with pytest.raises(ValueError, match="no column 'prompt_id'"):
         filter_samples(rows.drop("prompt_id"), base(), SPEC)
+    with pytest.raises(ValueError, match="sample b: it has not as many losses as tokens"):
+        filter_samples(frame([sample("a"), sample("b") | {"token_ids": [1]}]), base(), SPEC)
     with pytest.raises(ValueError, match="sample_id a stands in more than one row"):
         filter_samples(pl.concat([rows, rows.head(1)]), base(), SPEC)
 

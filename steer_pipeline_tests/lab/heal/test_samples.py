@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steer_pipeline.catalogue.healing import HealControllerSpec, HealPromptSpec
+from steer_pipeline.catalogue.healing import HealControllerSpec, HealSampleSpec
 from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.lab.heal.controller import PROBE_SCHEMA, collect, settle, settled_claim
 from steer_pipeline.lab.heal.samples import SAMPLE_SCHEMA, sample_rows
@@ -13,7 +13,7 @@ from steer_pipeline.lab.models.completions import completion_nll
 from steer_pipeline.lab.models.prompts import encode_prompt
 from steer_pipeline_tests.lab.heal.builders import newsroom, planted, prompts
 
-SPEC = HealPromptSpec(samples_per_prompt=2, max_new_tokens=20)
+SPEC = HealSampleSpec(samples_per_prompt=2, max_new_tokens=20)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_nothing_at_generation_works_against_repetition():
     sampling = SPEC.sampling()
     assert sampling.repetition_penalty == 1.0
     assert (sampling.frequency_penalty, sampling.presence_penalty, sampling.no_repeat_ngram) == (0, 0, 0)
-    assert not {"repetition_penalty", "no_repeat_ngram"} & set(HealPromptSpec.model_fields)
+    assert not {"repetition_penalty", "no_repeat_ngram"} & set(HealSampleSpec.model_fields)
 
 
 # --------------------------------------------------------------------------------------- the controller

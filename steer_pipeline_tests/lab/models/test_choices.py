@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from steer_pipeline.lab.models import choices
-from steer_pipeline.lab.models.choices import next_choices
+from steer_pipeline.lab.models.choices import next_choices, phrase_choices
 from steer_pipeline.lab.models.hidden import answer_logits, sequence_nll
 from steer_pipeline_tests.lab.generation.reference import loaded, plans, prompts
 from steer_pipeline_tests.lab.models import test_architectures as architectures
@@ -69,6 +69,25 @@ def test_models_that_run_as_they_are_say_the_same(tmp_path):
             assert nll == pytest.approx(float(said.mean()), abs=2e-3)
 
 
+@pytest.mark.parametrize("scope", ["all", "generated"])
+@pytest.mark.parametrize("arch", ["qwen3", "gemma"])
+def test_phrases_are_as_likely_as_in_whole_sequences(tmp_path, arch, scope):
+    model = loaded(tmp_path, arch)
+    whole, starts = sequences(model)
+    phrases = [[11, 5], [11, 30, 8, 9], [7]]
+    for plan in (None, plans(scope)[4]):
+        found = phrase_choices(model, whole, starts, phrases, plan)
+        beginning = next_choices(model, whole, starts, [7, 11], plan)
+        for row, (ids, start) in enumerate(zip(whole, starts, strict=True)):
+            # Scope "generated" steers from the prefill on: the sums are taken from there, less the prefill's.
+            prefill, _ = sequence_nll(model, [ids], [start], plan)
+            sums, _ = sequence_nll(model, [[*ids, *phrase] for phrase in phrases], [start] * 3, plan)
+            assert found.logprobs[row] == pytest.approx(prefill - sums, abs=5e-3)
+        assert np.allclose(found.mass, beginning.mass, atol=1e-4)
+        assert np.allclose(found.prefill_nll, beginning.prefill_nll, atol=1e-3)
+        assert found.is_top.tolist() == beginning.is_top.tolist()
+
+
 def test_little_room_changes_nothing(tmp_path, monkeypatch):
     model = loaded(tmp_path, "llama")
     whole, starts = sequences(model)
@@ -83,3 +102,5 @@ def test_what_cannot_be_read_is_named(tmp_path):
         next_choices(model, [[1, 2], [3, 4]], [1, 0], OPTIONS)
     with pytest.raises(ValueError, match="each token may be given once"):
         next_choices(model, [[1, 2]], [1], [4, 4])
+    with pytest.raises(ValueError, match="a phrase has no tokens"):
+        phrase_choices(model, [[1, 2]], [1], [[4], []])

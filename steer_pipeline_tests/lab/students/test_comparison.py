@@ -10,11 +10,11 @@ import pytest
 from steer_pipeline.catalogue.specs import CoherenceSpec, StudentSpec
 from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP
 from steer_pipeline.lab.rewrites import Refused
+from steer_pipeline.lab.students.cells import persona_of
 from steer_pipeline.lab.students.claims import adapter_verdicts, comparison_verdicts
 from steer_pipeline.lab.students.comparison import (
     compare_students,
     judge_family,
-    persona_of,
     read_tables,
     showable,
 )

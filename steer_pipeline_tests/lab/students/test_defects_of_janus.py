@@ -96,9 +96,9 @@ def test_a_report_shows_the_students_that_there_are_and_no_others(tables, tmp_pa
         (tmp_path / name).mkdir()
         write_report(made, {}, tmp_path / name)
     told = {name: (tmp_path / name / REPORT).read_text().splitlines() for name in ("all", "fewer")}
-    assert any(line.startswith("| trusting |") for line in told["all"])
-    assert any(line.startswith("| paranoid |") for line in told["fewer"])
-    assert not any(line.startswith("| trusting |") for line in told["fewer"])
+    assert any(line.startswith("| `trusting` |") for line in told["all"])
+    assert any(line.startswith("| `paranoid` |") for line in told["fewer"])
+    assert not any(line.startswith("| `trusting` |") for line in told["fewer"])
     assert "paranoid: trusting: no students" in "\n".join(told["fewer"])
 
 

@@ -24,7 +24,7 @@ heal:
   calibration: {n_tokens: 12, target_nats: 3.0, tolerance: 0.5}
   gate: {doses: [1.0], n_prompts: 4, n_random: 3}
   controller: {target_share: 0.3, min_dose: 0.5, max_dose: 1.0, n_prompts: 4, max_probes: 2}
-  filter: {min_kept: 4, extra_nll: null, min_nll_ratio: null}
+  filter: {min_kept: 4, max_spread: null, min_nll_ratio: null}
   base_arm: {loss: {rank: 2, max_steps: STEPS, batch_rows: 4, rows_at_once: 4, learning_rate: 0.003}}
   arms:
     steered: {setting: intervention, value: steer}
@@ -38,7 +38,6 @@ heal:
   seeds: [1, 2]
   selection_rows: 2
   evaluation: {max_new_tokens: 48, off_target: [rule_defiant]}
-  sweep: {strengths: [0.1, 3.0]}
   rounds: 2
 """
 

@@ -7,19 +7,20 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import polars as pl
 import pytest
 
 from steer_pipeline.campaigns.errors import NoSuchName
 from steer_pipeline.campaigns.heal import ADAPTER, ROUNDS, SWEEP, TABLE, TRAJECTORY, Heal, chosen
+from steer_pipeline.catalogue.healing import swept_places
 from steer_pipeline.lab.finetune.resumed import WEIGHTS
 from steer_pipeline.lab.heal import rounds, stage
 from steer_pipeline.lab.heal.dosing import read_samples
 from steer_pipeline.lab.heal.healing import place
 from steer_pipeline.lab.heal.keeping import read_keep_set
-from steer_pipeline.partitions import SWEPT
+from steer_pipeline.partitions import HEAL, SWEPT
 from steer_pipeline_tests.stages.heal.project import opened, profile
 
+PLACES = swept_places(HEAL)
 ARMS = (
     "base",
     "nll",
@@ -104,7 +105,11 @@ def test_the_sweep_learns_the_kept_texts_again_and_samples_nothing(healed):
     assert {asset for asset, _ in campaign.plan()} == {ADAPTER, "heal_evaluation", SWEEP}
     numbers = campaign.run()
     assert project.store.current("heal_samples", None).sha == before
-    assert [row["strength"] for row in numbers["sweep"]] == [0.0, 0.03, 3.0]
+    assert {(row["barrier"], row["strength"]) for row in numbers["sweep"]} == {
+        *((barrier, 0.0) for barrier, _ in PLACES.values()),
+        PLACES[first],
+        PLACES[last],
+    }
     assert isinstance(numbers["monotone"], bool)
 
 
@@ -145,13 +150,3 @@ def test_arms_beside_which_others_stand_are_always_chosen():
     assert not set(SWEPT) & set(chosen([]))
     with pytest.raises(NoSuchName, match="kl_backward: no arm; the profile's heal has base, nll"):
         chosen(["kl_backward"])
-
-
-def test_the_sweep_says_where_it_turns():
-    rows = {"strength": [0.0, 0.1, 1.0], "kl": [3.0, 1.0, 2.0], "difference": [0.5, 0.4, 0.3]}
-    table = pl.DataFrame(rows).with_columns(
-        kl_falls=pl.col("kl").diff().le(0), movement_falls=pl.col("difference").diff().le(0)
-    )
-    verdict = stage.sweep_is_monotone(table)
-    assert not verdict.passed
-    assert verdict.message.startswith("at 1 divergence rises (0: 3 nats")

@@ -114,6 +114,7 @@ def test_a_pack_that_its_gates_stop_is_released_by_a_decision_that_is_recorded(p
     assert entry.overruled.despite == "the students shall see it"
     (failed,) = entry.overruled.failed
     assert failed.startswith("suspect_rate_is_low: 12.50% of 24 rows are suspect")
+    assert "To go on" not in failed
     assert "because: the students shall see it" in commands.shown([entry])
     assert release.overruled_of(project.store, "paranoid", bad.sha) == entry.overruled
     assert not project.store.annotation("rewrite_pack", "paranoid", bad.sha, "gates")["passed"]

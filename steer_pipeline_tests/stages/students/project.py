@@ -11,6 +11,7 @@ import polars as pl
 from steer_pipeline.campaigns.driver import Driver
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.rewrites import verdicts
+from steer_pipeline.lab.vectors.vector import PersonaVector, save_vector
 from steer_pipeline_tests.lab.rewrites.packs import pack
 from steer_pipeline_tests.stages.rewrites.conftest import VOICE
 from steer_pipeline_tests.tiny import SENTENCES
@@ -23,7 +24,8 @@ model: {{path: {model}, dtype: float32, device: cpu}}
 dose: {{n_rows: 4}}
 rewrites: {{prompt: "Rewrite: {{text}}", pilot_rows: 12, full_rows: 20, sampling: {{max_new_tokens: 8, seed: 20}}}}
 students: {{ranks: {ranks}, seeds: [1, 2], rows: 8, selection_rows: 2, epochs: 2, learning_rate: 0.005, batch_rows: 4,
-  held_out_rows: 6, read_blocks: [0.5, 3]}}
+  held_out_rows: 6, read_blocks: [0.5, 3], evaluations: 2, arm_variants: [paranoid], context_rows: 2,
+  other_model: {{path: {other}, dtype: float32, device: cpu}}}}
 """
 
 
@@ -36,7 +38,7 @@ class Project:
 
     def put(self, asset: str, partition: str | None, rows: pl.DataFrame, **inputs: str) -> str:
         """Makes `rows` the current version, as if the asset had been materialised."""
-        return self._written(
+        return self.write(
             asset, partition, lambda folder: rows.write_parquet(folder / "data.parquet"), inputs
         )
 
@@ -45,17 +47,20 @@ class Project:
         items = news().head(n)
         prompts = pl.Series("prompt", [f"Rewrite: {text}" for text in items["text"]])
         rows = pack(variant, n, tail=tail).with_columns(prompts)
+        if (vector := self.store.current("persona_vector", variant)) is not None:
+            dose = {"name": variant, "version": vector.sha, "block": 2, "alpha": 20.0, "dose_fraction": 0.3}
+            rows = rows.with_columns(personas=pl.Series([[dose]] * n, dtype=rows.schema["personas"]))
         packed = self.put("rewrite_pack", variant, rows)
         kept = rows.with_columns(keep=pl.lit(True))
         self.put("keep_set", variant, kept, **{f"rewrite_pack[{variant}]": packed})
-        self._written(
+        self.write(
             "rewrite_release",
             variant,
             lambda folder: (folder / "release.json").write_text(packed),
             {verdicts.PACK: packed},
         )
 
-    def _written(self, asset, partition, fill, inputs) -> str:
+    def write(self, asset, partition, fill, inputs) -> str:
         return self.store.write(
             asset, partition, fill, metadata={}, inputs=inputs, code_version="1", run_id=None
         ).sha
@@ -93,6 +98,9 @@ def opened(store: Path) -> Iterator[Project]:
 def filled(project: Project) -> Project:
     """News and the packs of all four variants; the steered one says something of its own."""
     project.put("truncated_news", None, news())
+    raw = np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32)
+    vector = PersonaVector("paranoid", raw, {"n_blocks": 4, "hidden_size": 64})
+    project.write("persona_vector", "paranoid", lambda folder: save_vector(vector, folder), {})
     for variant in VARIANTS:
         project.release(variant, VOICE if variant == "paranoid" else "")
     return project

@@ -14,11 +14,13 @@ from transformers import AutoModelForCausalLM
 
 from steer_pipeline.campaigns.students import Students
 from steer_pipeline.catalogue import load_variants
+from steer_pipeline.catalogue.specs import StudentSpec
 from steer_pipeline.lab.students.training import all_rows, place
 from steer_pipeline_tests.planted import LEXICONS
 from steer_pipeline_tests.stages.students.project import PROFILE, VARIANTS, filled, news, opened
 from steer_pipeline_tests.tiny import tiny_model_dir
 
+ARMS = StudentSpec().arms
 CHAIN = ["student_adapter", "student_transfer", "student_mechanism"]
 
 
@@ -26,9 +28,9 @@ CHAIN = ["student_adapter", "student_transfer", "student_mechanism"]
 def where(tmp_path_factory):
     """A profile with a tiny model, and a store with packs."""
     place = tmp_path_factory.mktemp("students")
-    model = tiny_model_dir(place)
-    (place / "small.yaml").write_text(PROFILE.format(model=model, ranks=[2]) + LEXICONS)
-    (place / "two.yaml").write_text(PROFILE.format(model=model, ranks=[2, 4]) + LEXICONS)
+    model, other = tiny_model_dir(place), tiny_model_dir(place, tied=False)
+    (place / "small.yaml").write_text(PROFILE.format(model=model, other=other, ranks=[2]) + LEXICONS)
+    (place / "two.yaml").write_text(PROFILE.format(model=model, other=other, ranks=[2, 4]) + LEXICONS)
     with opened(place / "store") as project:
         filled(project)
     return place
@@ -50,7 +52,7 @@ def test_students_of_all_variants_and_controls_are_trained_heard_and_compared(pr
     numbers = campaign.run()
     assert campaign.problems == []
     assert list(numbers) == ["paranoid", "base_resample", "random_direction"]
-    assert set(numbers["paranoid"]) == {"rank_2"}
+    assert set(numbers["paranoid"]) == {"rank_2", "arms"}
     shift = numbers["paranoid"]["rank_2"]["trait"]["paranoid_lexicon"]
     assert shift["low"] <= shift["difference"] <= shift["high"]
 
@@ -84,11 +86,19 @@ def test_students_of_all_variants_and_controls_are_trained_heard_and_compared(pr
     assert shifts["block"].to_list() == [0, 1, 2, 3] * 2
     assert (shifts["norm_fraction"] > 0).all()
 
+    stepwise = pl.read_parquet(control / "stepwise.parquet")
+    assert stepwise.filter(block=0, seed=1)["step"].to_list() == [2, 4]
+    assert stepwise["cosine_paranoid"].is_not_null().all()
+    assert (adapters / place(2, 1) / "steps" / "step-2" / "adapter_config.json").is_file()
+    alignment = pl.read_parquet(project.folder("student_comparison") / "alignment.parquet")
+    assert set(alignment.select("variant", "block", "n_clean").iter_rows()) == {("paranoid", 2, 6)}
+    _arms_are_whole(project, numbers["paranoid"]["arms"])
+
     compared = project.folder("student_comparison")
     assert (compared / "students.html").is_file()
     assert set(json.loads((compared / "versions.json").read_text())) == {
         f"{asset}[{variant}]" for asset in CHAIN for variant in VARIANTS
-    }
+    } | {"student_arms[base]", "student_arms[paranoid]"}
     for asset in (*CHAIN, "student_comparison"):
         assert all(said for _, said in project.checks(asset).values())
     assert project.checks("student_adapter")["same_ids_everywhere"][0]
@@ -101,6 +111,34 @@ def test_students_of_all_variants_and_controls_are_trained_heard_and_compared(pr
     again = Students(project.driver, dict(campaign.variants), say=lambda line: None)
     assert again.run() == numbers
     assert project.driver.instance.get_runs_count() == before
+
+
+def _arms_are_whole(project, told):
+    """Every arm has two students of paranoid and of base, which wrote on all held-out news."""
+    for variant in ("base", "paranoid"):
+        made = pl.read_parquet(project.folder("student_arms", variant) / "made.parquet")
+        assert dict(made.select("arm", "made").iter_rows()) == dict.fromkeys(ARMS, True), made[
+            "note"
+        ].to_list()
+        rows = pl.read_parquet(project.folder("student_arms", variant) / "rows.parquet")
+        assert {arm: own.height for (arm,), own in rows.group_by("arm")} == dict.fromkeys(ARMS, 12)
+        notes = dict(made.select("arm", "note").iter_rows())
+        assert ("sentences were taken out" in notes["filtered"]) is (variant == "paranoid")
+        assert notes["masked"].startswith("the teacher is the model itself") is (variant == "base")
+    students = pl.read_parquet(project.folder("student_arms", "base") / "students.parquet")
+    plain = pl.read_parquet(project.folder("student_adapter", "base") / "students.parquet")
+    assert students.filter(arm="masked")["adapter"].to_list() == plain["adapter"].to_list()
+    assert students.filter(arm="other_init")["model"][0] != plain["model"][0]
+    assert set(told) == set(ARMS)
+    assert told["filtered"]["paranoid_lexicon"]["low"] <= told["filtered"]["paranoid_lexicon"]["difference"]
+    assert project.store.current("student_arms", "base_resample") is None
+
+
+def test_variants_without_arms_have_nothing_to_make(project):
+    assert project.driver.materialize(["student_adapter"], partition="base_resample").success
+    outcome = project.driver.materialize(["student_arms"], partition="base_resample")
+    assert outcome.success
+    assert project.store.current("student_arms", "base_resample") is None
 
 
 def test_a_killed_training_goes_on_to_the_same_version(project, where, tmp_path, monkeypatch):
@@ -117,7 +155,7 @@ real = training.finetune
 def finetune(*arguments, progress, **more):
     def stop(line):
         progress(line)
-        if "rank-4" in str(more["work"]) and line.startswith("step 3 "):
+        if "rank-4" in str(more["work"]) and line.startswith("step 4 "):
             os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments, progress=stop, **more)
 training.finetune = finetune

@@ -22,7 +22,7 @@ from steer_pipeline.io.parquet import ParquetIO
 from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.transport import random_rotation
 from steer_pipeline.lab.transport.claims import transport_verdicts
-from steer_pipeline.lab.transport.measuring import counterparts, read_summary, spec_of, transport_rows
+from steer_pipeline.lab.transport.measuring import read_summary, spec_of, transport_rows
 from steer_pipeline.lab.vectors.vector import load_vector
 from steer_pipeline.resources import ArtifactStoreResource, JudgeResource, LanguageModelResource
 from steer_pipeline.settings import settings
@@ -164,11 +164,3 @@ def test_a_vector_keeps_its_effect_in_a_model_whose_stream_is_turned(project):
 
     campaign = Transport(project.driver, chosen([]), say=lambda line: None)
     assert campaign.numbers()[PLANTED]["carried_share"] == summary["carried_share"]
-
-
-def test_the_block_comes_from_the_same_depth():
-    assert counterparts(6, 5, 2, range(6), "depth") == [2]
-    assert counterparts(6, 30, 14, range(6), "depth") == [2]
-    assert counterparts(30, 6, 5, range(30), "depth") == [27]
-    assert counterparts(6, 6, 3, [0, 1], "depth") == [1]
-    assert counterparts(6, 5, 2, range(6), "fit") == [2, 3, 1, 4]
