@@ -50,7 +50,7 @@ barrier-sweep: $(CORE) ## the texts that `make heal` kept, learned under a barri
 	$(BIN)/steer make barrier_sweep $(ARGS)
 
 test: $(DEV) ## the test suite
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(DEV) ## the campaigns that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -32,7 +32,20 @@ def isolated_environment(tmp_path_factory, monkeypatch):
 
 
 # Files that take a minute or more go first, so that no worker waits for the other at the end.
-LONG = ("test_end_to_end.py", "test_declarations.py", "test_lineage.py", "test_raw.py", "test_training.py")
+LONG = (
+    "test_declarations.py",
+    "test_end_to_end.py",
+    "test_students_stage.py",
+    "test_heal_stage.py",
+    "test_transport_stage.py",
+    "test_lineage.py",
+    "test_raw.py",
+    "test_training.py",
+    "test_on_policy.py",
+    "test_student_arms.py",
+    "test_chaos.py",
+    "test_architectures.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
