@@ -56,7 +56,8 @@ class Heal(Campaign):
         self.bring_up(VECTOR, HEAL.persona)
         self.bring_up(DATA, None)
         for arm in self.arms:
-            self.bring_up(_chain(arm), arm, stop=False)
+            # One by one: more arms are evaluated than trained, so that both have no partitions in common for Dagster.
+            all(self.bring_up((asset,), arm, stop=False) for asset in _chain(arm))
         for table in self.tables:
             if not self.bring_up((table,), None, stop=False):
                 break

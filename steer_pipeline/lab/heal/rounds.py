@@ -21,11 +21,11 @@ from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.lab.heal.arms import configure
 from steer_pipeline.lab.heal.dosing import BASE, PERSONA, Desk, Sampled, ceiling
 from steer_pipeline.lab.heal.evaluating import ROWS as TEXTS
-from steer_pipeline.lab.heal.evaluating import SHOWN, Arm, Exam
+from steer_pipeline.lab.heal.evaluating import Arm, Exam
 from steer_pipeline.lab.heal.filtering import enough_kept
 from steer_pipeline.lab.heal.healing import Below, Teaching, heal_arm, place
 from steer_pipeline.lab.heal.keeping import make_keep_set
-from steer_pipeline.lab.heal.stage import FREE_TEXT, Stage, best_arm, divergence_of
+from steer_pipeline.lab.heal.stage import Stage, best_arm, divergence_of, readings_of
 from steer_pipeline.lab.heal.table import stage_table
 from steer_pipeline.lab.heal.task import Task
 from steer_pipeline.lab.heal.teacher import HealError
@@ -104,15 +104,15 @@ def first_round(stage: Stage, arm: str, seed: int, boot_seed: int) -> State:
     Args:
         seed: of the student. boot_seed: of all resampling.
     """
-    return _judged(State(0, arm, seed, cosine=1.0), stage.texts, arm, seed, boot_seed)
+    return _judged(State(0, arm, seed, cosine=1.0), stage, stage.texts, arm, boot_seed)
 
 
-def _judged(state: State, texts: pl.DataFrame, arm: str, seed: int, boot_seed: int) -> State:
+def _judged(state: State, stage: Stage, texts: pl.DataFrame, arm: str, boot_seed: int) -> State:
     """With the numbers of one student beside base and the steered model, by the rules of the stage table."""
-    own = pl.col("arm").is_in([BASE, STEERED]) | ((pl.col("arm") == arm) & (pl.col("seed") == seed))
-    rows = texts.filter(own)
-    shown = [name for name in SHOWN if name not in ("arm", "seed", "row_id")]
-    found = stage_table({FREE_TEXT: rows.drop(shown)}, {STEERED: STEERED, arm: HEALED}, seed=boot_seed)
+    own = (pl.col("arm") == arm) & (pl.col("seed") == state.seed)
+    rows = texts.filter(pl.col("arm").is_in([BASE, STEERED]) | own)
+    stages = {STEERED: STEERED, arm: HEALED}
+    found = stage_table(readings_of(rows, stage.unjudged), stages, seed=boot_seed)
     row = found.row(arm)
     kl = dict(divergence_of(rows).select("arm", "kl").iter_rows())[arm]
     keys = ("difference", "low", "high", "coherence", "worst_signal", "verdict")
@@ -200,7 +200,7 @@ class Loop:
         texts = self.exam.rows(Arm(arm, self.load(adapters), state.seed))
         texts.write_parquet(folder / TEXTS)
         both = pl.concat([self.stage.texts, texts])
-        return _judged(state, both, arm, state.seed, self.task.heal.evaluation.seed)
+        return _judged(state, self.stage, both, arm, self.task.heal.evaluation.seed)
 
 
 def cosine(one: PersonaVector, other: PersonaVector, blocks: Sequence[int]) -> float:

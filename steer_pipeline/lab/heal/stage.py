@@ -5,7 +5,7 @@ In: evaluations by arm. Out: a folder with the stage table's frames,
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from steer_pipeline.catalogue.healing import HealSpec
+from steer_pipeline.catalogue.specs import CoherenceSpec
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.foundations import base_can_choose, metric_rows, readings
 from steer_pipeline.lab.heal.arms import BASE_ARM, arms_differ_once, configure
@@ -26,12 +27,12 @@ from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.verdict import Verdict
 
 FREE_TEXT, FORCED_CHOICE = "free text", "forced choice"
-TEXTS, DIVERGENCE, CONFIGS, CHOICES, LEFT_OUT = (
+TEXTS, DIVERGENCE, CONFIGS, CHOICES, NOTES = (
     "texts.parquet",
     "divergence.parquet",
     "configs.json",
     "base_choices.parquet",
-    "left_out.json",
+    "notes.json",
 )
 ON_POLICY = "on_policy"
 DIVERGENCE_SCHEMA, DIVERGENCE_COLUMNS = described(
@@ -56,6 +57,7 @@ class Stage:
         configs: arm -> its configuration as it was stored.
         base_choices: base's forced choices, where they were asked for.
         left_out: arm -> why it is not in the table.
+        unjudged: signals of free texts that are shown in `texts` and judged by nobody.
     """
 
     tables: StageTable
@@ -64,10 +66,26 @@ class Stage:
     configs: Mapping[str, Mapping[str, Any]]
     base_choices: pl.DataFrame | None
     left_out: Mapping[str, str]
+    unjudged: Sequence[str] = ()
+
+
+def unjudged_signals(limits: CoherenceSpec) -> list[str]:
+    """Signals that a profile judges nobody by: of a model whose trait is unlikely text, its likelihood is no loss."""
+    return ["nll"] if limits.max_extra_nll is None else []
+
+
+def readings_of(texts: pl.DataFrame, unjudged: Sequence[str]) -> dict[str, pl.DataFrame]:
+    """Rows of free texts as the stage table takes them."""
+    shown = [name for name in SHOWN if name not in ("arm", "seed", "row_id")]
+    return {FREE_TEXT: texts.drop(*shown, *unjudged)}
 
 
 def make_stage(
-    evaluations: Mapping[str, Evaluation], spec: HealSpec, *, left_out: Mapping[str, str]
+    evaluations: Mapping[str, Evaluation],
+    spec: HealSpec,
+    *,
+    left_out: Mapping[str, str],
+    unjudged: Sequence[str] = (),
 ) -> Stage:
     """The table of all arms.
 
@@ -80,15 +98,14 @@ def make_stage(
             "base has not been evaluated, and every number stands beside it; materialise heal_evaluation"
         )
     texts = pl.concat([one.rows for one in evaluations.values()])
-    shown = [name for name in SHOWN if name not in ("arm", "seed", "row_id")]
-    frames = {FREE_TEXT: texts.drop(shown)}
+    frames = readings_of(texts, unjudged)
     asked = [one.choices for one in evaluations.values() if one.choices is not None]
     if spec.foundations is not None and len(asked) == len(evaluations):
         read = readings(pl.concat(asked))
         frames[FORCED_CHOICE] = metric_rows(read, intent_of(spec.foundations))
     tables = stage_table(frames, seed=spec.evaluation.seed)
     configs = {arm: one.config for arm, one in evaluations.items() if one.config is not None}
-    return Stage(tables, texts, divergence_of(texts), configs, evaluations[BASE].choices, left_out)
+    return Stage(tables, texts, divergence_of(texts), configs, evaluations[BASE].choices, left_out, unjudged)
 
 
 def divergence_of(texts: pl.DataFrame) -> pl.DataFrame:
@@ -200,19 +217,21 @@ def write_stage(stage: Stage, folder: Path) -> None:
     stage.texts.write_parquet(folder / TEXTS)
     stage.divergence.write_parquet(folder / DIVERGENCE)
     (folder / CONFIGS).write_text(json.dumps(dict(stage.configs), indent=1, sort_keys=True) + "\n")
-    (folder / LEFT_OUT).write_text(json.dumps(dict(stage.left_out), indent=1, sort_keys=True) + "\n")
+    notes = {"left_out": dict(stage.left_out), "unjudged": list(stage.unjudged)}
+    (folder / NOTES).write_text(json.dumps(notes, indent=1, sort_keys=True) + "\n")
     if stage.base_choices is not None:
         stage.base_choices.write_parquet(folder / CHOICES)
 
 
 def read_stage(folder: Path) -> Stage:
     """What `write_stage` wrote."""
-    choices = folder / CHOICES
+    choices, notes = folder / CHOICES, json.loads((folder / NOTES).read_text())
     return Stage(
         read_stage_table(folder),
         pl.read_parquet(folder / TEXTS),
         pl.read_parquet(folder / DIVERGENCE),
         json.loads((folder / CONFIGS).read_text()),
         pl.read_parquet(choices) if choices.is_file() else None,
-        json.loads((folder / LEFT_OUT).read_text()),
+        notes["left_out"],
+        notes["unjudged"],
     )

@@ -217,7 +217,7 @@ def heal_evaluation(
 
 
 @dg.asset(
-    code_version=made_of("1", "heal.evaluation", "heal.foundations", "heal.arms"),
+    code_version=made_of("1", "heal.evaluation", "heal.foundations", "heal.arms", "coherence.max_extra_nll"),
     deps=[
         dg.AssetDep("heal_evaluation", partition_mapping=dg.SpecificPartitionsPartitionMapping(SHOWN_ARMS))
     ],
@@ -244,7 +244,7 @@ def heal_stage_table(
 
 
 @dg.asset(
-    code_version=made_of("1", "heal.evaluation", "heal.foundations", "heal.sweep"),
+    code_version=made_of("1", "heal.evaluation", "heal.foundations", "heal.sweep", "coherence.max_extra_nll"),
     deps=[
         dg.AssetDep("heal_evaluation", partition_mapping=dg.SpecificPartitionsPartitionMapping(SWEEP_ARMS))
     ],
@@ -416,12 +416,14 @@ def _exam(
 def _stage(read: Reader, arms: Sequence[str]) -> "Stage":
     """The stage of those arms that have been evaluated."""
     from steer_pipeline.lab.heal.evaluating import read_evaluation
-    from steer_pipeline.lab.heal.stage import make_stage
+    from steer_pipeline.lab.heal.stage import make_stage, unjudged_signals
 
+    profile = settings().profile
     stored = {arm: read.current("heal_evaluation", arm) for arm in arms}
     found = {arm: read_evaluation(version.path) for arm, version in stored.items() if version is not None}
     left_out = {arm: "has not been evaluated" for arm in arms if arm not in found}
-    return make_stage(found, settings().profile.heal, left_out=left_out)
+    unjudged = unjudged_signals(profile.coherence)
+    return make_stage(found, profile.heal, left_out=left_out, unjudged=unjudged)
 
 
 LOOP = [_round(number) for number in range(1, HEAL.rounds + 1)]

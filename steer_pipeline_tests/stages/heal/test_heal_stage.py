@@ -34,17 +34,27 @@ ARMS = (
 
 
 @pytest.fixture(scope="module")
-def healed(tmp_path_factory):
+def made(tmp_path_factory):
     """(project, campaign, numbers) of one pass with rounds."""
-    where, patch = tmp_path_factory.mktemp("heal"), pytest.MonkeyPatch()
+    where = tmp_path_factory.mktemp("heal")
     (where / "small.yaml").write_text(profile())
+    with opened(where / "store") as project, pytest.MonkeyPatch.context() as patch:
+        _enter(patch, where)
+        campaign = Heal(project.driver, ARMS, (TABLE, *ROUNDS, TRAJECTORY), say=lambda line: None)
+        yield where, project, campaign, campaign.run()
+
+
+@pytest.fixture
+def healed(made, monkeypatch):
+    """The same, as the settings of this test; the suite gives every test a store of its own."""
+    where, *rest = made
+    _enter(monkeypatch, where)
+    return rest
+
+
+def _enter(patch, where):
     patch.setenv("STEER_PROFILE", str(where / "small.yaml"))
     patch.setenv("STEER_STORE", str(where / "store"))
-    with opened(where / "store") as project:
-        tables = (TABLE, *ROUNDS, TRAJECTORY)
-        campaign = Heal(project.driver, ARMS, tables, say=lambda line: None)
-        yield project, campaign, campaign.run()
-    patch.undo()
 
 
 @pytest.mark.slow
