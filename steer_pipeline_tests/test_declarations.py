@@ -41,7 +41,9 @@ rewrites: {prompt: "Rewrite: {text}", pilot_rows: 4, full_rows: 6, sampling: {ma
 behaviour: {source: {kind: newsroom}, train_tokens: 600, validation_tokens: 300, test_tokens: 300, min_count: 2}
 training: {learning_rates: [0.02, 0.05], epochs: 1, seeds: [41, 42]}
 rollouts: {n_questions: 2, random_seeds: [1], minilm_texts: 40, sampling: {max_new_tokens: 6}}
-students: {ranks: [2], seeds: [1], rows: 2, selection_rows: 1, epochs: 1, held_out_rows: 2, read_blocks: [2]}
+students:
+  {ranks: [2], seeds: [1], rows: 2, selection_rows: 1, epochs: 1, held_out_rows: 2, read_blocks: [2],
+   arm_variants: [paranoid], context_rows: 1}
 heal:
   blocks: [2]
   pool: {n: 8, n_held_out: 4}
@@ -135,8 +137,9 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         make("behaviour_table")
         for variant in VARIANTS:
             _release_all(variant)
-        for asset in ("student_adapter", "student_transfer", "student_mechanism", "student_arms"):
+        for asset in ("student_adapter", "student_transfer", "student_mechanism"):
             make(asset, *VARIANTS)
+        make("student_arms", "base", "paranoid")
         make("student_comparison")
         for asset in ("heal_dose", "heal_samples", "heal_keep_set"):
             make(asset)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from steer_pipeline.campaigns.students import CHAIN, COMPARISON, Students
+from steer_pipeline.campaigns.students import ARMS, CHAIN, COMPARISON, Students
 
 
 @pytest.fixture
@@ -21,11 +21,11 @@ def test_a_pack_released_despite_its_gates_gets_its_keep_set_first(campaign):
     assert made.pilot is None
     assert made.places() == [
         ("keep_set", "paranoid"),
-        *((asset, "paranoid") for asset in CHAIN),
+        *((asset, "paranoid") for asset in (*CHAIN, ARMS)),
         (COMPARISON, None),
     ]
 
 
 def test_the_keep_set_of_a_released_pack_is_left_alone(campaign):
     made = campaign("rewrite_release", "keep_set")
-    assert made.places() == [*((asset, "paranoid") for asset in CHAIN), (COMPARISON, None)]
+    assert made.places() == [*((asset, "paranoid") for asset in (*CHAIN, ARMS)), (COMPARISON, None)]
