@@ -30,12 +30,15 @@ EXPECTED = (
     f"below {MIN_COHERENCE} is a broken model, of which no other number means anything."
 )
 
+VERDICT = ("reading", "arm", "stage", "verdict", "reason")
+
 
 def stage_blocks(tables: StageTable) -> list[Block]:
     """A section of a report."""
     return [
         Heading("Base, steered, healed"),
         Paragraph(EXPECTED),
+        table(_verdict_columns(STAGE_COLUMNS), tables.table.iter_rows(named=True)),
         table(
             _columns(STAGE_COLUMNS),
             tables.table.iter_rows(named=True),
@@ -85,9 +88,11 @@ def _columns(told: Mapping[str, str]) -> list[Column]:
         Column(
             "↑ retain", of("retain", "retain_low", "retain_high"), estimate(2, signed=False), told["retain"]
         ),
-        Column("verdict", "verdict", text, told["verdict"]),
-        Column("reason", "reason", text, told["reason"]),
     ]
+
+
+def _verdict_columns(told: Mapping[str, str]) -> list[Column]:
+    return [Column(name, name, code if name == "arm" else text, told[name]) for name in VERDICT]
 
 
 def _seed_columns(told: Mapping[str, str]) -> list[Column]:
