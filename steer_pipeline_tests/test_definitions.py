@@ -42,6 +42,13 @@ ON_GPU = {
     "student_mechanism",
     "student_transfer",
     "vector_transport",
+    "heal_dose",
+    "heal_samples",
+    "heal_adapter",
+    "heal_evaluation",
+    "heal_round_1",
+    "heal_round_2",
+    "heal_round_3",
 }
 
 
