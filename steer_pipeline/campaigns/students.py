@@ -42,7 +42,22 @@ class Students(Campaign):
                 self.bring_up(self._chain(variant), variant, stop=False)
             else:
                 self.problems.append(f"{variant}: nothing is released of it, so there is nothing to learn")
-        return self.numbers() if self.bring_up((COMPARISON,), None, stop=False) else {}
+        if not self.bring_up((COMPARISON,), None, stop=False):
+            return {}
+        self.problems += self.moved_controls()
+        return self.numbers()
+
+    def moved_controls(self) -> list[str]:
+        """As in the pilot, a control that moves is a failure of the command, not only a red check."""
+        from steer_pipeline.lab.students.claims import comparison_verdicts
+
+        folder = self.store.current(COMPARISON, None).path
+        verdicts = comparison_verdicts(folder, settings().variants)
+        return [
+            f"{COMPARISON}: {one.claim}: {one.message}"
+            for one in verdicts
+            if one.claim == "controls_stay" and not one.passed
+        ]
 
     def places(self) -> list[Place]:
         return [
