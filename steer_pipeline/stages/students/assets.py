@@ -237,7 +237,6 @@ def student_arms(
     from steer_pipeline.lab.students.arm_lessons import aims_of
     from steer_pipeline.lab.students.arms import Apprentices, make_arms, write_arms
     from steer_pipeline.lab.students.data import released_keep_set
-    from steer_pipeline.lab.vectors.vector import load_vector
 
     read, variant, variants = reader(context, store), context.partition_key, settings().variants
     if variant not in ARMED:
@@ -247,12 +246,6 @@ def student_arms(
     with user_errors(who=variant), folder("student_arms") as made:
         kept, task = _judged_on(read, variant)
         aimed = ARMED[1:] if variant == BASE else [variant]
-
-        def vector(persona: str, version: str | None) -> "PersonaVector":
-            if version is None:
-                return load_vector(read.folder("persona_vector", persona))
-            return load_vector(read.version("persona_vector", persona, version).path)
-
         whose = Apprentices(
             variants[variant],
             kept,
@@ -262,7 +255,7 @@ def student_arms(
             language_model.spec(),
             settings().home,
             language_model.load,
-            vector,
+            partial(_vector, read),
             aims_of([variants[name] for name in aimed]),
         )
         book = partial(open_journal, store.store(), "student_arms")
@@ -276,6 +269,15 @@ def student_arms(
         write_arms(arms, made)
         yield dg.Output(made, metadata=metadata.of_arms(arms))
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _vector(read: Reader, persona: str, version: str | None) -> "PersonaVector":
+    """A persona's vector: of a version, or the one of today."""
+    from steer_pipeline.lab.vectors.vector import load_vector
+
+    if version is None:
+        return load_vector(read.folder("persona_vector", persona))
+    return load_vector(read.version("persona_vector", persona, version).path)
 
 
 def _judged_on(read: Reader, variant: str) -> "tuple[pl.DataFrame, Task]":
