@@ -177,6 +177,14 @@ def _dialogues(current: Settings, _: str) -> Found:
     return Found(_content(_below(path)))
 
 
+def _vignettes(current: Settings, _: str) -> Found:
+    from steer_pipeline.lab.foundations import vignette_file
+
+    if (spec := current.profile.heal.foundations) is None:
+        return Found("no vignettes are asked")
+    return Found(_content(_below(vignette_file(current.home, spec.path))))
+
+
 ORIGINS = (
     Origin(
         "persona_spec",
@@ -227,6 +235,12 @@ ORIGINS = (
         "What is known of the shipped news; other news are held to their lead.",
         None,
         _facts,
+    ),
+    Origin(
+        "vignettes",
+        "The moral vignettes of the profile's `heal.foundations`: its file, or those of the checkout.",
+        None,
+        _vignettes,
     ),
     Origin("dialogue_source", "The scored dialogues of the profile's `behaviour.source`.", None, _dialogues),
 )

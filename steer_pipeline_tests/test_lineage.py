@@ -185,12 +185,19 @@ def test_the_content_of_news_and_of_imported_vectors_counts(catalogue, tmp_path)
     imported = {"format": "gguf", "path": str(tmp_path / "vector.gguf")}
     (tmp_path / "vector.gguf").write_bytes(b"one")
     edit(catalogue / "personas" / "sailor.yaml", lambda persona: persona.update(vector=imported))
+    asked = {"foundations": {"intent": {"authority": "less"}, "path": str(tmp_path / "vignettes.jsonl")}}
+    edit(
+        catalogue / "profiles" / "newsroom.yaml", lambda content: content.setdefault("heal", {}).update(asked)
+    )
+    (tmp_path / "vignettes.jsonl").write_text('{"id": "1"}\n')
     with dg.DagsterInstance.ephemeral() as instance:
         seen(instance)
         (inbox / "b.jsonl").write_text('{"text": "Two."}\n')
         assert seen(instance) == {("news_source", None)}
         (inbox / "b.jsonl").write_text('{"text": "Too."}\n')
         assert seen(instance) == {("news_source", None)}
+        (tmp_path / "vignettes.jsonl").write_text('{"id": "2"}\n')
+        assert seen(instance) == {("vignettes", None)}
         (tmp_path / "vector.gguf").write_bytes(b"two")
         assert seen(instance) == {("persona_spec", "sailor")}
 

@@ -26,14 +26,7 @@ def merge_adapters(spec: ModelSpec, home: Path, folder: Path) -> float:
     Raises:
         FinetuneError: the spec has no adapter, or the merged model differs by more than `TOLERANCE`.
     """
-    if not spec.adapter:
-        raise FinetuneError(f"model {spec.path}: has no adapter to merge")
-    forget_models()  # merging changes the base in memory: it must be nobody's
-    loaded = load_model(spec.model_copy(update={"dtype": "float32", "device": "cpu"}), home)
-    hooked = _logits(loaded.module)
-    merged = loaded.module.merge_and_unload(safe_merge=True)
-    forget_models()
-    difference = float((hooked - _logits(merged)).abs().max() / hooked.abs().max().clamp(min=1e-9))
+    merged, difference = _merged(spec, home)
     if not difference <= TOLERANCE:
         raise FinetuneError(
             f"model {spec.path}: merged logits differ by {difference:.2g} of the largest, more than {TOLERANCE:g}; "
@@ -42,6 +35,27 @@ def merge_adapters(spec: ModelSpec, home: Path, folder: Path) -> float:
     merged.save_pretrained(folder)
     load_tokenizer(spec, home).save_pretrained(folder)
     return difference
+
+
+def merged_difference(spec: ModelSpec, home: Path) -> float:
+    """As `merge_adapters`, which writes a model: the largest difference of a logit over the largest logit.
+
+    Raises:
+        FinetuneError: the spec has no adapter.
+    """
+    return _merged(spec, home)[1]
+
+
+def _merged(spec: ModelSpec, home: Path) -> tuple[Any, float]:
+    """The merged model, and how far its logits are from those of base with adapters."""
+    if not spec.adapter:
+        raise FinetuneError(f"model {spec.path}: has no adapter to merge")
+    forget_models()  # merging changes the base in memory: it must be nobody's
+    loaded = load_model(spec.model_copy(update={"dtype": "float32", "device": "cpu"}), home)
+    hooked = _logits(loaded.module)
+    merged = loaded.module.merge_and_unload(safe_merge=True)
+    forget_models()
+    return merged, float((hooked - _logits(merged)).abs().max() / hooked.abs().max().clamp(min=1e-9))
 
 
 def _logits(model: Any) -> Tensor:

@@ -25,6 +25,7 @@ from steer_pipeline.lab.foundations.vignettes import (
     own_vignettes,
     read_vignettes,
     stratified,
+    vignette_file,
 )
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "read_vignettes",
     "readings",
     "stratified",
+    "vignette_file",
 ]

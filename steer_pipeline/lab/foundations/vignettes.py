@@ -47,13 +47,18 @@ class Vignettes:
     left_out: pl.DataFrame
 
 
+def vignette_file(home: Path, path: str | None) -> Path:
+    """The file of a profile, from the project root; without a path the one that comes with the checkout."""
+    return home / path if path else home / "assets_data" / "vignettes" / "ours.jsonl"
+
+
 def own_vignettes(home: Path) -> pl.DataFrame:
     """`VIGNETTE_SCHEMA`: the set that comes with the checkout at `home`.
 
     Raises:
         VignetteError: the file is missing, or a row in it is bad.
     """
-    found = read_vignettes(home / "assets_data" / "vignettes" / "ours.jsonl")
+    found = read_vignettes(vignette_file(home, None))
     if found.left_out.height:
         line, _, reason = found.left_out.row(0)
         raise VignetteError(f"our vignettes, line {line}: {reason}; restore the file from the repository")

@@ -22,6 +22,7 @@ from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.finetune.barrier import barrier_works
 from steer_pipeline.lab.finetune.combining import combine_adapters
 from steer_pipeline.lab.finetune.data import Example, Lesson
+from steer_pipeline.lab.finetune.merging import TOLERANCE, merged_difference
 from steer_pipeline.lab.finetune.recipe import Recipe
 from steer_pipeline.lab.finetune.resumed import MADE, Training, take, take_adapter, train_once
 from steer_pipeline.lab.finetune.training import HISTORY, RECORD
@@ -47,6 +48,10 @@ ADAPTER_SCHEMA, ADAPTER_COLUMNS = described(
     recipe=(pl.String(), "hash of all settings but the seed"),
     selection_nll_first=(pl.Float64(), "nats a token of the watched rows at the first evaluation"),
     selection_nll_last=(pl.Float64(), "the same at the last"),
+    merged_difference=(
+        pl.Float64(),
+        "largest difference of a logit between the hooked and the merged student, over the largest logit, fp32",
+    ),
 )
 
 
@@ -214,7 +219,7 @@ def heal_arm(
     for seed in seeds:
         recipe = recipe_of(config.loss, below.heal_round, seed)
         costs[place(seed)] = _student(arm, seed, recipe, lessons, below, references, folder, work, progress)
-        rows.append(_row(arm, seed, recipe, next(iter(lessons.values())), folder))
+        rows.append(_row(arm, seed, recipe, next(iter(lessons.values())), below, folder))
     adapters = pl.DataFrame(rows, schema=ADAPTER_SCHEMA)
     adapters.write_parquet(folder / ADAPTERS)
     stored = {"arm": arm, "round": below.heal_round, "config": config.model_dump(mode="json")}
@@ -262,8 +267,9 @@ def _student(
     return cost
 
 
-def _row(arm: str, seed: int, recipe: Recipe, lesson: Lesson, folder: Path) -> dict[str, Any]:
+def _row(arm: str, seed: int, recipe: Recipe, lesson: Lesson, below: Below, folder: Path) -> dict[str, Any]:
     name = place(seed)
+    whole = below.model.model_copy(update={"adapter": (*below.model.adapters, str(folder / name))})
     record = json.loads((folder / name / RECORD).read_text())
     settings = recipe.model_copy(update={"seed": 0}).model_dump_json()
     return {
@@ -276,6 +282,7 @@ def _row(arm: str, seed: int, recipe: Recipe, lesson: Lesson, folder: Path) -> d
         "steps": record["numbers"]["steps"],
         "recipe": hashlib.sha256(settings.encode()).hexdigest()[:12],
         **{each: record["numbers"][each] for each in ("selection_nll_first", "selection_nll_last")},
+        "merged_difference": merged_difference(whole, below.home),
     }
 
 
@@ -301,7 +308,8 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def adapter_verdicts(folder: Path, seeds: Sequence[int]) -> list[Verdict]:
-    """Whether an arm has all its students, and whether its barrier did anything (the worst of its seeds)."""
+    """Whether an arm has all its students, whether they can be merged, and whether its barrier did anything (the worst
+    of its seeds)."""
     adapters = pl.read_parquet(folder / ADAPTERS)
     lacking = sorted(set(seeds) - set(adapters["seed"]))
     complete = Verdict(
@@ -310,9 +318,17 @@ def adapter_verdicts(folder: Path, seeds: Sequence[int]) -> list[Verdict]:
         f"no student of seed {', '.join(map(str, lacking))}" if lacking else f"{adapters.height} students",
         {"students": adapters.height, "rows": int(adapters["rows"][0])},
     )
+    apart = float(adapters["merged_difference"].max())  # type: ignore[arg-type]
+    merged = Verdict(
+        "merged_is_hooked",
+        apart <= TOLERANCE,
+        f"merged logits differ by {apart:.1g} of the largest, {TOLERANCE:g} at most is rounding",
+        {"merged_difference": apart},
+        blocking=False,
+    )
     record = json.loads((folder / adapters["folder"][0] / RECORD).read_text())
     kl = Recipe.model_validate(record["recipe"]).kl
     if kl is None or not kl.weight:
-        return [complete, Verdict("barrier_works", True, "this arm has no barrier", blocking=False)]
+        return [complete, merged, Verdict("barrier_works", True, "this arm has no barrier", blocking=False)]
     found = [barrier_works(pl.read_parquet(folder / name / HISTORY), kl) for name in adapters["folder"]]
-    return [complete, min(found, key=lambda verdict: verdict.passed)]
+    return [complete, merged, min(found, key=lambda verdict: verdict.passed)]

@@ -35,6 +35,15 @@ TEXTS, DIVERGENCE, CONFIGS, CHOICES, NOTES = (
     "notes.json",
 )
 ON_POLICY = "on_policy"
+# Said before any number is seen: what success looks like, and which other truth its absence means.
+EXPECTED = (
+    "SHOULD steered move the target up and cost coherence. ELSE its dose is too weak to say anything of healing",
+    "SHOULD nll retain most of that shift at base's coherence. ELSE the filter kept what is not steered, or students "
+    "learned too little (read their watched losses)",
+    "SHOULD on_policy pay fewer nats for the same movement than nll. ELSE what costs is the trait, not the way to it",
+    "SHOULD random_direction and base_text_sft stay at zero. ELSE any training moves the scale, and no arm is evidence",
+    "SHOULD shuffled move less than nll. ELSE students learned words, whatever they were asked",
+)
 DIVERGENCE_SCHEMA, DIVERGENCE_COLUMNS = described(
     arm=(pl.String(), "how the model was changed"),
     n_seeds=(pl.Int64(), "of the arm"),

@@ -187,7 +187,7 @@ def heal_adapter(
     code_version=made_of(
         "1", *PROMPTED, *SCORED, *LEARNED, "heal.sweep.barriers", "heal.evaluation", "heal.foundations"
     ),
-    deps=[*TASK, SCALE, "heal_samples", dg.AssetDep("heal_adapter", partition_mapping=SAME_ARM)],
+    deps=[*TASK, SCALE, "vignettes", "heal_samples", dg.AssetDep("heal_adapter", partition_mapping=SAME_ARM)],
     partitions_def=ARM,
     **BUNDLE,
 )
@@ -232,11 +232,12 @@ def heal_stage_table(
     worst signal, what is retained of the steered shift, verdict. `seeds.parquet`, `signals.parquet`,
     `divergence.parquet` (nats from base), `texts.parquet`. `heal.html` holds the whole report. Runs no model.
     """
-    from steer_pipeline.lab.heal.stage import write_stage
+    from steer_pipeline.lab.heal.stage import EXPECTED, write_stage
     from steer_pipeline.lab.heal.stage_report import write_report
 
     read = reader(context, store)
     with user_errors(), folder("heal_stage_table") as made:
+        context.log.info("\n".join(EXPECTED))
         stage = _stage(read, SHOWN_ARMS)
         write_stage(stage, made)
         write_report(stage, read.seen, made, title="Steer, filter, heal")
@@ -303,6 +304,7 @@ def _round(number: int) -> dg.AssetsDefinition:
             *TASK,
             SCALE,
             "heal_dose",
+            "vignettes",
             "heal_samples",
             "heal_stage_table",
             dg.AssetDep("heal_adapter", partition_mapping=dg.SpecificPartitionsPartitionMapping(LOOPED)),

@@ -58,6 +58,11 @@ ADAPTER = Claims(
     "heal_adapter",
     must("every_seed_is_trained", "There is a student of every seed.", "materialise heal_adapter again"),
     should(
+        "merged_is_hooked",
+        "Folded into the weights in fp32, every student says what base and adapter say.",
+        "export adapters, not merged models, and report this",
+    ),
+    should(
         "barrier_works",
         "Where an arm has a barrier, it fires in some passes and does not outweigh in all of them what is learned.",
         "read the loss curves, then change strength or tau of that arm's barrier",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import polars as pl
 import pytest
 
 from steer_pipeline.campaigns.errors import NoSuchName
@@ -15,7 +16,7 @@ from steer_pipeline.catalogue.healing import swept_places
 from steer_pipeline.lab.finetune.resumed import WEIGHTS
 from steer_pipeline.lab.heal import rounds, stage
 from steer_pipeline.lab.heal.dosing import read_samples
-from steer_pipeline.lab.heal.healing import place
+from steer_pipeline.lab.heal.healing import ADAPTERS, adapter_verdicts, place
 from steer_pipeline.lab.heal.keeping import read_keep_set
 from steer_pipeline.partitions import HEAL, SWEPT
 from steer_pipeline_tests.stages.heal.project import opened, profile
@@ -92,6 +93,18 @@ def test_every_arm_stands_beside_base_and_the_best_one_goes_round(healed):
     assert all(state.cosine > 0.5 for state in states)
     assert (project.folder(ROUNDS[1]) / "student" / place(1) / WEIGHTS).is_file()
     assert (project.folder(TRAJECTORY) / "rounds.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_student_that_does_not_merge_is_told(healed, tmp_path):
+    folder = healed[0].folder(ADAPTER, "nll")
+    assert {one.claim: one.passed for one in adapter_verdicts(folder, [])}["merged_is_hooked"]
+    shutil.copytree(folder, tmp_path / "other")
+    told = pl.read_parquet(folder / ADAPTERS).with_columns(merged_difference=pl.lit(0.1))
+    told.write_parquet(tmp_path / "other" / ADAPTERS)
+    found = {one.claim: one for one in adapter_verdicts(tmp_path / "other", [])}["merged_is_hooked"]
+    assert not found.passed
+    assert "0.1 of the largest" in found.message
 
 
 @pytest.mark.slow
