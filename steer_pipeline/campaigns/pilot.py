@@ -27,12 +27,8 @@ BAND = ("random_band",)
 RELEASE = "rewrite_release"
 VARIANT_CHAIN = ("rewrite_pack", "keep_set", RELEASE)
 REPORTS = ("rewrite_comparison", "vector_eval_report")
-TOLD = (
-    "summary",
-    "costs",
-    "combined",
-    "band",
-)  # tables of the comparison, in the object that the command prints
+# Tables of the comparison, in the object that the command prints.
+TOLD = ("summary", "costs", "combined", "band", "off_target", "control_shifts")
 REFERENCES = ("base", "base_resample", "random_direction")  # no difference is shown without them
 
 
@@ -97,8 +93,11 @@ class Pilot(Campaign):
     def tables(self) -> dict[str, pl.DataFrame]:
         """What the comparison says of the variants that this pass was asked for."""
         folder = self.store.current(REPORTS[0], None).path
-        asked = pl.col("variant").is_in(list(self.variants))
-        return {name: pl.read_parquet(folder / f"{name}.parquet").filter(asked) for name in TOLD}
+        tables = {name: pl.read_parquet(folder / f"{name}.parquet") for name in TOLD}
+        return {
+            name: rows.filter(pl.col(rows.columns[0]).is_in(list(self.variants)))
+            for name, rows in tables.items()
+        }
 
     def diagnosed(self) -> str:
         """What the model does at its job, what to expect of time, and what to look at, in a few lines."""
@@ -176,7 +175,8 @@ def make_pilot(
     Raises:
         NoSuchName: a name of `only` is not in the catalogue.
     """
-    from steer_pipeline.lab.rewrites.headline import moved_controls, pilot_numbers
+    from steer_pipeline.lab.controls import moved_controls
+    from steer_pipeline.lab.rewrites.headline import pilot_numbers
 
     catalogue = settings()
     broken = catalogue.broken_variants
@@ -194,4 +194,4 @@ def make_pilot(
         return Result(problems=[*problems, str(error)])
     if tables is None:
         return Result(problems=problems)
-    return Result(pilot_numbers(**tables), problems + moved_controls(tables["summary"]))
+    return Result(pilot_numbers(**tables), problems + moved_controls(tables["control_shifts"]))

@@ -128,15 +128,19 @@ def coherence(costs: pl.DataFrame, base: pl.DataFrame, spec: CoherenceSpec, *, s
     """
     if costs.height != base.height:
         raise ValueError(f"{costs.height} rows against {base.height} of base; pair them by row_id first")
-    found = {}
-    for name, limit in limits(spec).items():
-        both = pl.DataFrame({"own": costs[name], "base": base[name]}).drop_nulls()
-        difference = None
-        if both.height:
-            values = (both["own"] - both["base"]).to_numpy()[:, None]
-            difference = mean_intervals(values, seed=seed)[0]
-        found[name] = Cost(name, _mean(costs[name]), _mean(base[name]), difference, limit)
-    return found
+    return {
+        name: paired_cost(name, costs[name], base[name], limit, seed=seed)
+        for name, limit in limits(spec).items()
+    }
+
+
+def paired_cost(name: str, own: pl.Series, base: pl.Series, limit: float | None, *, seed: int) -> Cost:
+    """One cost against base, from values of the same rows in the same order: the rule of sweeps, reports and gates."""
+    both = pl.DataFrame({"own": own, "base": base}).drop_nulls()
+    difference = None
+    if both.height:
+        difference = mean_intervals((both["own"] - both["base"]).to_numpy()[:, None], seed=seed)[0]
+    return Cost(name, _mean(own), _mean(base), difference, limit)
 
 
 def _mean(values: pl.Series) -> float | None:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from steer_pipeline.lab.controls import moved_controls
 from steer_pipeline.lab.rewrites.comparison import compare_variants
-from steer_pipeline.lab.rewrites.headline import missed_targets, moved_controls, pilot_numbers
+from steer_pipeline.lab.rewrites.headline import missed_targets, pilot_numbers
 from steer_pipeline_tests.lab.rewrites.compared_packs import ROLES
 from steer_pipeline_tests.lab.rewrites.packs import pack, resample
 
@@ -18,9 +19,13 @@ class Hidden:
         return np.array([1.0 if "hides" in text else 0.0 for text in texts])
 
 
-def summary_of(**packs):
+def tables_of(**packs):
     facts = {row: ["Northport"] for row in packs["base"]["row_id"][:3]}
-    return compare_variants(packs, facts, {"paranoid": {"lexicon": Hidden()}}, ROLES, 3).summary
+    return compare_variants(packs, facts, {"paranoid": {"lexicon": Hidden()}}, ROLES, 3)
+
+
+def summary_of(**packs):
+    return tables_of(**packs).summary
 
 
 def test_the_object_has_every_variant_with_its_numbers():
@@ -48,21 +53,26 @@ def test_the_object_has_every_variant_with_its_numbers():
 
 
 def test_controls_that_hold_still_are_not_mentioned_and_prompted_arms_may_move():
-    summary = summary_of(
+    tables = tables_of(
         base=pack("base"),
         base_resample=resample(),
         random_direction=pack("random_direction"),
         prompted_paranoid=pack("prompted_paranoid", tail=VOICE),
     )
-    assert moved_controls(summary) == []
+    assert moved_controls(tables.control_shifts) == []
 
 
 def test_a_control_that_moves_is_called_out():
-    summary = summary_of(
+    tables = tables_of(
         base=pack("base"), base_resample=resample(), random_direction=pack("random_direction", tail=VOICE)
     )
-    (sentence,) = moved_controls(summary)
-    assert sentence.startswith("control random_direction moves paranoid by +1.000 [+1.000, +1.000]")
+    (sentence,) = moved_controls(tables.control_shifts)
+    assert sentence.startswith(
+        "random_direction moves trait_paranoid_lexicon by +1.000 [+1.000, +1.000], beyond"
+    )
+    told = pilot_numbers(tables.summary, control_shifts=tables.control_shifts)
+    assert told["random_direction"]["control"] == {"paranoid_lexicon": "moved"}
+    assert told["base_resample"]["control"] == {"paranoid_lexicon": "nothing"}
 
 
 def test_targets_are_missed_without_a_shift_and_with_one_of_the_wrong_sign():
