@@ -14,7 +14,7 @@ import polars as pl
 from steer_pipeline.catalogue.specs import CoherenceSpec
 from steer_pipeline.lab.quality.loops import find_loop
 from steer_pipeline.lab.quality.text import words
-from steer_pipeline.lab.stats import Interval, mean_intervals
+from steer_pipeline.lab.stats import Interval, mean_interval
 
 # Cost -> what one row's value is. A positive difference to base is a loss; of two-sided costs either sign is.
 COSTS = {
@@ -117,7 +117,7 @@ def text_costs(
     )
 
 
-def coherence(costs: pl.DataFrame, base: pl.DataFrame, spec: CoherenceSpec, *, seed: int) -> dict[str, Cost]:
+def coherence(costs: pl.DataFrame, base: pl.DataFrame, spec: CoherenceSpec) -> dict[str, Cost]:
     """Every cost of a variant against base.
 
     Args:
@@ -133,8 +133,8 @@ def coherence(costs: pl.DataFrame, base: pl.DataFrame, spec: CoherenceSpec, *, s
         both = pl.DataFrame({"own": costs[name], "base": base[name]}).drop_nulls()
         difference = None
         if both.height:
-            values = (both["own"] - both["base"]).to_numpy()[:, None]
-            difference = mean_intervals(values, seed=seed)[0]
+            values = (both["own"] - both["base"]).to_numpy()
+            difference = mean_interval(values)
         found[name] = Cost(name, _mean(costs[name]), _mean(base[name]), difference, limit)
     return found
 
