@@ -14,8 +14,9 @@ import polars as pl
 
 from steer_pipeline.lab.arms import LEARNED, PROMPTED, RANDOM, TRAINED, VANILLA, Arm
 from steer_pipeline.lab.behaviour import figures
-from steer_pipeline.lab.behaviour.schema import DOWN, UP, BehaviourTables
+from steer_pipeline.lab.behaviour.schema import DOWN, SUMMARY_SCHEMA, UP, BehaviourTables
 from steer_pipeline.lab.behaviour.table import MIN_EFFECT, arms_table
+from steer_pipeline.lab.columns import completed
 from steer_pipeline.lab.report.document import (
     Block,
     Bullets,
@@ -88,9 +89,11 @@ def _write(folder: Path, drawn: Mapping[str, bytes], blocks: Sequence[Block]) ->
 
 def read_tables(folder: Path) -> BehaviourTables:
     """What `write_behaviour` wrote."""
-    return BehaviourTables(
-        **{table.name: pl.read_parquet(folder / f"{table.name}.parquet") for table in fields(BehaviourTables)}
-    )
+    frames = {
+        table.name: pl.read_parquet(folder / f"{table.name}.parquet") for table in fields(BehaviourTables)
+    }
+    frames["summary"] = completed(frames["summary"], SUMMARY_SCHEMA)
+    return BehaviourTables(**frames)
 
 
 def headline_rows(arms: pl.DataFrame) -> pl.DataFrame:
@@ -185,7 +188,7 @@ def _opening(tables: BehaviourTables) -> str:
 
 def _arms(own: pl.DataFrame) -> Table:
     judged = bool(own["judge_scored"].sum())
-    columns = ["arm", "score", "to vanilla", "p (Holm)", "verdict", "trait gap closed", "truth"]
+    columns = ["arm", "score", "to vanilla", "detectable", "p (Holm)", "verdict", "trait gap closed", "truth"]
     columns += ["judge", "judge refusals, invalid, missing"] if judged else []
     rows = []
     for row in own.iter_rows(named=True):
@@ -193,6 +196,7 @@ def _arms(own: pl.DataFrame) -> Table:
             row["arm_name"],
             _with_interval(row, "score"),
             _with_interval(row, "difference"),
+            _text(row["detectable"]),
             _text(row["p_holm"]),
             row["verdict"] or "–",
             _with_interval(row, "trait_gap_closed", "trait_gap"),

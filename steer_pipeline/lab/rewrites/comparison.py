@@ -33,11 +33,12 @@ from steer_pipeline.lab.rewrites.off_target import OFF_TARGET_SCHEMA
 from steer_pipeline.lab.rewrites.steerability import AIM_SCHEMA
 from steer_pipeline.lab.stats import (
     Interval,
+    detectable,
     holm,
     mean_interval,
     mean_intervals,
+    mean_tests,
     sign_flip_test,
-    sign_flip_tests,
 )
 
 RANDOM_TERM = "random:"  # of the name of a term whose direction was drawn
@@ -66,6 +67,7 @@ SUMMARY_SCHEMA = {
     "difference": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
+    "detectable": pl.Float64,
     "simultaneous": pl.Boolean,
     "p": pl.Float64,
     "p_holm": pl.Float64,
@@ -88,9 +90,9 @@ class ComparisonTables:
             pack does not say),
             trait_<persona>_<scale>, and hits_<persona>_positive, hits_<persona>_negative (marker counts).
         summary: one row a variant and metric (`SUMMARY_SCHEMA`): mean; paired difference to the reference
-            (base; for likeness base_resample) with a 95% interval, sign-flip p, and p after Holm over all
-            variants and metrics but the controls; the controls' own differences beside it. Trait differences
-            of controls have the intervals of `control_shifts`.
+            (base; for likeness base_resample) with a 95% interval, the smallest difference that would be found
+            with 80% power, p of the mean, and p after Holm over all variants and metrics but the controls; the
+            controls' own differences beside it. Trait differences of controls have the intervals of `control_shifts`.
         control_shifts: what controls do to every trait on every scale, judged together (`controls.CONTROL_SCHEMA`).
             A control of several random directions stands on these, not on its rows: it speaks of random directions.
         distances: one row a variant: is it further from base than the resample is? One-sided paired test of
@@ -336,6 +338,7 @@ class _Test:
     """A paired difference to a reference; `p_holm` is None of controls."""
 
     interval: Interval
+    detectable: float
     p: float
     p_holm: float | None
 
@@ -347,7 +350,7 @@ _Pair = tuple[str, str, str]
 def _paired_tests(
     values: Mapping[str, np.ndarray], order: Sequence[str], controls: Sequence[str], seed: int
 ) -> dict[_Pair, _Test]:
-    """Each variant against its reference in each metric; all are resampled alike, `values` as `_wide` gives them."""
+    """Each variant against its reference in each metric, `values` as `_wide` gives them."""
     keys: list[_Pair] = []
     columns: list[np.ndarray] = []
     for metric, wide in values.items():
@@ -357,13 +360,14 @@ def _paired_tests(
                 columns.append(wide[:, place] - wide[:, order.index(reference)])
     differences = np.column_stack(columns)
     differences[~np.isfinite(differences)] = np.nan
-    intervals = mean_intervals(differences, seed=seed)
-    ps = dict(zip(keys, sign_flip_tests(differences, seed=seed).tolist(), strict=True))
+    intervals = mean_intervals(differences)
+    found = detectable(differences).tolist()
+    ps = dict(zip(keys, mean_tests(differences).tolist(), strict=True))
     tested = [key for key in keys if key[0] not in controls]
     adjusted = dict(zip(tested, holm([ps[key] for key in tested]).tolist(), strict=True))
     return {
-        key: _Test(interval, ps[key], adjusted.get(key))
-        for key, interval in zip(keys, intervals, strict=True)
+        key: _Test(interval, size, ps[key], adjusted.get(key))
+        for key, interval, size in zip(keys, intervals, found, strict=True)
     }
 
 
@@ -391,6 +395,7 @@ def _against_reference(
     interval = families.get((variant, metric), test.interval)
     row: dict[str, Any] = {"n": test.interval.n, "reference": reference, "difference": interval.estimate}
     row |= {"low": interval.low, "high": interval.high, "p": test.p, "p_holm": test.p_holm}
+    row["detectable"] = test.detectable
     row["simultaneous"] = (variant, metric) in families
     for name, control in (("resample", RESAMPLE), ("random", RANDOM)):
         beside = families.get((control, metric))
@@ -476,7 +481,7 @@ def directions_of(pack: pl.DataFrame, row_ids: Sequence[str]) -> list[str]:
 
 
 def _distance_test(own: np.ndarray, other: np.ndarray, seed: int) -> dict[str, float | int]:
-    interval = mean_interval(own - other, seed=seed)
+    interval = mean_interval(own - other)
     return {
         "n": interval.n,
         "distance": float(own.mean()),

@@ -64,8 +64,8 @@ def with_evidence(
     matrix, movement = side_effects(scored, BASE, band["variant"].unique(), aims, seed=seed)
     filled = replace(
         tables,
-        costs=cost_table(rows, BASE, sources.limits, seed=seed),
-        combined=combined_table(rows, BASE, aims, prompted, seed=seed),
+        costs=cost_table(rows, BASE, sources.limits),
+        combined=combined_table(rows, BASE, aims, prompted),
         matrix=matrix,
         aims=movement,
         band=band_table(rows, _with_traits(band, sources.scorers), BASE, aims),

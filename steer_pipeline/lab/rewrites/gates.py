@@ -51,7 +51,7 @@ def judge(
         _lacking(SAME, "base") if base is None else made_as_base(pack, base),
         _lacking(SUSPECTS, "base")
         if base is None and relative
-        else suspect_rate(pack, suspects, limits, reworded, base_suspects, seed=seed),
+        else suspect_rate(pack, suspects, limits, reworded, base_suspects),
         _lacking(CHANGED, "base or base_resample", blocking=role == "steered")
         if base is None or resample is None
         else changed(pack, base, resample, role=role, level=limits.alpha, seed=seed),
@@ -145,8 +145,6 @@ def suspect_rate(
     limits: GateSpec,
     reworded: int,
     base_suspects: Mapping[str, bool] | None = None,
-    *,
-    seed: int = 0,
 ) -> Verdict:
     """`suspects[i]` holds the names of the rules that row i trips.
 
@@ -168,7 +166,7 @@ def suspect_rate(
     per_rule = ", ".join(f"{rule} {count}" for rule, count in counts.most_common())
     passed = pack.height > 0 and (limits.max_suspect_rate is None or rate <= limits.max_suspect_rate)
     message = f"{rate:.2%} of {pack.height} rows are suspect{_limit(limits.max_suspect_rate)}"
-    extra = _extra_suspects(pack, set(flagged), base_suspects, limits.max_extra_suspects, seed)
+    extra = _extra_suspects(pack, set(flagged), base_suspects, limits.max_extra_suspects)
     if extra is not None and extra.difference is not None and extra.limit is not None:
         passed &= extra.within
         message += f", {_told(extra, extra.difference)}"
@@ -202,7 +200,6 @@ def _extra_suspects(
     flagged: set[int],
     base_suspects: Mapping[str, bool] | None,
     limit: float | None,
-    seed: int,
 ) -> Cost | None:
     """Suspects as a cost against base, on the rows that both have; None where there are none."""
     if base_suspects is None or "row_id" not in pack.columns:
@@ -215,7 +212,7 @@ def _extra_suspects(
     if not pairs:
         return None
     own, base = (pl.Series(values, dtype=pl.Float64) for values in zip(*pairs, strict=True))
-    return paired_cost("suspects", own, base, limit, seed=seed)
+    return paired_cost("suspects", own, base, limit)
 
 
 def _told(extra: Cost, difference: Interval) -> str:

@@ -17,11 +17,11 @@ from safetensors.numpy import load_file
 
 from steer_pipeline.catalogue.specs import CoherenceSpec, VariantSpec
 from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP
-from steer_pipeline.lab.columns import described
+from steer_pipeline.lab.columns import completed, described
 from steer_pipeline.lab.quality.coherence import coherence, text_costs
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.rewrites.comparison import BASE, NEEDED
-from steer_pipeline.lab.stats import crossed_intervals, holm, sign_flip_tests
+from steer_pipeline.lab.stats import crossed_intervals, holm, mean_interval, mean_tests, minimum_detectable
 from steer_pipeline.lab.students.arm_comparison import ARM_EFFECT_SCHEMA, compare_arms
 from steer_pipeline.lab.students.arms import Arms
 from steer_pipeline.lab.students.cells import cells, is_effect, metrics_of, persona_of
@@ -54,7 +54,8 @@ SUMMARY_SCHEMA, SUMMARY_COLUMNS = described(
     difference=(pl.Float64(), "student minus base's student, paired by news item and seed"),
     low=(pl.Float64(), "95% interval over news and seeds, simultaneous over variants"),
     high=(pl.Float64(), "its upper end"),
-    p=(pl.Float64(), "sign-flip test over news, seeds averaged"),
+    detectable=(pl.Float64(), "smallest difference that would be found with 80% power, from the spread seen"),
+    p=(pl.Float64(), "test of the mean over news, seeds averaged"),
     p_holm=(pl.Float64(), "the same after Holm over variants"),
     band=(pl.Float64(), "largest absolute difference of a control's student at this rank"),
     teacher=(pl.Float64(), "the same difference between the packs that were learned"),
@@ -109,7 +110,7 @@ ALIGNMENT_SCHEMA, ALIGNMENT_COLUMNS = described(
     n_clean=(pl.Int64(), "clean students, of all ranks and seeds"),
     wanted=(pl.String(), "which way the variant moves this trait: up or down"),
 )
-MIN_TEACHER = 3.0  # standard errors; a smaller difference of packs is nothing to take a share of
+TEACHER_LEVEL = 0.997  # of the interval of a difference of packs; one with zero is nothing to take a share of
 Direction = Literal["up", "down"]
 
 
@@ -224,7 +225,7 @@ def compare_students(
         rows=rows,
         summary=summary,
         seeds=_seeds(rows, shown),
-        coherence=_coherence(rows, shown, spec, seed),
+        coherence=_coherence(rows, shown, spec),
         readouts=pl.DataFrame([_readout_row(*one) for one in readouts.items()], schema=READOUT_SCHEMA),
         students=students,
         curves=pl.concat([one.curves for one in stored.values()]),
@@ -416,7 +417,7 @@ def judge_family(
         return {}
     differences, values, names = differences[complete], values[complete], list(roles)[1:]
     intervals = crossed_intervals(differences, seed=seed, n_boot=n_boot)
-    ps = sign_flip_tests(differences.mean(axis=1), seed=seed, n=n_boot)
+    ps = mean_tests(differences.mean(axis=1))
     controls = [
         abs(one.estimate) for name, one in zip(names, intervals, strict=True) if roles[name] == "control"
     ]
@@ -433,6 +434,7 @@ def judge_family(
             "difference": one.estimate,
             "low": one.low,
             "high": one.high,
+            "detectable": minimum_detectable(differences[:, :, place]),
             "p": float(p),
             "p_holm": float(adjusted),
             "band": band,
@@ -454,10 +456,9 @@ def _of_teacher(pack: pl.DataFrame, variant: str, metric: str, difference: float
     if both.is_empty():
         return {}
     differences = (both["own"] - both["base"]).to_numpy()
-    teacher, error = float(differences.mean()), float(differences.std() / np.sqrt(len(differences)))
-    clear = is_effect(metric) and teacher != 0 and abs(teacher) >= MIN_TEACHER * error
-    share = difference / teacher if clear else None
-    return {"teacher": teacher, "share": share}
+    teacher = mean_interval(differences, level=TEACHER_LEVEL)
+    clear = is_effect(metric) and not teacher.includes_zero
+    return {"teacher": teacher.estimate, "share": difference / teacher.estimate if clear else None}
 
 
 def _seeds(rows: pl.DataFrame, shown: pl.DataFrame) -> pl.DataFrame:
@@ -480,7 +481,7 @@ def _seeds(rows: pl.DataFrame, shown: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(table).cast(SEED_SCHEMA)
 
 
-def _coherence(rows: pl.DataFrame, shown: pl.DataFrame, spec: CoherenceSpec, seed: int) -> pl.DataFrame:
+def _coherence(rows: pl.DataFrame, shown: pl.DataFrame, spec: CoherenceSpec) -> pl.DataFrame:
     """Costs of every student against the model without one, on the same news, seeds averaged."""
     measured = _costs(rows)
     costs, names = rows.hstack(measured), measured.columns
@@ -488,7 +489,7 @@ def _coherence(rows: pl.DataFrame, shown: pl.DataFrame, spec: CoherenceSpec, see
     table: list[dict[str, Any]] = []
     for variant, rank in shown.select("variant", "rank").unique(maintain_order=True).iter_rows():
         own = costs.filter(variant=variant, rank=rank).group_by("row_id").agg(pl.col(names).mean())
-        for cost in coherence(own.sort("row_id").select(names), itself, spec, seed=seed).values():
+        for cost in coherence(own.sort("row_id").select(names), itself, spec).values():
             difference = cost.difference
             table.append(
                 {"variant": variant, "rank": rank, "cost": cost.name, "mean": cost.mean, "itself": cost.base}
@@ -635,4 +636,6 @@ def read_tables(folder: Path) -> StudentTables:
         for table in fields(StudentTables)
         if table.name != "left_out"
     }
+    frames["summary"] = completed(frames["summary"], SUMMARY_SCHEMA)
+    frames["arms"] = completed(frames["arms"], ARM_EFFECT_SCHEMA)
     return StudentTables(**frames, left_out=json.loads((folder / "left_out.json").read_text()))

@@ -231,7 +231,7 @@ def _opening(tables: StudentTables) -> str:
         f"variant under the neutral prompt, {first['epochs']:g} times over. All write on the same {news} news that "
         "nobody learned, with the packs' decoding and the same random numbers, and each is held against the student "
         "of base of its rank and seed. An effect is claimed where the interval over news and seeds, simultaneous "
-        "over variants, leaves out zero, Holm's p of the sign-flip test is below 0.05, and the shift is larger than "
+        "over variants, leaves out zero, Holm's p is below 0.05, and the shift is larger than "
         "that of any control's student of this rank. The unsteered model writes the reference whose NLL is given."
     )
 
@@ -277,6 +277,7 @@ _EFFECTS = _named(
         Column("base's student", "control", number(signed=True)),
         Column("itself", "itself", number(signed=True)),
         _DIFFERENCE,
+        Column("detectable", "detectable", number()),
         Column("p (Holm)", "p_holm", p_value),
         Column("controls within", "band", number()),
         Column("teacher", "teacher", number(signed=True)),
@@ -294,6 +295,7 @@ _COSTS = _named(
         Column("base's student", "control", number()),
         Column("itself", "itself", number()),
         _DIFFERENCE,
+        Column("detectable", "detectable", number()),
         Column("p (Holm)", "p_holm", p_value),
     ],
     SUMMARY_COLUMNS,
@@ -361,6 +363,7 @@ _ARMS = _named(
             estimate(),
             "Paired by news item and seed; 95% over both.",
         ),
+        Column("detectable", "detectable", number()),
         Column("p (Holm)", "p_holm", p_value),
         Column("plain students", "plain", number(signed=True)),
         Column("share", "share", share),

@@ -130,7 +130,7 @@ def judge_scores(
 @dg.asset(
     deps=["rollouts", "minilm_scores", "judge_scores", "vector_comparison"],
     # 2: the share of the trait gap is called trait_gap_closed; behaviour.html
-    code_version=made_of("2", "rollouts.sampling.seed"),
+    code_version=made_of("3", "rollouts.sampling.seed"),
     **cpu("behaviour", kinds={"polars", "markdown"}, io_manager_key="bundle_io"),
 )
 def behaviour_table(

@@ -121,7 +121,7 @@ def persona_vector(
 @dg.asset(
     deps=["model_weights", "tokenizer", "chat_template", "news_facts"],
     code_version=made_of(
-        "2",
+        "3",
         *MODEL,
         "model.chat_template",
         "dose",

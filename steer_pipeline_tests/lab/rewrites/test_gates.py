@@ -149,11 +149,11 @@ def test_the_gate_judges_suspects_beyond_base_s_as_costs_are_judged(source):
     of_base = dict.fromkeys(pack()["row_id"], False)
     for rows in range(0, 24, 2):
         variant = spoilt("paranoid", rows, VOICE)
-        verdict = gates.suspect_rate(variant, source.suspects(variant), limits, 0, of_base, seed=3)
+        verdict = gates.suspect_rate(variant, source.suspects(variant), limits, 0, of_base)
         own, base = pl.Series([float(i < rows) for i in range(24)]), pl.Series([0.0] * 24)
-        assert verdict.passed == paired_cost("suspects", own, base, 0.05, seed=3).within
+        assert verdict.passed == paired_cost("suspects", own, base, 0.05).within
     few = spoilt("paranoid", 2, VOICE)
-    told = gates.suspect_rate(few, source.suspects(few), limits, 0, of_base, seed=3)
+    told = gates.suspect_rate(few, source.suspects(few), limits, 0, of_base)
     assert told.passed
     assert "is not excluded by 24 rows" in told.message
 

@@ -64,7 +64,9 @@ def how_to_read(tables: ComparisonTables) -> list[Block]:
                 "lies beyond a margin; an effect counts where its interval leaves zero out and its shift lies beyond "
                 "every direction of the random band and their spread.",
                 "Every difference is paired: the same news item in both variants, matched by row id. Intervals are "
-                "bootstrap intervals over news items at 95%; p values flip the signs of the paired differences. "
+                "over news items, at 95%; p tests that the mean difference is zero, by the same rule: p is below 0.05 "
+                "where the interval leaves zero out. What no row shows has an interval too: nothing in 50 rows "
+                "leaves room for a few in 100. "
                 "`Holm` corrects for all variants and metrics tested here, controls aside.",
                 *([LEXICON] if figures.personas_with_markers(tables) else []),
                 "The MiniLM score is 2p - 1 of a classifier of sentence embeddings; how well it separates texts that "
