@@ -67,7 +67,10 @@ class Pilot(Campaign):
             self.bring_up(VARIANT_CHAIN, variant, stop=False)
         if any(spec.terms for spec in able.values()):
             self.bring_up(BAND, None, stop=False)
-        return self.tables() if self.bring_up(REPORTS, None, stop=False) else None
+        if not self.bring_up(REPORTS, None, stop=False):
+            return None
+        self.problems += self.moved_controls(REPORTS[0])
+        return self.tables()
 
     def places(self) -> list[Place]:
         return [
@@ -175,7 +178,6 @@ def make_pilot(
     Raises:
         NoSuchName: a name of `only` is not in the catalogue.
     """
-    from steer_pipeline.lab.controls import moved_controls
     from steer_pipeline.lab.rewrites.headline import pilot_numbers
 
     catalogue = settings()
@@ -194,4 +196,4 @@ def make_pilot(
         return Result(problems=[*problems, str(error)])
     if tables is None:
         return Result(problems=problems)
-    return Result(pilot_numbers(**tables), problems + moved_controls(tables["control_shifts"]))
+    return Result(pilot_numbers(**tables), problems)

@@ -10,8 +10,10 @@ these rows cannot tell. The margin is `MAX_CONTROL_SHIFT` of the standard deviat
 the spread of random directions where the control is made of several, whichever is larger.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from steer_pipeline.lab.stats.power import minimum_detectable
 from steer_pipeline.lab.verdict import Verdict
 
 ROUNDING = 1e-9
+STORED = "control_shifts.parquet"
 ALPHA = 0.05  # over all controls and metrics of a run together; of an effect against the spread of the band
 MOVED, NOTHING, OPEN = STATES = ("moved", "nothing", "open")
 CONTROL_SCHEMA, CONTROL_COLUMNS = described(
@@ -52,15 +55,18 @@ class Controls:
 
     Attributes:
         names: (control, part, metric) of each column.
-        differences: float64 [units, seeds, columns], control less reference; units are rows, or random directions.
+        differences: float64 [units, seeds, columns], control less reference; units are rows.
         noise: float64 [columns]: standard deviation of one row's difference between two samplings of the same model.
-        directions: whether units are random directions, whose spread is then part of the margin.
+        directions: axis on which random directions stand in the place of rows (0) or seeds (1), whose spread is then
+            part of the margin; None: there is one direction, or none.
+        floor: least margin, where a stage has one of its own.
     """
 
     names: Sequence[tuple[str, str, str]]
     differences: np.ndarray
     noise: np.ndarray
-    directions: bool = False
+    directions: int | None = None
+    floor: float = 0.0
 
     def column(self, place: int) -> "Controls":
         at = slice(place, place + 1)
@@ -97,21 +103,34 @@ def _block_rows(block: Controls, share: float, seed: int, n_boot: int) -> Iterat
         zip(block.names, scale, shifts, strict=True)
     ):
         cells, low, high = whole[:, :, place], one.low * unit, one.high * unit
-        margin = _margin(cells, float(block.noise[place]), block.directions)
+        margin = max(_margin(cells, float(block.noise[place]), block.directions), block.floor)
         least = minimum_detectable(cells, level=level)
         yield (
             {"control": control, "part": part, "metric": metric, "n": len(cells)}
-            | {"unit": "directions" if block.directions else "rows", "difference": one.estimate * unit}
+            | {"unit": "directions" if block.directions == 0 else "rows", "difference": one.estimate * unit}
             | {"low": low, "high": high, "margin": margin}
             | {"detectable": margin + least if np.isfinite(least) else None}
             | {"state": _state(low, high, margin)}
         )
 
 
-def _margin(cells: np.ndarray, noise: float, directions: bool) -> float:
-    means = cells.mean(axis=1)
-    spread = float(means.std(ddof=1)) if directions and len(means) > 1 else 0.0
+def row_noise(cells: np.ndarray) -> np.ndarray:
+    """Standard deviation over rows of differences [rows, seeds, columns], seeds pooled: float64 [columns]."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a column without values has no noise
+        return np.nan_to_num(np.sqrt(np.nanmean(np.nanvar(cells, axis=0), axis=0)))
+
+
+def _margin(cells: np.ndarray, noise: float, directions: int | None) -> float:
+    means = None if directions is None else cells.mean(axis=1 - directions)
+    spread = 0.0 if means is None or len(means) < 2 else float(means.std(ddof=1))
     return max(MAX_CONTROL_SHIFT * noise, spread, ROUNDING)
+
+
+def read_controls(folder: Path) -> pl.DataFrame:
+    """The table of a stored folder; empty where the folder is older than the rule, so that its claim does not hold."""
+    path = folder / STORED
+    return pl.read_parquet(path) if path.is_file() else pl.DataFrame(schema=CONTROL_SCHEMA)
 
 
 def _state(low: float, high: float, margin: float) -> str:

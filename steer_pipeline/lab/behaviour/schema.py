@@ -130,6 +130,8 @@ class BehaviourTables:
         agreement: one row a persona and pair of scales.
         judged: one row a persona and arm: answers scored, refusal, invalid, missing, not_asked.
         scorers: one row a persona: the MiniLM scorer's report.
+        control_shifts: random directions of all personas on every trait metric, judged together
+            (`controls.CONTROL_SCHEMA`).
     """
 
     rows: pl.DataFrame
@@ -137,6 +139,7 @@ class BehaviourTables:
     agreement: pl.DataFrame
     judged: pl.DataFrame
     scorers: pl.DataFrame = field(default_factory=pl.DataFrame)
+    control_shifts: pl.DataFrame = field(default_factory=pl.DataFrame)
 
     @property
     def personas(self) -> list[str]:

@@ -32,6 +32,7 @@ from steer_pipeline.lab.behaviour.schema import (
     TableError,
 )
 from steer_pipeline.lab.behaviour.scoring import REPORT_COLUMNS
+from steer_pipeline.lab.controls import Controls, judge_controls, row_noise
 from steer_pipeline.lab.evaluation.judgement import NOT_ASKED, SCORED
 from steer_pipeline.lab.stats import (
     bootstrap_means,
@@ -67,7 +68,39 @@ def make_tables(
         ]
     )
     scorers = pl.concat([one.minilm.select("persona", *REPORT_COLUMNS).head(1) for one in stored.values()])
-    return BehaviourTables(rows, summary, agreement(rows, seed), judge_counts(rows), scorers)
+    controls = random_shifts(rows, seed=seed, n_boot=n_boot)
+    return BehaviourTables(rows, summary, agreement(rows, seed), judge_counts(rows), scorers, controls)
+
+
+def random_shifts(rows: pl.DataFrame, *, seed: int, n_boot: int = 10_000) -> pl.DataFrame:
+    """`CONTROL_SCHEMA`: what random directions do to each trait metric of each persona, over all of them together.
+
+    Questions and directions both count: what a few directions happen to do is no property of random directions. A
+    mean shift below `MIN_EFFECT` is none.
+
+    Args:
+        rows: as `joined` gives them, of all personas.
+    """
+    blocks = []
+    for (persona,), own in rows.group_by("persona", maintain_order=True):
+        for metric in TRAIT_METRICS:
+            cells = _to_vanilla(own, metric)
+            if cells is not None:
+                names = [(RANDOM, str(persona), metric)]
+                several = 1 if cells.shape[1] > 1 else None
+                blocks.append(Controls(names, cells, row_noise(cells), several, MIN_EFFECT))
+    return judge_controls(blocks, seed=seed, n_boot=n_boot)
+
+
+def _to_vanilla(rows: pl.DataFrame, metric: str) -> np.ndarray | None:
+    """Random arms less vanilla, samples averaged: float64 [questions, directions, 1]; None where there are none."""
+    own = rows.filter(pl.col("arm").is_in([VANILLA, RANDOM])).drop_nulls(metric)
+    wide = own.pivot(on="arm_name", index="question_index", values=metric, aggregate_function="mean")
+    drawn = [name for name in wide.columns if name not in ("question_index", VANILLA)]
+    if VANILLA not in wide.columns or not drawn:
+        return None
+    differences = wide.select((pl.col(name) - pl.col(VANILLA)).alias(name) for name in drawn)
+    return differences.cast(pl.Float64).fill_null(float("nan")).to_numpy()[:, :, None]
 
 
 def gather(

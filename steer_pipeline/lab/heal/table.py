@@ -16,6 +16,7 @@ import polars as pl
 from scipy.stats import t
 
 from steer_pipeline.lab.columns import described
+from steer_pipeline.lab.controls import STORED, Controls, judge_controls, read_controls, row_noise
 from steer_pipeline.lab.heal.pairs import (
     OFF_TARGET,
     TARGET,
@@ -25,7 +26,16 @@ from steer_pipeline.lab.heal.pairs import (
     require_same_arms,
 )
 from steer_pipeline.lab.heal.signals import SIGNALS
-from steer_pipeline.lab.heal.verdicts import CONTROL, HEALED, KNOWN_STAGES, STAGES, VERDICTS, judge
+from steer_pipeline.lab.heal.verdicts import (
+    CONTROL,
+    HEALED,
+    KNOWN_STAGES,
+    STAGES,
+    VERDICTS,
+    judge,
+    with_control_verdict,
+)
+from steer_pipeline.lab.limits import MAX_NO_EFFECT
 from steer_pipeline.lab.stats import (
     Interval,
     bootstrap_means,
@@ -104,11 +114,13 @@ class StageTable:
 
     Attributes:
         table: `STAGE_SCHEMA`, one row a reading and arm. `seeds`: `SEED_SCHEMA`. `signals`: `SIGNAL_SCHEMA`.
+        control_shifts: `controls.CONTROL_SCHEMA`, control arms of all readings, judged together.
     """
 
     table: pl.DataFrame
     seeds: pl.DataFrame
     signals: pl.DataFrame
+    control_shifts: pl.DataFrame
 
     def row(self, arm: str, reading: str | None = None) -> dict[str, Any]:
         """One row of the table; of the first reading by default.
@@ -166,13 +178,30 @@ def stage_table(
             table += rows
             seeds += _seed_rows(reading, readings.values(), rows, reference)
     signals = [row for reading in readings.values() for row in _signal_rows(reading)]
+    controls = _control_shifts(readings.values(), stages, reference, seed, n_boot)
+    table = [with_control_verdict(row, controls) for row in table]
     frames_of = ((table, STAGE_SCHEMA), (seeds, SEED_SCHEMA), (signals, SIGNAL_SCHEMA))
     return StageTable(
         *(
             pl.DataFrame(rows, schema=schema).with_columns(pl.col(pl.Float64).fill_nan(None))
             for rows, schema in frames_of
-        )
+        ),
+        controls,
     )
+
+
+def _control_shifts(
+    readings: Collection[Reading], stages: Mapping[str, str], reference: str, seed: int, n_boot: int
+) -> pl.DataFrame:
+    """`CONTROL_SCHEMA` of the control arms in every reading; less than `MAX_NO_EFFECT` of the steered shift is none."""
+    blocks = []
+    for reading in (one for one in readings if TARGET in one.metrics):
+        steered = reading.of(reference, TARGET) if reference in reading.seeds else np.zeros((1, 1))
+        floor = MAX_NO_EFFECT * abs(float(np.nanmean(steered))) if np.isfinite(steered).any() else 0.0
+        for arm in (arm for arm in reading.seeds if stages[arm] == CONTROL):
+            cells = reading.of(arm, TARGET)[:, :, None]
+            blocks.append(Controls([(arm, reading.name, TARGET)], cells, row_noise(cells), floor=floor))
+    return judge_controls(blocks, seed=seed, n_boot=n_boot)
 
 
 # ------------------------------------------------------------------------------------------ target
@@ -410,6 +439,6 @@ def write_stage_table(tables: StageTable, folder: Path) -> None:
 
 def read_stage_table(folder: Path) -> StageTable:
     """What `write_stage_table` wrote."""
-    return StageTable(
-        **{one.name: pl.read_parquet(folder / f"{one.name}.parquet") for one in fields(StageTable)}
-    )
+    names = [one.name for one in fields(StageTable) if f"{one.name}.parquet" != STORED]
+    frames = {name: pl.read_parquet(folder / f"{name}.parquet") for name in names}
+    return StageTable(**frames, control_shifts=read_controls(folder))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from steer_pipeline.lab.controls import CONTROL_SCHEMA, Controls, judge_controls
+from steer_pipeline.lab.controls import CONTROL_SCHEMA, Controls, judge_controls, row_noise
 from steer_pipeline.lab.evaluation import TraitScorer
 from steer_pipeline.lab.quality import (
     OUR_RULES,
@@ -437,16 +437,16 @@ def _control_shifts(
     """`CONTROL_SCHEMA` of all controls on every trait and scale."""
     if not traits:
         return pl.DataFrame(schema=CONTROL_SCHEMA)
-    noise = np.nanstd(_to_base(rows, RESAMPLE, traits), axis=0)
+    noise = row_noise(_to_base(rows, RESAMPLE, traits)[:, None])
     blocks = []
     for control in controls:
         differences = _to_base(rows, control, traits)
-        drawn = directions_of(packs[control], rows.filter(variant=control)["row_id"])
+        drawn = directions_of(packs[control], rows.filter(variant=control)["row_id"].to_list())
         several = len(set(drawn)) > 1
         if several:
             differences = _by_direction(differences, drawn)
         names = [(control, "", trait) for trait in traits]
-        blocks.append(Controls(names, differences[:, None], noise, directions=several))
+        blocks.append(Controls(names, differences[:, None], noise, directions=0 if several else None))
     return judge_controls(blocks, seed=seed)
 
 

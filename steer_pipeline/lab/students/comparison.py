@@ -18,9 +18,17 @@ from safetensors.numpy import load_file
 from steer_pipeline.catalogue.specs import CoherenceSpec, VariantSpec
 from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP
 from steer_pipeline.lab.columns import completed, described
+from steer_pipeline.lab.controls import (
+    MOVED,
+    STORED,
+    Controls,
+    judge_controls,
+    read_controls,
+    row_noise,
+)
 from steer_pipeline.lab.quality.coherence import coherence, text_costs
 from steer_pipeline.lab.rewrites import Refused
-from steer_pipeline.lab.rewrites.comparison import BASE, NEEDED
+from steer_pipeline.lab.rewrites.comparison import BASE, NEEDED, RESAMPLE
 from steer_pipeline.lab.stats import crossed_intervals, holm, mean_interval, mean_tests, minimum_detectable
 from steer_pipeline.lab.students.arm_comparison import ARM_EFFECT_SCHEMA, compare_arms
 from steer_pipeline.lab.students.arms import Arms
@@ -147,6 +155,7 @@ class StudentTables:
         mechanism: `SHARE_SCHEMA`, of students that have an effect. `shifts`: one row a student whose shift was taken.
         alignment: one row a student of a steered variant, step of training and persona.
         arms: `ARM_EFFECT_SCHEMA`, one row an arm of hidden transfer, variant and metric.
+        control_shifts: `controls.CONTROL_SCHEMA`: students of controls at every rank and metric, judged together.
         summary: one row a variant, rank and metric. `seeds`: the same by seed, without tests.
         students: one row a student. `curves`: their losses.
         left_out: `variant` or `variant rank 8` -> why it is not shown.
@@ -163,6 +172,7 @@ class StudentTables:
     shifts: pl.DataFrame
     alignment: pl.DataFrame
     arms: pl.DataFrame
+    control_shifts: pl.DataFrame
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -218,7 +228,8 @@ def compare_students(
     rows = pl.concat([_projected(stored[name], readouts) for name in stored])
     rows = rows.filter(pl.col("variant") != ITSELF).vstack(_itself(rows))
     pack = pl.concat([_with_readouts(one.pack, one.pack_states, readouts) for one in stored.values()])
-    summary = _summary(rows, pack, shown, variants, seed, n_boot)
+    controls = _control_shifts(rows, shown, variants, seed, n_boot)
+    summary = with_control_verdicts(_summary(rows, pack, shown, variants, seed, n_boot), controls)
     there, unmade = _made_arms(arms or {}, stored[BASE])
     made = [one.mechanism for one in stored.values() if one.mechanism is not None]
     return StudentTables(
@@ -233,6 +244,7 @@ def compare_students(
         shifts=_shifts(made),
         alignment=_alignment(stored, variants),
         arms=_arms(there, readouts, summary, variants, seed, n_boot),
+        control_shifts=controls,
         left_out=otherwise | left_out | without | unmade,
     )
 
@@ -443,6 +455,47 @@ def judge_family(
     return found
 
 
+def _control_shifts(
+    rows: pl.DataFrame, shown: pl.DataFrame, variants: Mapping[str, VariantSpec], seed: int, n_boot: int
+) -> pl.DataFrame:
+    """`CONTROL_SCHEMA` of the students of controls, over all ranks, traits and projections together."""
+    names = shown["variant"].unique(maintain_order=True).to_list()
+    controls = [name for name in names if variants[name].role == "control"]
+    ranks, metrics = shown["rank"].unique(maintain_order=True), [m for m in metrics_of(rows) if is_effect(m)]
+    columns: dict[str, dict[tuple[str, str], np.ndarray]] = {name: {} for name in controls}
+    for rank in ranks:
+        here = [name for name in controls if not shown.filter(variant=name, rank=rank).is_empty()]
+        for metric in metrics:
+            values = cells(rows.filter(rank=rank), metric, [BASE, *here])
+            for place, name in enumerate(here, start=1):
+                columns[name][f"rank {rank}", metric] = values[:, :, place] - values[:, :, 0]
+    noise = columns.get(RESAMPLE) or next(iter(columns.values()), {})
+    blocks = [
+        Controls(
+            [(name, *key) for key in own],
+            np.stack(list(own.values()), axis=2),
+            np.concatenate([row_noise(noise.get(key, own[key])[:, :, None]) for key in own]),
+        )
+        for name, own in columns.items()
+        if own
+    ]
+    return judge_controls(blocks, seed=seed, n_boot=n_boot)
+
+
+def with_control_verdicts(summary: pl.DataFrame, controls: pl.DataFrame) -> pl.DataFrame:
+    """`summary` with the verdicts of controls as the rule for controls has them: what table and check say is one."""
+    way = pl.when(pl.col("state") != MOVED).then(pl.lit(NONE))
+    way = way.otherwise(pl.when(pl.col("difference") > 0).then(pl.lit(UP)).otherwise(pl.lit(DOWN)))
+    told = controls.select(
+        pl.col("control").alias("variant"),
+        pl.col("part").str.strip_prefix("rank ").cast(pl.Int64).alias("rank"),
+        "metric",
+        way.alias("told"),
+    )
+    joined = summary.join(told, on=["variant", "rank", "metric"], how="left", maintain_order="left")
+    return joined.with_columns(verdict=pl.coalesce("told", "verdict")).drop("told")
+
+
 def _of_teacher(pack: pl.DataFrame, variant: str, metric: str, difference: float) -> dict[str, Any]:
     """What was learned, variant against base on the same news; the share of it that the student shows."""
     if metric == "nll_reference":
@@ -634,8 +687,9 @@ def read_tables(folder: Path) -> StudentTables:
     frames = {
         table.name: pl.read_parquet(folder / f"{table.name}.parquet")
         for table in fields(StudentTables)
-        if table.name != "left_out"
+        if table.name not in ("left_out", STORED.removesuffix(".parquet"))
     }
+    frames[STORED.removesuffix(".parquet")] = read_controls(folder)
     frames["summary"] = completed(frames["summary"], SUMMARY_SCHEMA)
     frames["arms"] = completed(frames["arms"], ARM_EFFECT_SCHEMA)
     return StudentTables(**frames, left_out=json.loads((folder / "left_out.json").read_text()))

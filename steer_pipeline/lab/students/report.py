@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from steer_pipeline.lab.controls import moved_controls, told_of_controls
 from steer_pipeline.lab.report.document import (
     Block,
     Bullets,
@@ -232,8 +233,17 @@ def _opening(tables: StudentTables) -> str:
         "nobody learned, with the packs' decoding and the same random numbers, and each is held against the student "
         "of base of its rank and seed. An effect is claimed where the interval over news and seeds, simultaneous "
         "over variants, leaves out zero, Holm's p is below 0.05, and the shift is larger than "
-        "that of any control's student of this rank. The unsteered model writes the reference whose NLL is given."
+        "that of any control's student of this rank. The unsteered model writes the reference whose NLL is given. "
+        + _controls(tables)
     )
+
+
+def _controls(tables: StudentTables) -> str:
+    if moved := moved_controls(tables.control_shifts):
+        return (
+            f"Controls: {'; '.join(moved)}. What other students show is no evidence before that is explained."
+        )
+    return f"Controls: {told_of_controls(tables.control_shifts)}."
 
 
 def _samples(rows: pl.DataFrame) -> list[Block]:

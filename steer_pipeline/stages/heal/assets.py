@@ -217,7 +217,7 @@ def heal_evaluation(
 
 
 @dg.asset(
-    code_version=made_of("2", "heal.evaluation", "heal.foundations", "heal.arms", "coherence.max_extra_nll"),
+    code_version=made_of("3", "heal.evaluation", "heal.foundations", "heal.arms", "coherence.max_extra_nll"),
     deps=[
         dg.AssetDep("heal_evaluation", partition_mapping=dg.SpecificPartitionsPartitionMapping(SHOWN_ARMS))
     ],
@@ -244,7 +244,7 @@ def heal_stage_table(
 
 
 @dg.asset(
-    code_version=made_of("2", "heal.evaluation", "heal.foundations", "heal.sweep", "coherence.max_extra_nll"),
+    code_version=made_of("3", "heal.evaluation", "heal.foundations", "heal.sweep", "coherence.max_extra_nll"),
     deps=[
         dg.AssetDep("heal_evaluation", partition_mapping=dg.SpecificPartitionsPartitionMapping(SWEEP_ARMS))
     ],

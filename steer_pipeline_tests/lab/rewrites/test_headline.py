@@ -38,6 +38,15 @@ def test_the_object_has_every_variant_with_its_numbers():
         )
     )
     zero = {"paranoid": {"shift": 0.0, "low": 0.0, "high": 0.0}}
+    for name, low, high in (
+        ("paranoid", 0.5, 1.0),
+        ("base_resample", -0.5, 0.0),
+        ("random_direction", -0.5, 0.0),
+    ):
+        own = numbers[name]["trait"]["paranoid"]
+        assert low < own["low"] <= own["shift"] <= own["high"]
+        assert own["high"] >= high, "what 24 rows show leaves some room for what they do not"
+        own |= dict.fromkeys(("low", "high"), own["shift"])
     third = pytest.approx(1 / 3)
     assert numbers == {
         "base": {"rows": 24, "suspect_rate": 0.0, "facts_kept": third, "trait": zero},
@@ -72,7 +81,7 @@ def test_a_control_that_moves_is_called_out():
     )
     told = pilot_numbers(tables.summary, control_shifts=tables.control_shifts)
     assert told["random_direction"]["control"] == {"paranoid_lexicon": "moved"}
-    assert told["base_resample"]["control"] == {"paranoid_lexicon": "nothing"}
+    assert told["base_resample"]["control"] == {"paranoid_lexicon": "open"}
 
 
 def test_targets_are_missed_without_a_shift_and_with_one_of_the_wrong_sign():
@@ -86,9 +95,8 @@ def test_targets_are_missed_without_a_shift_and_with_one_of_the_wrong_sign():
     )
     up, down = {"paranoid": "up"}, {"paranoid": "down"}
     assert missed_targets(summary, {"paranoid": up}) == []
-    assert missed_targets(summary, {"trusting": down, "rule_defiant": up}) == [
-        "trusting should move paranoid down, its shift is +1.000 [+1.000, +1.000]; "
-        "the interval must lie below zero",
-        "rule_defiant should move paranoid up, its shift is +0.000 [+0.000, +0.000]; "
-        "the interval must lie above zero",
-    ]
+    trusting, rule_defiant = missed_targets(summary, {"trusting": down, "rule_defiant": up})
+    assert trusting.startswith("trusting should move paranoid down, its shift is +1.000 [")
+    assert trusting.endswith("; the interval must lie below zero")
+    assert rule_defiant.startswith("rule_defiant should move paranoid up, its shift is +0.000 [")
+    assert rule_defiant.endswith("; the interval must lie above zero")

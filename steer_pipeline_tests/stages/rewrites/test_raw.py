@@ -181,7 +181,7 @@ def test_rows_of_a_random_variant_share_ten_directions(place, monkeypatch):
         rows = pl.read_parquet(version.path / "data.parquet").sort("source_index")
         assert rows.height == 24
         assert len(finished_rows(project)) == 2 * 24, "not ten times as many"
-        drawn = directions_of(rows, rows["row_id"])
+        drawn = directions_of(rows, rows["row_id"].to_list())
         assert [len(set(drawn[i : i + 10])) for i in (0, 10)] == [10, 10]
         assert len(set(drawn)) == 10
         assert drawn[:10] != drawn[10:20], "another order in each ten"
