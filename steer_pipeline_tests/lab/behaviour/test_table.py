@@ -110,7 +110,9 @@ def test_the_gap_is_the_share_of_the_way_from_vanilla_to_prompted(tables):
 
 def test_random_directions_are_judged_together_over_personas_and_scales():
     """One direction in twelve that moves is the spread of directions; all of them are a control that moves."""
-    quiet = make_tables({"sailor": scored(STEERED), "coach": scored(STEERED)}, **FAST).control_shifts
+    quiet = make_tables(
+        {"sailor": scored(STEERED), "coach": scored(STEERED, name="coach")}, **FAST
+    ).control_shifts
     assert set(zip(quiet["part"], quiet["metric"], strict=True)) >= {
         ("sailor", "minilm"),
         ("coach", "minilm"),

@@ -76,9 +76,7 @@ def test_a_control_that_moves_is_called_out():
         base=pack("base"), base_resample=resample(), random_direction=pack("random_direction", tail=VOICE)
     )
     (sentence,) = moved_controls(tables.control_shifts)
-    assert sentence.startswith(
-        "random_direction moves trait_paranoid_lexicon by +1.000 [+1.000, +1.000], beyond"
-    )
+    assert sentence.startswith("random_direction moves trait_paranoid_lexicon by +1.000 [+0.")
     told = pilot_numbers(tables.summary, control_shifts=tables.control_shifts)
     assert told["random_direction"]["control"] == {"paranoid_lexicon": "moved"}
     assert told["base_resample"]["control"] == {"paranoid_lexicon": "open"}
