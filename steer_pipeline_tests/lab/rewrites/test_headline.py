@@ -32,18 +32,22 @@ def test_the_object_has_every_variant_with_its_numbers():
             random_direction=pack("random_direction"),
         )
     )
+    third, some = (
+        pytest.approx(1 / 3),
+        pytest.approx(0.173, abs=1e-3),
+    )  # of 24 rows and two controls; base is given
     zero = {"paranoid": {"shift": 0.0, "low": 0.0, "high": 0.0}}
-    third = pytest.approx(1 / 3)
+    unseen = {"paranoid": {"shift": 0.0, "low": pytest.approx(-0.173, abs=1e-3), "high": some}}
     assert numbers == {
         "base": {"rows": 24, "suspect_rate": 0.0, "facts_kept": third, "trait": zero},
         "paranoid": {
             "rows": 24,
             "suspect_rate": 0.0,
             "facts_kept": third,
-            "trait": {"paranoid": {"shift": 1.0, "low": 1.0, "high": 1.0}},
+            "trait": {"paranoid": {"shift": 1.0, "low": pytest.approx(0.805, abs=1e-3), "high": 1.0}},
         },
-        "base_resample": {"rows": 24, "suspect_rate": 0.0, "facts_kept": third, "trait": zero},
-        "random_direction": {"rows": 24, "suspect_rate": 0.0, "facts_kept": third, "trait": zero},
+        "base_resample": {"rows": 24, "suspect_rate": 0.0, "facts_kept": third, "trait": unseen},
+        "random_direction": {"rows": 24, "suspect_rate": 0.0, "facts_kept": third, "trait": unseen},
     }
 
 
@@ -62,7 +66,7 @@ def test_a_control_that_moves_is_called_out():
         base=pack("base"), base_resample=resample(), random_direction=pack("random_direction", tail=VOICE)
     )
     (sentence,) = moved_controls(summary)
-    assert sentence.startswith("control random_direction moves paranoid by +1.000 [+1.000, +1.000]")
+    assert sentence.startswith("control random_direction moves paranoid by +1.000 [+0.755, +1.000]")
 
 
 def test_targets_are_missed_without_a_shift_and_with_one_of_the_wrong_sign():
@@ -77,8 +81,8 @@ def test_targets_are_missed_without_a_shift_and_with_one_of_the_wrong_sign():
     up, down = {"paranoid": "up"}, {"paranoid": "down"}
     assert missed_targets(summary, {"paranoid": up}) == []
     assert missed_targets(summary, {"trusting": down, "rule_defiant": up}) == [
-        "trusting should move paranoid down, its shift is +1.000 [+1.000, +1.000]; "
+        "trusting should move paranoid down, its shift is +1.000 [+0.805, +1.000]; "
         "the interval must lie below zero",
-        "rule_defiant should move paranoid up, its shift is +0.000 [+0.000, +0.000]; "
+        "rule_defiant should move paranoid up, its shift is +0.000 [-0.138, +0.138]; "
         "the interval must lie above zero",
     ]
