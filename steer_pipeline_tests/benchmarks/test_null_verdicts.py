@@ -1,4 +1,4 @@
-"""Claims about the nulls of `make null`: counts are honest, nothing is found in base's own texts, what is planted is."""
+"""Claims about the nulls of `make null`: nothing is found in base's own texts, what is planted is, counts are honest."""
 
 from types import SimpleNamespace
 

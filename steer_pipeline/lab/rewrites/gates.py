@@ -22,6 +22,7 @@ from steer_pipeline.lab.rewrites import AGAIN, ALIGNED, CHANGED, ROW_COUNT, SAME
 from steer_pipeline.lab.rewrites.comparison import difference_from_base
 from steer_pipeline.lab.rewrites.work import differences
 from steer_pipeline.lab.stats import Interval
+from steer_pipeline.lab.stats.shares import at_most
 from steer_pipeline.lab.verdict import Verdict
 
 
@@ -149,7 +150,8 @@ def suspect_rate(
     """`suspects[i]` holds the names of the rules that row i trips.
 
     The rate counts rows that trip a rule of ours; Janus's patterns are counted beside it, for comparison, and so are
-    the `reworded` rows, whose digits say what the source says in another way.
+    the `reworded` rows, whose digits say what the source says in another way. `suspect_rate_at_most` is the rate that
+    so many rows leave open (95%, one-sided): the estimate is judged, and 50 clean rows still allow 5.8%.
 
     What is more than base's is judged as every cost is (`quality.coherence.Cost.within`).
 
@@ -179,8 +181,10 @@ def suspect_rate(
         for i in flagged[:3]
     ]
     janus = sum(any(rule not in OUR_RULES for rule in rules) for rules in suspects)
+    possible = at_most(len(flagged), pack.height)
     numbers: dict[str, float | int] = {
         "suspect_rate": rate,
+        "suspect_rate_at_most": possible,
         "suspect_rows": len(flagged),
         "suspect_rate_janus": janus / max(pack.height, 1),
         "reworded_digits": reworded,
@@ -188,7 +192,9 @@ def suspect_rate(
     if extra is not None and extra.difference is not None:
         numbers["extra_suspects"] = extra.difference.estimate
     numbers |= {f"suspect_{rule}": count for rule, count in sorted(counts.items())}
-    return Verdict(SUSPECTS, passed, message + (f" ({per_rule})" if per_rule else ""), numbers, examples)
+    message += f" ({per_rule})" if per_rule else ""
+    message += f"; so many rows exclude a rate above {possible:.1%}"
+    return Verdict(SUSPECTS, passed, message, numbers, examples)
 
 
 def _limit(share: float | None) -> str:

@@ -30,7 +30,7 @@ from steer_pipeline.lab.stats.resampling import (
     sign_flip_tests,
 )
 from steer_pipeline.lab.stats.shares import share_interval
-from steer_pipeline.lab.stats.splits import grouped_folds, grouped_split
+from steer_pipeline.lab.stats.splits import grouped_folds, grouped_split, training_rows
 
 __all__ = [
     "Interval",
@@ -56,4 +56,5 @@ __all__ = [
     "sign_flip_test",
     "sign_flip_tests",
     "simultaneous_intervals",
+    "training_rows",
 ]

@@ -76,7 +76,7 @@ def rollouts(
 
 
 @dg.asset(
-    code_version=made_of("1", "rollouts.minilm_texts", "behaviour.seed"),
+    code_version=made_of("2", "rollouts.minilm_texts", "behaviour.seed"),
     **cpu("behaviour", kinds={"sklearn", "parquet"}, metadata=columns(MINILM_SCHEMA, MINILM_COLUMNS), **ROWS),
 )
 def minilm_scores(

@@ -81,7 +81,7 @@ def test_costs_are_paired_differences_to_base_held_against_the_profile_s_limits(
     dear, cheap = (cost(tables, name, "nll") for name in ("trusting", "paranoid"))
     assert (dear["n"], dear["limit"], dear["within"]) == (40, 0.6, False)
     assert dear["difference"] == pytest.approx(0.9)
-    assert dear["low"] == pytest.approx(dear["high"]), "the same noise on both sides is no uncertainty"
+    assert dear["low"] > 0.78, "the same noise on both sides is no uncertainty; 40 rows alike leave some"
     assert cheap["within"]
     assert cheap["difference"] == pytest.approx(0.2)
     assert cost(tables, "base_resample", "facts_lost")["difference"] == 0.0

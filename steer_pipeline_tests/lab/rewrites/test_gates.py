@@ -123,6 +123,13 @@ def spoilt(variant: str, rows: int, tail: str = "") -> pl.DataFrame:
     return pack(variant, tail=tail).with_columns(broken.otherwise("output").alias("output"))
 
 
+def test_few_clean_rows_say_what_they_exclude(source):
+    verdict = gates.suspect_rate(pack("paranoid"), [[]] * 24, GateSpec(), 0)
+    assert verdict.passed
+    assert verdict.message.endswith("; so many rows exclude a rate above 11.7%")
+    assert verdict.numbers["suspect_rate_at_most"] == pytest.approx(1 - 0.05 ** (1 / 24))
+
+
 def test_suspects_of_a_poor_base_are_not_held_against_its_variants(source):
     """A base with a quarter of suspects made every variant of a modest model unfit."""
     relative = GateSpec(max_suspect_rate=None, max_extra_suspects=0.05)
