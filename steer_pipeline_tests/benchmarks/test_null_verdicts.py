@@ -1,4 +1,4 @@
-"""Claims about the nulls of `make null`: nothing is found in base's own texts, what is planted is, counts are honest."""
+"""Claims about the nulls of `make null`: nothing is found in base's own texts, and what is planted is."""
 
 from types import SimpleNamespace
 
@@ -52,23 +52,21 @@ def test_a_verdict_that_is_given_too_often_or_not_often_enough_is_told():
 
 def test_a_pilot_of_base_s_own_texts_claims_nothing_and_a_planted_variant_is_found(texts):
     run = Pilot(texts, share=0.6)
-    null = [run.claims(number, planted=False) for number in range(8)]
+    null = [run.claims(number, planted=False) for number in range(2)]
     assert set(null[0]) == {
         "controls", "target", "any_target", "something_changed", "holm", "any_cost"
     }  # fmt: skip
-    assert sum(one["controls"] for one in null) <= 1
-    assert sum(one["target"] for one in null) <= 1
-    assert all(run.claims(number, planted=True)["target"] for number in range(3))
-    nothing = Pilot(texts, share=0.0)
-    assert not any(nothing.claims(number, planted=True)["target"] for number in range(3))
-    assert run.claims(2, planted=True) == run.claims(2, planted=True)
+    assert not any(one["controls"] or one["target"] for one in null)
+    found = run.claims(0, planted=True)
+    assert found["target"]
+    assert found["something_changed"]
+    assert not Pilot(texts, share=0.0).claims(0, planted=True)["target"]
 
 
 def test_a_heal_table_of_base_s_own_texts_calls_no_arm_good(texts):
-    null = [_heal_claims(texts, 0.6, run, planted=False) for run in range(6)]
-    assert sum(one["arm"] for one in null) <= 1
-    assert sum(one["controls"] for one in null) <= 1
-    assert all(_heal_claims(texts, 0.8, run, planted=True)["arm"] for run in range(2))
+    null = [_heal_claims(texts, 0.6, run, planted=False) for run in range(2)]
+    assert not any(one["arm"] or one["controls"] for one in null)
+    assert _heal_claims(texts, 0.8, 0, planted=True)["arm"]
 
 
 def test_answers_are_dealt_within_a_question_and_prompted_ones_stay():

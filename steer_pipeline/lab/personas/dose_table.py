@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from steer_pipeline.catalogue.specs import CoherenceSpec, DoseSpec
+from steer_pipeline.lab.controls import place_among
 from steer_pipeline.lab.quality.coherence import COSTS, beyond, coherence
 from steer_pipeline.lab.stats import Interval, detectable, mean_interval, mean_intervals
 from steer_pipeline.lab.vectors.doses import Recommendation
@@ -131,7 +132,7 @@ def _beyond_absolute(summary: Mapping[str, Any], spec: DoseSpec) -> list[str]:
     # Random directions show what disturbance does to the trait; their KL is not measured.
     judged_by_kl = spec.max_kl_nats is not None and summary["direction"] != "random"
     if judged_by_kl and (kl is None or kl > spec.max_kl_nats):
-        broken.append(f"KL {_shown(kl)} nats a token, limit {spec.max_kl_nats:g}")
+        broken.append(f"KL {_kl(summary)}, limit {spec.max_kl_nats:g}")
     if spec.max_suspect_rate is not None and summary["suspect_rate"] > spec.max_suspect_rate:
         broken.append(f"suspects {summary['suspect_rate']:.1%}, limit {spec.max_suspect_rate:.1%}")
     if spec.min_facts_kept is not None and kept is not None and kept < spec.min_facts_kept:
@@ -220,7 +221,7 @@ def _costs_in_words(cell: Mapping[str, Any]) -> str:
     known = [
         f"extra NLL {_signed(cell['extra_nll'])} nats a token",
         f"extra suspects {_signed(cell['extra_suspects'], 100)} points",
-        f"KL {_shown(cell['kl'])} nats a token" if cell["kl"] is not None else "",
+        f"KL {_kl(cell)}" if cell["kl"] is not None else "",
     ]
     return ", ".join(part for part in known if part)
 
@@ -259,6 +260,13 @@ def _why_none(positive: pl.DataFrame, coherent: pl.DataFrame, moving: pl.DataFra
         f"{moving.height} positive doses are coherent and move the trait, but at none is the negative dose "
         "of that size coherent; sweep the same fractions with both signs, or smaller ones"
     )
+
+
+def _kl(cell: Mapping[str, Any]) -> str:
+    """With its interval over the rows that were drawn for it."""
+    low, high = cell.get("kl_low"), cell.get("kl_high")
+    between = "" if low is None else f" [{_shown(low)}, {_shown(high)}]"
+    return f"{_shown(cell['kl'])}{between} nats a token"
 
 
 def _shown(value: float | None) -> str:
@@ -321,13 +329,9 @@ def _beside_random(found: Recommendation, table: pl.DataFrame, *, both_poles: bo
         random_mean=float(shifts.mean()),
         random_min=float(shifts.min()),
         random_max=float(shifts.max()),
-        random_rank_p=_rank_p(shifts >= cell["shift"]),
-        negative_rank_p=None if turned is None else _rank_p(shifts <= turned["shift"]),
+        random_rank_p=place_among(cell["shift"], shifts, 1).rank_p,
+        negative_rank_p=None if turned is None else place_among(turned["shift"], shifts, -1).rank_p,
     )
-
-
-def _rank_p(as_far: np.ndarray) -> float:
-    return float((1 + as_far.sum()) / (1 + len(as_far)))
 
 
 # ------------------------------------------------------------------------------------- from coarse to fine

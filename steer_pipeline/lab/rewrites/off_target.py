@@ -21,6 +21,7 @@ OFF_TARGET_SCHEMA, OFF_TARGET_COLUMNS = described(
     high=(pl.Float64(), "Upper end of it."),
     n=(pl.Int64(), "News items that it stands on."),
     traits=(pl.Int64(), "Traits and scales beside the aims, of which this is the largest movement."),
+    aims=(pl.Int64(), "Traits that it aims at."),
     n_rows=(pl.Int64(), "News items of the variant."),
     all_shown=(
         pl.Int64(),
@@ -43,7 +44,7 @@ def off_target_table(
             and row["difference"] is not None
             and _parts(row["metric"])[0] not in wanted
         ]
-        entry: dict[str, Any] = {"variant": variant, "traits": len(beside)}
+        entry: dict[str, Any] = {"variant": variant, "traits": len(beside), "aims": len(own)}
         if beside:
             most = max(beside, key=lambda row: abs(row["difference"]))
             persona, scale = _parts(most["metric"])
@@ -61,7 +62,7 @@ def told_off_target(row: Mapping[str, Any]) -> str:
             f"beside its aim most: {row['persona']} ({row['scale']}) {row['shift']:+.3f} [{row['low']:+.3f}, "
             f"{row['high']:+.3f}]"
         )
-    if row["all_shown"] is not None:
+    if row["all_shown"] is not None and row["aims"] > 1:
         parts.append(f"markers of every aim stand in {row['all_shown']} of {row['n_rows']} rewrites")
     return "; ".join(parts)
 
