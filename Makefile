@@ -95,7 +95,7 @@ bench-vectors: $(DEV) ## trained vectors: five rates against one, an epoch again
 gpu: $(CORE) ## what the lab does on a CUDA device, in at most eight minutes; needs one
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
-null: $(CORE) ## level and power of the verdicts, on rewrites of one model; after make pilot
+null: $(CORE) ## level and power of all verdicts, and the headline in every analysis; after make pilot (and behaviour)
 	$(BIN)/python -m benchmarks.null $(ARGS)
 
 coverage: $(CORE) ## how often the intervals hold the truth, before and after, at 12 to 200 rows; half a minute

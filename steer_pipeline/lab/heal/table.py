@@ -181,13 +181,11 @@ def stage_table(
     controls = _control_shifts(readings.values(), stages, reference, seed, n_boot)
     table = [with_control_verdict(row, controls) for row in table]
     frames_of = ((table, STAGE_SCHEMA), (seeds, SEED_SCHEMA), (signals, SIGNAL_SCHEMA))
-    return StageTable(
-        *(
-            pl.DataFrame(rows, schema=schema).with_columns(pl.col(pl.Float64).fill_nan(None))
-            for rows, schema in frames_of
-        ),
-        controls,
+    made, by_seed, of_signals = (
+        pl.DataFrame(rows, schema=schema).with_columns(pl.col(pl.Float64).fill_nan(None))
+        for rows, schema in frames_of
     )
+    return StageTable(made, by_seed, of_signals, controls)
 
 
 def _control_shifts(

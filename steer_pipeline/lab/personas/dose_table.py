@@ -103,7 +103,7 @@ def _summary(
     costs = coherence(_costs(cell), _costs(base), limits)
     kl = cell["kl"].drop_nulls().to_numpy()
     summary |= _flat("trait", trait) | _flat("shift", shift)
-    summary |= _flat("kl", mean_interval(kl, bounds=(0.0, np.inf)) if kl.size else None)
+    summary |= _flat("kl", mean_interval(kl) if kl.size else None)
     for name, cost in costs.items():
         summary |= _flat(f"{EXTRA}{name}", cost.difference)
     broken = [*beyond(costs), *_beyond_absolute(summary, spec)]

@@ -484,8 +484,8 @@ def _control_shifts(
 
 def with_control_verdicts(summary: pl.DataFrame, controls: pl.DataFrame) -> pl.DataFrame:
     """`summary` with the verdicts of controls as the rule for controls has them: what table and check say is one."""
-    way = pl.when(pl.col("state") != MOVED).then(pl.lit(NONE))
-    way = way.otherwise(pl.when(pl.col("difference") > 0).then(pl.lit(UP)).otherwise(pl.lit(DOWN)))
+    up = pl.when(pl.col("difference") > 0).then(pl.lit(UP)).otherwise(pl.lit(DOWN))
+    way = pl.when(pl.col("state") == MOVED).then(up).otherwise(pl.lit(NONE))
     told = controls.select(
         pl.col("control").alias("variant"),
         pl.col("part").str.strip_prefix("rank ").cast(pl.Int64).alias("rank"),
