@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 
 .PHONY: help pilot real behaviour students transport heal barrier-sweep status report test test-slow ui newsroom newsroom-second \
-	newsroom-card newsroom-data newsroom-dialogues smollm2 gpu bench-rewrite bench-extract bench-vectors null chaos lint \
+	newsroom-card newsroom-data newsroom-dialogues smollm2 gpu bench-rewrite bench-extract bench-vectors null coverage chaos lint \
 	clean-store
 
 help: ## what there is to make
@@ -95,8 +95,11 @@ bench-vectors: $(DEV) ## trained vectors: five rates against one, an epoch again
 gpu: $(CORE) ## what the lab does on a CUDA device, in at most eight minutes; needs one
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
-null: $(CORE) ## level and power of the verdicts, on rewrites of one model; after make pilot
+null: $(CORE) ## level and power of all verdicts, and the headline in every analysis; after make pilot (and behaviour)
 	$(BIN)/python -m benchmarks.null $(ARGS)
+
+coverage: $(CORE) ## how often the intervals hold the truth, before and after, at 12 to 200 rows; half a minute
+	$(BIN)/python -m benchmarks.coverage $(ARGS)
 
 chaos: $(DEV) ## seeded faults: kills, torn journals, full disks, damaged releases, swapped weights, bad inputs
 	$(BIN)/python -m benchmarks.chaos $(ARGS)

@@ -9,7 +9,8 @@ draws news, and for each variant and each student's seed a sampling; `judge_fami
 its verdicts from, judges all variants against base. Every verdict but "no effect" is false. The planted effect: for
 the cells of one variant a share of the rewrites is that of the model with the variant's vectors on.
 
-On the newsroom 3,040 texts (38 samplings of 80 news), their scores and 100 runs of each kind take 150 s of one core.
+`pilot` and `heal` draw among the same texts (`null_rewrites`); `dose`, `comparison` and `behaviour` among rows that are
+stored (`null_stored`), the last two after `make behaviour`; `multiverse` analyses the headline in every way.
 """
 
 import argparse
@@ -18,39 +19,27 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import binomtest
 
+from benchmarks import multiverse, null_rewrites, null_stored
+from benchmarks.null_counting import LEVEL, POWER, rate
+from benchmarks.null_texts import Texts, tell, texts_of
 from steer_pipeline.catalogue.specs import Profile
-from steer_pipeline.io.journals import open_journal
 from steer_pipeline.io.reader import Reader
-from steer_pipeline.io.store import ArtifactStore
 from steer_pipeline.lab.behaviour.schema import NONE, UP
-from steer_pipeline.lab.generation.engine import generate
-from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.models.loaded import LoadedModel
-from steer_pipeline.lab.models.sites import SteeringPlan
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.rewrites.comparison import BASE
-from steer_pipeline.lab.rewrites.making import Request, plan
-from steer_pipeline.lab.rewrites.work import user_turn
 from steer_pipeline.lab.students.comparison import is_effect, judge_family, persona_of, teachers
-from steer_pipeline.lab.students.data import held_out_news, in_keyed_order, prompt_ids
+from steer_pipeline.lab.students.data import in_keyed_order
 from steer_pipeline.lab.students.readout import Readout, fit_readout
-from steer_pipeline.lab.students.scoring import student_scorers
-from steer_pipeline.lab.students.transfer import read_blocks, states_of, with_traits
-from steer_pipeline.partitions import TARGETED
-from steer_pipeline.resources import LanguageModelResource, open_store
-from steer_pipeline.settings import Settings, settings
+from steer_pipeline.lab.students.transfer import read_blocks, states_of
+from steer_pipeline.settings import Settings
 
-LEVEL = 0.05  # of every verdict, over the variants of a metric
-POWER = 0.95  # with which an effect of the size seen is to be found
-SPARE = 8  # samplings beyond those that one run needs, so that runs differ
-STEERED = 6  # samplings of the planted variant
 SHARE = (
     0.5  # of steered rewrites in a planted cell, where the store has no students: half of what they showed
 )
@@ -75,22 +64,16 @@ class Scores:
     share: float
 
 
-def rate(hits: int, runs: int) -> dict[str, float]:
-    """Share of runs with its exact 95% interval (Clopper and Pearson)."""
-    bounds = binomtest(hits, runs).proportion_ci(method="exact")
-    return {"rate": hits / runs, "low": round(float(bounds.low), 4), "high": round(float(bounds.high), 4)}
-
-
 # ------------------------------------------------------------------------------------ students
 
 
 def students(options: argparse.Namespace) -> dict[str, Any]:
     """Level and power of the students' verdicts."""
     begun = time.monotonic()
-    catalogue, read = settings(), Reader(open_store())
-    profile = catalogue.profile
+    texts = texts_of(options)
+    profile = texts.profile
     n_seeds = max(3, len(profile.students.seeds))
-    scores = measured(catalogue, read, options, n_seeds)
+    scores = measured(texts, options)
     n_news = min(profile.students.held_out_rows, options.news)
     told = {
         "profile": profile.name,
@@ -153,7 +136,7 @@ def level(draw: Draw, runs: int) -> dict[str, Any]:
         ]
         by_metric.update(wrong)
         any_metric += bool(wrong)
-        _tell(f"null {run + 1}/{runs}: {any_metric} reject")
+        tell(f"null {run + 1}/{runs}: {any_metric} reject")
     rates = {metric: rate(by_metric[metric], runs) for metric in draw.scores.base}
     return {
         "rejected": rates,
@@ -169,7 +152,7 @@ def power(draw: Draw, runs: int) -> dict[str, Any]:
     for run in range(runs):
         found = draw.verdicts(run, planted=True)
         hits.update(metric for metric, way in scores.ways.items() if found[metric].get(scores.planted) == way)
-        _tell(f"planted {run + 1}/{runs}")
+        tell(f"planted {run + 1}/{runs}")
     shifts = {
         metric: float(scores.share * (np.nanmean(scores.steered[metric]) - np.nanmean(scores.base[metric])))
         for metric in scores.ways
@@ -182,29 +165,10 @@ def power(draw: Draw, runs: int) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------ what is drawn from
 
 
-def measured(catalogue: Settings, read: Reader, options: argparse.Namespace, n_seeds: int) -> Scores:
-    """Generates what is not in the journal yet, and scores it.
-
-    Raises:
-        Refused: there are no packs or too few news, or no variant is steered towards one trait.
-    """
-    profile = catalogue.profile
-    roles = {BASE: "base"} | {name: one.role for name, one in catalogue.variants.items() if name != BASE}
-    pairs = teachers(catalogue.variants)
-    if not pairs:
-        raise Refused("no steered variant of this profile has one target, so there is nothing to plant")
-    persona, (planted, _) = next(iter(pairs.items()))
-    model = LanguageModelResource().load()
-    more = profile.students.model_copy(update={"held_out_rows": options.news})
-    news = held_out_news(read.made_rows("truncated_news"), profile.model_copy(update={"students": more}))
-    names = [f"null-{number}" for number in range(len(roles) * n_seeds + SPARE)]
-    theirs = [f"{planted}-{number}" for number in range(max(STEERED, n_seeds))]
-    steering = plan(Request(catalogue, [planted], "pilot"), read, model).plans[planted]
-    plans = [SteeringPlan(name, stream=name) for name in names]
-    plans += [replace(steering, variant=name, stream=name) for name in theirs]
-    rows = written(news, profile, model, plans, read.store)
-    scored = with_traits(rows, student_scorers(read, TARGETED, profile))
-    scored = with_projections(scored, readouts(read, catalogue, model), profile, model)
+def measured(texts: Texts, options: argparse.Namespace) -> Scores:
+    """The texts' scores and projections, by metric."""
+    catalogue, read, profile = texts.catalogue, texts.read, texts.profile
+    scored = with_projections(texts.rows, readouts(read, catalogue, texts.model), profile, texts.model)
     by_plan = {
         metric: scored.pivot(on="row_id", index="variant", values=metric, maintain_order=True)
         for metric in scored.columns
@@ -215,41 +179,13 @@ def measured(catalogue: Settings, read: Reader, options: argparse.Namespace, n_s
         own = by_plan[metric].filter(pl.col("variant").is_in(list(wanted))).drop("variant")
         return own.select(pl.all().cast(pl.Float64)).to_numpy()
 
-    base, steered = ({metric: of(metric, which) for metric in by_plan} for which in (names, theirs))
-    ways = {metric: UP for metric in by_plan if persona_of(metric) == persona}
-    ways = {metric: way for metric, way in ways.items() if _moves(base[metric], steered[metric])}
-    share = options.share or _share_seen(read, planted, ways, base, steered)
-    return Scores(base, steered, roles, planted, ways, share)
-
-
-def written(
-    news: pl.DataFrame,
-    profile: Profile,
-    model: LoadedModel,
-    plans: Sequence[SteeringPlan],
-    store: ArtifactStore,
-) -> pl.DataFrame:
-    """One row a plan and news item, in that order, with the user turn."""
-    prompts = [
-        PromptRow(row_id, {"*": ids}) for row_id, ids in prompt_ids(model.tokenizer, news, profile).items()
-    ]
-    finished = generate(
-        model,
-        prompts,
-        plans,
-        profile.rewrites.sampling,
-        journal=open_journal(store, "null", "students"),
-        progress=lambda progress: _tell(str(progress)),
+    base, steered = (
+        {metric: of(metric, which) for metric in by_plan} for which in (texts.base, texts.steered)
     )
-    by_place = {(row.variant, row.row_id): row for row in finished}
-    turns = {row_id: user_turn(profile, text) for row_id, text in news.select("row_id", "text").iter_rows()}
-    made = [
-        {"variant": one.variant, "row_id": row_id, "prompt": turn}
-        | {"output": by_place[one.variant, row_id].text, "truncated": by_place[one.variant, row_id].truncated}
-        for one in plans
-        for row_id, turn in turns.items()
-    ]
-    return pl.DataFrame(made)
+    ways = {metric: UP for metric in by_plan if persona_of(metric) == texts.persona}
+    ways = {metric: way for metric, way in ways.items() if _moves(base[metric], steered[metric])}
+    share = options.share or _share_seen(read, texts.planted, ways, base, steered)
+    return Scores(base, steered, texts.roles, texts.planted, ways, share)
 
 
 def readouts(read: Reader, catalogue: Settings, model: LoadedModel) -> dict[str, Readout]:
@@ -315,11 +251,16 @@ def _share_seen(
 
 # ------------------------------------------------------------------------------------ the command
 
-NULLS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"students": students}
-
-
-def _tell(line: str) -> None:
-    print(f"\r{line:<100}", end="", file=sys.stderr, flush=True)
+NULLS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "pilot": null_rewrites.pilot,
+    "students": students,
+    "heal": null_rewrites.heal,
+    "dose": null_stored.dose,
+    "comparison": null_stored.comparison,
+    "behaviour": null_stored.behaviour,
+    "multiverse": multiverse.multiverse,
+}
+NEED_BEHAVIOUR = ("comparison", "behaviour")  # left out, and named, where `make behaviour` has not run
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -327,7 +268,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=sorted(NULLS), nargs="*", default=list(NULLS), help="default: all")
-    parser.add_argument("--runs", type=int, default=100, help="of the null, and of the planted effect")
+    parser.add_argument("--runs", type=int, default=200, help="of each null, and of each planted effect")
     parser.add_argument(
         "--news", type=int, default=96, help="held-out news that are rewritten; a run draws among them"
     )
@@ -340,13 +281,18 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    try:
-        result = {name: NULLS[name](options) for name in options.only}
-    except Refused as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 2
+    result, left_out = {}, {}
+    for name in options.only:
+        begun = time.monotonic()
+        try:
+            result[name] = NULLS[name](options) | {"seconds": round(time.monotonic() - begun)}
+        except Refused as error:
+            if name not in NEED_BEHAVIOUR:
+                print(f"\n{name}: {error}", file=sys.stderr)
+                return 2
+            left_out[name] = str(error)
     print(file=sys.stderr)
-    print(json.dumps(result))
+    print(json.dumps(result | ({"left_out": left_out} if left_out else {})))
     return 0 if all(one["holds"] and one["planted"]["holds"] for one in result.values()) else 1
 
 

@@ -91,7 +91,7 @@ class Items:
 
 
 def _rate(values: Sequence[float | bool]) -> dict[str, float]:
-    interval = mean_interval(np.array(values, dtype=float), seed=3)
+    interval = mean_interval(np.array(values, dtype=float), bounds=(0.0, 1.0))
     return {"rate": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n}
 
 
@@ -209,9 +209,7 @@ def measure_vignettes(model: LoadedModel, n: int) -> dict[str, Any]:
     total, neutral = answers("You are a helpful assistant.")
     _, defiant = answers(load_personas()["rule_defiant"].positive.instructions[0])
     authority = truth == tasks.AUTHORITY
-    shift = paired_difference(
-        defiant[authority, tasks.AUTHORITY], neutral[authority, tasks.AUTHORITY], seed=5
-    )
+    shift = paired_difference(defiant[authority, tasks.AUTHORITY], neutral[authority, tasks.AUTHORITY])
     return {
         "mass_on_options": _rate(total.tolist()),
         "right": _rate((neutral.argmax(-1) == truth).tolist()),
@@ -329,7 +327,7 @@ def render(abilities: dict[str, Any], recipe: Recipe) -> str:
         f"| first 2,000 training documents, SHA-256 | `{data_hash(recipe)}` |",
         f"| weights | `{abilities['weights_sha']}` |",
         "",
-        "## Abilities on held-out items (95% bootstrap intervals)",
+        "## Abilities on held-out items (95% intervals)",
         "",
         "Rewrites are sampled as the packs of the pilot are; dialogues and games are greedy.",
         "",

@@ -117,7 +117,9 @@ def _target(current: Settings, _: str) -> Found:
     if (spec := current.profile.transport) is None:
         return Found("no model to carry vectors to")
     identity = model_identity(spec.model, current.home)
-    return Found(_named(spec.model) if identity is None else _digest([identity.base, identity.adapters]))
+    if identity is None:
+        return Found(_named(spec.model))
+    return Found(_digest([identity.base, identity.tokenizer, identity.adapters]))
 
 
 def _tokenizer(current: Settings, _: str) -> Found:
@@ -223,7 +225,8 @@ ORIGINS = (
     ),
     Origin(
         "transport_target",
-        "Weights and configuration of the model that the profile's `transport` carries vectors to.",
+        "Weights, configuration, tokenizer and chat template of the model that the profile's `transport` carries "
+        "vectors to.",
         None,
         _target,
     ),

@@ -199,6 +199,18 @@ def test_an_undeclared_section_would_be_found():
     assert key("rewrite_raw") in defs.resolve_asset_graph().get_all_asset_keys()
 
 
+def test_what_reads_the_model_reads_its_tokenizer_and_chat_template_too():
+    """Weights alone do not say what a prompt becomes: another template made nothing stale of a persona's vector."""
+    graph = defs.resolve_asset_graph()
+    parents = {node: graph.get(node).parent_keys for node in graph.materializable_asset_keys}
+    reading = {node for node, own in parents.items() if key("model_weights") in own}
+    assert len(reading) > 10
+    for node in sorted(reading):
+        assert {key("tokenizer"), key("chat_template")} <= set(parents[node]), (
+            f"{node.to_user_string()} lacks them"
+        )
+
+
 def _covered(path: str, sections: tuple[str, ...]) -> bool:
     # The section as a whole, a part of it, or where the model's files lie: they are origins.
     return any(

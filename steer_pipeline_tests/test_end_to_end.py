@@ -158,11 +158,24 @@ def test_every_variant_says_what_it_costs_and_each_target_lies_beyond_the_random
             )
 
 
-def test_controls_include_zero(last_line):
+def test_no_control_moves_on_any_scale(last_line):
     for name in SILENT:
-        for persona in TRAITS:
-            moved = last_line["variants"][name]["trait"][persona]
-            assert moved["low"] <= 0 <= moved["high"], (name, persona, moved)
+        states = last_line["variants"][name]["control"]
+        assert set(states) >= {f"{persona}_{scale}" for persona in TRAITS for scale in ("lexicon", "minilm")}
+        assert "moved" not in states.values(), (name, states)
+
+
+def test_what_moved_beside_the_aim_stands_beside_the_headline(last_line):
+    beside = last_line["variants"]["paranoid"]["off_target"]
+    assert (beside["persona"], beside["scale"]) == ("rule_defiant", "minilm")
+    assert beside["low"] > 0, "MiniLM sees the planted remark as rule-defiant too"
+
+
+def test_ten_random_directions_share_the_control_s_rows(place, last_line):
+    rows = place.rows("rewrite_pack", "random_direction")
+    versions = rows["personas"].explode().struct.field("version")
+    assert versions.n_unique() == 10
+    assert versions.value_counts()["count"].max() == rows.height // 10
 
 
 def test_every_variant_is_released_with_its_gates_passed(place, last_line):

@@ -40,7 +40,8 @@ class Behaviour(Campaign):
         self.driver.observe()
         for persona in self.personas:
             self.bring_up(CHAIN, persona, stop=False)
-        self.bring_up((TABLE,), None, stop=False)
+        if self.bring_up((TABLE,), None, stop=False):
+            self.problems += self.moved_controls(TABLE)
 
     def places(self) -> list[Place]:
         return [*((asset, persona) for persona in self.personas for asset in CHAIN), (TABLE, None)]

@@ -104,6 +104,14 @@ class Campaign:
         self.progress.done((name, partition) for name in chain)
         return True
 
+    def moved_controls(self, asset: str) -> list[str]:
+        """Sentences on controls that moved in a table: its report and check say so, and the command fails by it."""
+        from steer_pipeline.lab.controls import moved_controls, read_controls
+
+        version = self.store.current(asset, None)
+        found = [] if version is None else moved_controls(read_controls(version.path))
+        return [f"{asset}: {sentence}" for sentence in found]
+
     def is_stale(self, asset: str, partition: str | None) -> bool:
         """Whether there is a reason to make it."""
         return bool(self.why(asset, partition))

@@ -61,6 +61,8 @@ class Heal(Campaign):
         for table in self.tables:
             if not self.bring_up((table,), None, stop=False):
                 break
+        if TABLE in self.tables:
+            self.problems += self.moved_controls(TABLE)
         return self.numbers()
 
     def places(self) -> list[Place]:

@@ -27,12 +27,8 @@ BAND = ("random_band",)
 RELEASE = "rewrite_release"
 VARIANT_CHAIN = ("rewrite_pack", "keep_set", RELEASE)
 REPORTS = ("rewrite_comparison", "vector_eval_report")
-TOLD = (
-    "summary",
-    "costs",
-    "combined",
-    "band",
-)  # tables of the comparison, in the object that the command prints
+# Tables of the comparison, in the object that the command prints.
+TOLD = ("summary", "costs", "combined", "band", "off_target", "control_shifts")
 REFERENCES = ("base", "base_resample", "random_direction")  # no difference is shown without them
 
 
@@ -71,7 +67,10 @@ class Pilot(Campaign):
             self.bring_up(VARIANT_CHAIN, variant, stop=False)
         if any(spec.terms for spec in able.values()):
             self.bring_up(BAND, None, stop=False)
-        return self.tables() if self.bring_up(REPORTS, None, stop=False) else None
+        if not self.bring_up(REPORTS, None, stop=False):
+            return None
+        self.problems += self.moved_controls(REPORTS[0])
+        return self.tables()
 
     def places(self) -> list[Place]:
         return [
@@ -97,8 +96,11 @@ class Pilot(Campaign):
     def tables(self) -> dict[str, pl.DataFrame]:
         """What the comparison says of the variants that this pass was asked for."""
         folder = self.store.current(REPORTS[0], None).path
-        asked = pl.col("variant").is_in(list(self.variants))
-        return {name: pl.read_parquet(folder / f"{name}.parquet").filter(asked) for name in TOLD}
+        tables = {name: pl.read_parquet(folder / f"{name}.parquet") for name in TOLD}
+        return {
+            name: rows.filter(pl.col(rows.columns[0]).is_in(list(self.variants)))
+            for name, rows in tables.items()
+        }
 
     def diagnosed(self) -> str:
         """What the model does at its job, what to expect of time, and what to look at, in a few lines."""
@@ -176,7 +178,7 @@ def make_pilot(
     Raises:
         NoSuchName: a name of `only` is not in the catalogue.
     """
-    from steer_pipeline.lab.rewrites.headline import moved_controls, pilot_numbers
+    from steer_pipeline.lab.rewrites.headline import pilot_numbers
 
     catalogue = settings()
     broken = catalogue.broken_variants
@@ -194,4 +196,4 @@ def make_pilot(
         return Result(problems=[*problems, str(error)])
     if tables is None:
         return Result(problems=problems)
-    return Result(pilot_numbers(**tables), problems + moved_controls(tables["summary"]))
+    return Result(pilot_numbers(**tables), problems)

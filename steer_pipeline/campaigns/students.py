@@ -44,20 +44,8 @@ class Students(Campaign):
                 self.problems.append(f"{variant}: nothing is released of it, so there is nothing to learn")
         if not self.bring_up((COMPARISON,), None, stop=False):
             return {}
-        self.problems += self.moved_controls()
+        self.problems += self.moved_controls(COMPARISON)
         return self.numbers()
-
-    def moved_controls(self) -> list[str]:
-        """As in the pilot, a control that moves is a failure of the command, not only a red check."""
-        from steer_pipeline.lab.students.claims import comparison_verdicts
-
-        folder = self.store.current(COMPARISON, None).path
-        verdicts = comparison_verdicts(folder, settings().variants)
-        return [
-            f"{COMPARISON}: {one.claim}: {one.message}"
-            for one in verdicts
-            if one.claim == "controls_stay" and not one.passed
-        ]
 
     def places(self) -> list[Place]:
         return [

@@ -167,7 +167,7 @@ class Dose(Strict):
 
 
 class VariantTerm(Strict):
-    """A vector at a site with a dose. `random` is a seeded random direction of the same norm and site."""
+    """A vector at a site with a dose. `random`: seeded random directions of the same norm and site take its place."""
 
     persona: Name
     dose: Dose
@@ -177,6 +177,12 @@ class VariantTerm(Strict):
         "default: the block that dose_curve recommends.",
     )
     direction: Literal["persona", "random"] = "persona"
+    directions: int = Field(
+        default=10,
+        ge=1,
+        description="`random`: how many directions are drawn; each row takes one of them. One direction says little "
+        "about random directions.",
+    )
     site: Literal["output", "attention", "mlp", "logits"] = Field(
         default="output",
         description="`output`: added to the residual stream after the block. `attention`, `mlp`: added to what these "
@@ -415,9 +421,10 @@ class DoseSpec(Strict):
         default=10, ge=1, description="Random directions that a dose is compared with, at its block and norm."
     )
     kl_rows: int = Field(
-        default=4,
+        default=8,
         ge=0,
-        description="Rows, drawn by `seed`, whose KL to base is measured in every cell: two passes each; 0: none.",
+        description="Rows, drawn at random by `seed`, whose KL to base is measured in every cell: two passes each; 0: "
+        "none. The interval in the table is over these rows.",
     )
     max_kl_nats: float | None = Field(
         default=None,
@@ -526,7 +533,10 @@ class GateSpec(Strict):
         "For models whose base is itself often suspect.",
     )
     alpha: float = Field(
-        default=0.05, gt=0, lt=1, description="Level of the paired test against base_resample."
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="Level of the paired test that something changed, against base_resample.",
     )
     min_kept_fraction: float = Field(default=0.5, ge=0, le=1)
 
@@ -617,7 +627,12 @@ class RolloutSpec(Strict):
     n_samples: int = Field(default=1, ge=1, description="Answers an arm and question.")
     trained_scales: list[float] = Field(default=[-1.0, 0.5, 1.0, 1.5], min_length=1)
     averaged_scales: list[float] = Field(default=[-1.0, 0.5, 1.0, 1.5], min_length=1)
-    random_seeds: list[int] = Field(default=[51, 52, 53], min_length=1)
+    random_seeds: list[int] = Field(
+        default=[51, 52, 53, 54, 55, 56, 57, 58, 59, 60],
+        min_length=1,
+        description="Of random directions of the trained vector's length, others for every persona; ten tell what "
+        "directions do, one or two do not.",
+    )
     sampling: SamplingSpec = SamplingSpec(temperature=0.7, top_p=0.9, max_new_tokens=256, seed=50)
     minilm_texts: int = Field(default=600, ge=20, description="Training texts a side, at most.")
 

@@ -92,9 +92,9 @@ class Place:
 def doctor(model: str | None, loads: bool) -> None:
     """Say what works here, what will not, and how to mend it.
 
-    Looks at libraries, catalogue, model, tokenizer, chat template, device, memory, store, Dagster, news, judge and
-    MiniLM; then the model rewrites a few news items, which takes seconds to a minute. The exit status is 1 if
-    something will not work.
+    Looks at libraries, catalogue, model, tokenizer, chat template, device, memory, store, Dagster, news, the rows that
+    limits need, judge and MiniLM; then the model rewrites a few news items, which takes seconds to a minute. The exit
+    status is 1 if something will not work.
     """
     broken = False
     for finding in examine(Place(model), loads):
@@ -109,8 +109,8 @@ def doctor(model: str | None, loads: bool) -> None:
 def examine(place: Place, loads: bool = False) -> Iterator[Finding]:
     """All findings. What fails in an unforeseen way is a finding, too."""
     parts: list[Callable[[Place], Iterator[Finding]]] = [
-        python, libraries, catalogue, model, tokenizer, chat_template, device, mlx, memory, store, dagster, news, judge,
-        minilm,
+        python, libraries, catalogue, model, tokenizer, chat_template, device, mlx, memory, store, dagster, news, rows,
+        judge, minilm,
     ]  # fmt: skip
     broken = False
     for part in [*parts, *([loaded, diagnosis] if loads else [])]:
@@ -495,6 +495,14 @@ def news(place: Place) -> Iterator[Finding]:
         )
     else:
         yield Finding(OK, "news", f"{where} is readable")
+
+
+def rows(place: Place) -> Iterator[Finding]:
+    """How many rows the profile's limits need; fewer break nothing, and show less."""
+    from steer_pipeline.lab.rewrites.sizing import row_needs
+
+    for need in row_needs(place.settings.profile):
+        yield Finding(OK, "rows", need.sentence())
 
 
 def judge(place: Place) -> Iterator[Finding]:

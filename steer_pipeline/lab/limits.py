@@ -1,5 +1,8 @@
 """The numbers at which claims cease to hold, each once: the lab judges by them, the graph names them."""
 
+# Controls, in every stage.
+MAX_CONTROL_SHIFT = 0.2  # of the standard deviation between two samplings of one row; a smaller shift is none
+
 # What base does before it is steered.
 MIN_BASE_FACTS = 0.8  # share of the lead's facts that a good rewriter keeps
 MIN_ENDED = 0.5  # share of rewrites that end by themselves
@@ -27,9 +30,11 @@ MIN_AGREEMENT = 0.8  # AUC of MiniLM for answers in which the lexicon finds the 
 MIN_TRANSFER_ROWS = 30  # held-out news
 MIN_CLEAN = 10  # students of base and controls, whose shifts are the band of the others'
 
+# Random directions, of a gap that a vector closes and of an effect that one carries.
+MAX_RANDOM_SHARE = 0.1
+
 # Vectors carried to another model.
 MIN_CARRIED_SHARE = 0.7  # of what the target's own vector does
-MAX_RANDOM_SHARE = 0.1  # by random rotations
 MIN_CARRIED_ROWS = 30  # news items rewritten in every arm
 
 # The filter of samples, on labelled texts.

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from steer_pipeline.cli.check import check
 from steer_pipeline.cli.doctor import BROKEN, OK, WARNING, Place, doctor, examine
 from steer_pipeline.environment import PACKAGE
+from steer_pipeline.lab.rewrites.sizing import Need
 from steer_pipeline.settings import _settings
 from steer_pipeline_tests.tiny import tiny_model_dir
 
@@ -76,6 +77,17 @@ def test_a_checkout_works_and_steering_moves_its_model():
     assert "changes what the model says" in found["steering"].message
     assert "as pinned" in found["minilm"].message
     assert found["diagnosis"].state == OK
+
+
+def test_the_rows_that_limits_need_are_told():
+    told = [one.message for one in examine(Place(None)) if one.what == "rows"]
+    assert (
+        "gates.max_suspect_rate 0.01 needs 299 rows without a hit, a pilot pack has 50: these exclude no share below "
+        "5.8%, and one of 2% passes in 36% of cases"
+    ) in told
+    assert any(line.startswith("coherence.max_extra_suspects") and "dose_curve has" in line for line in told)
+    enough = Need("gates.max_suspect_rate", 0.05, 60, "a pilot pack")
+    assert enough.sentence() == "gates.max_suspect_rate 0.05 needs 59 rows without a hit, a pilot pack has 60"
 
 
 def test_a_model_that_ignores_its_prompt_will_not_work(tmp_path):

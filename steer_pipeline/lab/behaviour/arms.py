@@ -17,7 +17,7 @@ from steer_pipeline.catalogue.specs import Persona, RolloutSpec
 from steer_pipeline.lab.arms import AVERAGED, LEARNED, PROMPTED, RANDOM, TRAINED, VANILLA, Arm
 from steer_pipeline.lab.likelihood.tables import AVERAGED_FOLDER, SCALES_FILE, missing_reason
 from steer_pipeline.lab.models.sites import Site
-from steer_pipeline.lab.vectors.doses import make_term, random_like
+from steer_pipeline.lab.vectors.doses import direction_seed, make_term, random_like
 from steer_pipeline.lab.vectors.vector import PersonaVector, VectorError, load_vector
 
 
@@ -87,7 +87,8 @@ def build_arms(
             arms.append(Arm(AVERAGED, term, scale, scope=scope))
     learned = make_term(trained, Site(block), norm)
     for number in dict.fromkeys(spec.random_seeds):
-        arms.append(Arm(RANDOM, random_like(learned, number), LEARNED, number, scope=scope))
+        drawn = random_like(learned, direction_seed(number, persona.name, 0, 0))
+        arms.append(Arm(RANDOM, drawn, LEARNED, number, scope=scope))
     return arms
 
 

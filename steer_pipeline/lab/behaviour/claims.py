@@ -11,8 +11,9 @@ from steer_pipeline.lab.arms import RANDOM, VANILLA
 from steer_pipeline.lab.behaviour.judging import SKIPPED, scale_problems
 from steer_pipeline.lab.behaviour.report import ARMS, LEARNED_ARM
 from steer_pipeline.lab.behaviour.rollouts import known_questions, leaks, missing_answers
-from steer_pipeline.lab.behaviour.schema import DOWN, JUDGE, MINILM, TRUTH, UP
+from steer_pipeline.lab.behaviour.schema import MINILM, TRUTH, UP
 from steer_pipeline.lab.behaviour.scoring import score_by_length
+from steer_pipeline.lab.controls import Place, controls_verdict, place_among, read_controls
 from steer_pipeline.lab.evaluation.judgement import NOT_ASKED
 from steer_pipeline.lab.limits import MAX_LENGTH_AUC, MAX_LENGTH_SHIFT, MAX_UNREADABLE, MIN_AGREEMENT
 from steer_pipeline.lab.verdict import Verdict
@@ -140,36 +141,38 @@ def table_verdicts(folder: Path, personas: Sequence[str]) -> Iterator[Verdict]:
     )
     yield Verdict("every_persona_is_in_the_table", not absent, message, {"personas": len(present)})
     yield steering_moves(arms)
-    yield random_moves_nothing(arms)
+    yield controls_verdict("random_moves_nothing", read_controls(folder))
     yield scales_agree(pl.read_parquet(folder / "agreement.parquet"))
 
 
 def steering_moves(arms: pl.DataFrame) -> Verdict:
-    """The trained vector at its learned scale raises the trait score of every persona."""
+    """The trained vector at its learned scale raises the trait score of every persona, beyond random directions."""
     learned = {row["persona"]: row for row in arms.filter(arm_name=LEARNED_ARM).iter_rows(named=True)}
     shifts = {name: row["difference"] for name, row in learned.items()}
-    still = [
-        f"{name} ({_shift(learned[name])})" if name in learned else f"{name} (no trained arm)"
-        for name in sorted(set(arms["persona"]))
-        if learned.get(name, {}).get("verdict") != UP
-    ]
+    places = {name: _place(arms.filter(persona=name), shift) for name, shift in shifts.items()}
+    still = []
+    for name in sorted(set(arms["persona"])):
+        place = places.get(name)
+        if name not in learned:
+            still.append(f"{name} (no trained arm)")
+        elif learned[name]["verdict"] != UP or (place is not None and not place.beyond):
+            still.append(f"{name} ({_shift(learned[name])}{f'; {place}' if place else ''})")
+    worst = max((place.spread_p for place in places.values() if place), default=None)
     good = f"all {len(shifts)} personas move, by {min(shifts.values(), default=0):+.3f} at least"
+    good += (
+        ""
+        if worst is None
+        else f", beyond all random directions (against their spread p {worst:.2g} at most)"
+    )
     message = f"do not move up: {', '.join(still)}" if still else good
     numbers = {f"shift_{name}": shift for name, shift in shifts.items()}
     return Verdict("steering_moves_the_trait", not still, message, numbers)
 
 
-def random_moves_nothing(arms: pl.DataFrame) -> Verdict:
-    """No random direction moves a trait score on any scale."""
-    random = arms.filter(pl.col("arm") == RANDOM, ~pl.col("pooled"))
-    verdicts = ("verdict", f"{TRUTH}_verdict", f"{JUDGE}_verdict")
-    moved = random.filter(pl.any_horizontal(pl.col(name).is_in([UP, DOWN]) for name in verdicts))
-    names = [f"{row['persona']} {row['arm_name']} ({_shift(row)})" for row in moved.iter_rows(named=True)]
-    good = f"{random.height} random arms, none moves a trait"
-    message = f"{len(names)} of {random.height} random arms moved: {', '.join(names)}" if names else good
-    return Verdict(
-        "random_moves_nothing", not names, message, {"random_arms": random.height, "moved": len(names)}
-    )
+def _place(own: pl.DataFrame, shift: float | None) -> Place | None:
+    """Where a shift stands among those of one persona's random directions; None where there are not two."""
+    drawn = own.filter(pl.col("arm") == RANDOM, ~pl.col("pooled"))["difference"].drop_nulls()
+    return None if shift is None or len(drawn) < 2 else place_among(shift, drawn.to_numpy(), 1)
 
 
 def scales_agree(agreement: pl.DataFrame) -> Verdict:

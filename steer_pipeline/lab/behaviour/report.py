@@ -14,8 +14,10 @@ import polars as pl
 
 from steer_pipeline.lab.arms import LEARNED, PROMPTED, RANDOM, TRAINED, VANILLA, Arm
 from steer_pipeline.lab.behaviour import figures
-from steer_pipeline.lab.behaviour.schema import DOWN, UP, BehaviourTables
+from steer_pipeline.lab.behaviour.schema import DOWN, SUMMARY_SCHEMA, UP, BehaviourTables
 from steer_pipeline.lab.behaviour.table import MIN_EFFECT, arms_table
+from steer_pipeline.lab.columns import completed
+from steer_pipeline.lab.controls import STORED, moved_controls, read_controls, told_of_controls
 from steer_pipeline.lab.report.document import (
     Block,
     Bullets,
@@ -88,9 +90,14 @@ def _write(folder: Path, drawn: Mapping[str, bytes], blocks: Sequence[Block]) ->
 
 def read_tables(folder: Path) -> BehaviourTables:
     """What `write_behaviour` wrote."""
-    return BehaviourTables(
-        **{table.name: pl.read_parquet(folder / f"{table.name}.parquet") for table in fields(BehaviourTables)}
-    )
+    frames = {
+        table.name: pl.read_parquet(folder / f"{table.name}.parquet")
+        for table in fields(BehaviourTables)
+        if f"{table.name}.parquet" != STORED
+    }
+    frames[STORED.removesuffix(".parquet")] = read_controls(folder)
+    frames["summary"] = completed(frames["summary"], SUMMARY_SCHEMA)
+    return BehaviourTables(**frames)
 
 
 def headline_rows(arms: pl.DataFrame) -> pl.DataFrame:
@@ -116,8 +123,13 @@ def headline_rows(arms: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows)
 
 
-def summary_text(arms: pl.DataFrame) -> str:
-    """What the table says, in two sentences and one row a persona; Markdown."""
+def summary_text(arms: pl.DataFrame, controls: pl.DataFrame) -> str:
+    """What the table says, in two sentences and one row a persona; Markdown.
+
+    Args:
+        controls: `controls.CONTROL_SCHEMA`.
+    """
+    told = "; ".join(moved_controls(controls)) or told_of_controls(controls)
     learned = arms.filter(arm_name=LEARNED_ARM)
     up = learned.filter(verdict=UP).height
     random = arms.filter(pl.col("arm") == RANDOM, ~pl.col("pooled"))
@@ -126,8 +138,8 @@ def summary_text(arms: pl.DataFrame) -> str:
     table = to_markdown("", [Table(head.columns, [[_text(value) for value in row] for row in head.rows()])])
     lines = table.partition("\n")[2].strip()
     return (
-        f"{up} of {arms['persona'].n_unique()} personas move up at the learned scale; {moved} of {random.height} "
-        f"random arms move. The whole report is `{PAGE}` in this version's folder.\n\n{lines}"
+        f"{up} of {arms['persona'].n_unique()} personas move up at the learned scale; of {random.height} random arms "
+        f"{moved} move by themselves; {told}. The whole report is `{PAGE}` in this version's folder.\n\n{lines}"
     )
 
 
@@ -178,14 +190,21 @@ def _opening(tables: BehaviourTables) -> str:
         f"{len(tables.personas)} personas, {tables.rows.height} answers to held-out questions. The trait score is "
         "MiniLM's calibrated probability; intervals (95%) and tests go over questions. An effect is claimed where "
         "Holm's p over the arms of a persona is below 0.05, an interval that holds for all of them at once excludes "
-        f"zero, and the shift is at least {MIN_EFFECT:g}. The trait gap is what prompting does to the trait score, the "
-        f"NLL gap what it does to the likelihood of held-out answers. {judge}"
+        f"zero, and the shift is at least {MIN_EFFECT:g}. {_controls(tables)} The trait gap is "
+        "what prompting does to the trait score, the NLL gap what it does to the likelihood of held-out answers. "
+        f"{judge}"
     )
+
+
+def _controls(tables: BehaviourTables) -> str:
+    if moved := moved_controls(tables.control_shifts):
+        return f"Controls: {'; '.join(moved)}; no effect is evidence before that is explained."
+    return f"Controls: {told_of_controls(tables.control_shifts)}."
 
 
 def _arms(own: pl.DataFrame) -> Table:
     judged = bool(own["judge_scored"].sum())
-    columns = ["arm", "score", "to vanilla", "p (Holm)", "verdict", "trait gap closed", "truth"]
+    columns = ["arm", "score", "to vanilla", "detectable", "p (Holm)", "verdict", "trait gap closed", "truth"]
     columns += ["judge", "judge refusals, invalid, missing"] if judged else []
     rows = []
     for row in own.iter_rows(named=True):
@@ -193,6 +212,7 @@ def _arms(own: pl.DataFrame) -> Table:
             row["arm_name"],
             _with_interval(row, "score"),
             _with_interval(row, "difference"),
+            _text(row["detectable"]),
             _text(row["p_holm"]),
             row["verdict"] or "–",
             _with_interval(row, "trait_gap_closed", "trait_gap"),

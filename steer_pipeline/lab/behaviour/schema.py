@@ -87,14 +87,15 @@ SUMMARY_SCHEMA, SUMMARY_COLUMNS = described(
     pooled=(pl.Boolean(), "a mean over several arms"),
     n_questions=(pl.Int64(), "what the numbers stand on"),
     mean=(pl.Float64(), "over questions"),
-    low=(pl.Float64(), "95% interval, questions resampled"),
+    low=(pl.Float64(), "95% interval over questions"),
     high=(pl.Float64(), ""),
     difference=(pl.Float64(), "to vanilla on the same questions"),
     difference_low=(pl.Float64(), ""),
     difference_high=(pl.Float64(), ""),
+    detectable=(pl.Float64(), "smallest difference that would be found with 80% power, from the spread seen"),
     simultaneous_low=(pl.Float64(), "of the difference, for all arms of the persona at once"),
     simultaneous_high=(pl.Float64(), ""),
-    p=(pl.Float64(), "sign-flip test over questions"),
+    p=(pl.Float64(), "test of the mean over questions"),
     p_holm=(pl.Float64(), "p, Holm's correction over the arms of the persona"),
     verdict=(pl.String(), "trait metrics: effect up | effect down | no effect; null for vanilla"),
     trait_gap_closed=(
@@ -129,6 +130,8 @@ class BehaviourTables:
         agreement: one row a persona and pair of scales.
         judged: one row a persona and arm: answers scored, refusal, invalid, missing, not_asked.
         scorers: one row a persona: the MiniLM scorer's report.
+        control_shifts: random directions of all personas on every trait metric, judged together
+            (`controls.CONTROL_SCHEMA`).
     """
 
     rows: pl.DataFrame
@@ -136,6 +139,7 @@ class BehaviourTables:
     agreement: pl.DataFrame
     judged: pl.DataFrame
     scorers: pl.DataFrame = field(default_factory=pl.DataFrame)
+    control_shifts: pl.DataFrame = field(default_factory=pl.DataFrame)
 
     @property
     def personas(self) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from steer_pipeline.lab.evaluation.minilm import balanced_logistic, cross_fitted, embed, shuffled_aucs
-from steer_pipeline.lab.stats import Interval, auc, auc_interval, grouped_folds
+from steer_pipeline.lab.stats import Interval, auc, auc_interval, grouped_folds, training_rows
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -149,7 +149,8 @@ def paired_excerpts(texts: pl.DataFrame, seed: int) -> pl.DataFrame:
 class CalibratedScorer:
     """Calibrated probability that a text shows the persona. Call `fit` first.
 
-    A text that was trained on is scored by the fold that did not see its question.
+    A text that was trained on is scored by the fold that saw neither its question nor, under another one, the same text
+    or excerpt.
     """
 
     def __init__(self, *, seed: int = 17, n_folds: int = 5, n_shuffles: int = 20) -> None:
@@ -176,15 +177,18 @@ class CalibratedScorer:
                 f"{len(pairs) // 2} pairs over {len(np.unique(questions))} questions; a scorer needs "
                 f"{MIN_PAIRS} pairs and {self.n_folds} questions"
             )
-        excerpts, whole = embed(pairs["excerpt"].to_list()), embed(pairs["text"].to_list())
+        texts = (pairs["excerpt"].to_list(), pairs["text"].to_list())
+        excerpts, whole = map(embed, texts)
         folds = grouped_folds(questions, self.n_folds, self.seed)
-        views = cross_fitted(excerpts, labels, folds, np.stack([excerpts, whole]))
-        shuffled = shuffled_aucs(excerpts, labels, questions, folds, n=self.n_shuffles, seed=self.seed)
+        views = cross_fitted(excerpts, labels, folds, *texts, judged=np.stack([excerpts, whole]))
+        shuffled = shuffled_aucs(
+            excerpts, labels, questions, folds, *texts, n=self.n_shuffles, seed=self.seed
+        )
         logits = _logits(views[:, 1])
         probabilities = np.empty(len(labels))
         for fold in np.unique(folds):
-            own = folds == fold
-            probabilities[own] = _calibrated(_calibrator(logits[~own], labels[~own]), logits[own])
+            own, others = folds == fold, training_rows(folds, fold, *texts)
+            probabilities[own] = _calibrated(_calibrator(logits[others], labels[others]), logits[own])
         error, reliability = calibration(probabilities, labels)
         self.report = ScorerReport(
             auc=auc_interval(views[:, 0], labels, groups=questions, seed=self.seed),

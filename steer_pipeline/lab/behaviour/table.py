@@ -1,8 +1,8 @@
 """The behaviour table: what each arm did to the trait and to the text, from stored rows and nothing else.
 
 In: rollouts, MiniLM scores and, where a judge answered, its scores, a persona each. Out: frames. Questions are the
-units: samples are averaged within one, intervals resample them, and an arm is compared with vanilla on the same
-questions. An effect is claimed where a sign-flip test (Holm over the persona's arms) and an interval that holds
+units: samples are averaged within one, intervals are over them, and an arm is compared with vanilla on the same
+questions. An effect is claimed where a test of the mean (Holm over the persona's arms) and an interval that holds
 for all arms at once say so, and the shift is large enough to matter.
 """
 
@@ -32,12 +32,15 @@ from steer_pipeline.lab.behaviour.schema import (
     TableError,
 )
 from steer_pipeline.lab.behaviour.scoring import REPORT_COLUMNS
+from steer_pipeline.lab.controls import Controls, judge_controls, row_noise
 from steer_pipeline.lab.evaluation.judgement import NOT_ASKED, SCORED
 from steer_pipeline.lab.stats import (
     bootstrap_means,
+    detectable,
     holm,
     mean_intervals,
-    sign_flip_tests,
+    mean_tests,
+    percentiles,
     simultaneous_intervals,
 )
 
@@ -65,7 +68,39 @@ def make_tables(
         ]
     )
     scorers = pl.concat([one.minilm.select("persona", *REPORT_COLUMNS).head(1) for one in stored.values()])
-    return BehaviourTables(rows, summary, agreement(rows, seed), judge_counts(rows), scorers)
+    controls = random_shifts(rows, seed=seed, n_boot=n_boot)
+    return BehaviourTables(rows, summary, agreement(rows, seed), judge_counts(rows), scorers, controls)
+
+
+def random_shifts(rows: pl.DataFrame, *, seed: int, n_boot: int = 10_000) -> pl.DataFrame:
+    """`CONTROL_SCHEMA`: what random directions do to each trait metric of each persona, over all of them together.
+
+    Questions and directions both count: what a few directions happen to do is no property of random directions. A
+    mean shift below `MIN_EFFECT` is none.
+
+    Args:
+        rows: as `joined` gives them, of all personas.
+    """
+    blocks = []
+    for (persona,), own in rows.group_by("persona", maintain_order=True):
+        for metric in TRAIT_METRICS:
+            cells = _to_vanilla(own, metric)
+            if cells is not None:
+                names = [(RANDOM, str(persona), metric)]
+                several = 1 if cells.shape[1] > 1 else None
+                blocks.append(Controls(names, cells, row_noise(cells), several, MIN_EFFECT))
+    return judge_controls(blocks, seed=seed, n_boot=n_boot)
+
+
+def _to_vanilla(rows: pl.DataFrame, metric: str) -> np.ndarray | None:
+    """Random arms less vanilla, samples averaged: float64 [questions, directions, 1]; None where there are none."""
+    own = rows.filter(pl.col("arm").is_in([VANILLA, RANDOM])).drop_nulls(metric)
+    wide = own.pivot(on="arm_name", index="question_index", values=metric, aggregate_function="mean")
+    drawn = [name for name in wide.columns if name not in ("question_index", VANILLA)]
+    if VANILLA not in wide.columns or not drawn:
+        return None
+    differences = wide.select((pl.col(name) - pl.col(VANILLA)).alias(name) for name in drawn)
+    return differences.cast(pl.Float64).fill_null(float("nan")).to_numpy()[:, :, None]
 
 
 def gather(
@@ -173,7 +208,7 @@ def summarise(rows: pl.DataFrame, *, seed: int, alpha: float = 0.05, n_boot: int
         if missing.all() or (missing.any() and metric not in (JUDGE, NLL)):
             raise TableError(f"{persona}: vanilla lacks {metric} for {int(missing.sum())} questions")
         pooled = {name: parts[name] for name in POOLED if name in arms}
-        table = _compare(values, list(arms), pooled, metric in TRAIT_METRICS, seed, alpha, n_boot)
+        table = _compare(values, list(arms), pooled, metric, seed, alpha, n_boot)
         records += [
             {"persona": persona, "kind": rows["kind"][0], "metric": metric, **arm, **numbers}
             for arm, numbers in zip(arms.values(), table, strict=True)
@@ -203,18 +238,18 @@ def _compare(
     values: np.ndarray,
     names: Sequence[str],
     pooled: Mapping[str, Sequence[str]],
-    trait: bool,
+    metric: str,
     seed: int,
     alpha: float,
     n_boot: int,
 ) -> list[dict]:
     """Numbers of every arm of one metric.
 
-    A pooled arm is not tested: the mean of several answers less a single one is not symmetric about zero where
-    scores are skewed, so flipping signs would be no null. It has the verdict that most of its arms share.
+    A pooled arm is not tested: it has the verdict that most of its arms share.
     """
     vanilla, others = names.index(VANILLA), [i for i, name in enumerate(names) if name != VANILLA]
-    means = mean_intervals(values, seed=seed, n_boot=n_boot, level=LEVEL)
+    top = np.inf if metric in (NLL, TOKENS) else 1.0
+    means = mean_intervals(values, level=LEVEL, bounds=(0.0, top))
     numbers: list[dict] = [
         {
             "n_questions": one.n,
@@ -225,15 +260,16 @@ def _compare(
         for one in means
     ]
     differences = values[:, others] - values[:, [vanilla]]
-    shifts = mean_intervals(differences, seed=seed, n_boot=n_boot, level=LEVEL)
-    for i, shift in zip(others, shifts, strict=True):
+    shifts, sizes = mean_intervals(differences, level=LEVEL), detectable(differences, level=LEVEL)
+    for i, shift, size in zip(others, shifts, sizes, strict=True):
         numbers[i] |= {
             "difference": _number(shift.estimate),
             "difference_low": _number(shift.low),
             "difference_high": _number(shift.high),
+            "detectable": _number(size),
         }
     single = [i for i in others if names[i] not in pooled]
-    if trait and single:
+    if metric in TRAIT_METRICS and single:
         _judge_arms(numbers, single, values[:, single] - values[:, [vanilla]], seed, alpha, n_boot)
         for name, own in pooled.items():
             numbers[names.index(name)]["verdict"] = _shared(
@@ -248,7 +284,7 @@ def _judge_arms(
     numbers: list[dict], others: Sequence[int], differences: np.ndarray, seed: int, alpha: float, n_boot: int
 ) -> None:
     """Adds p, Holm's p over these arms, simultaneous intervals and the verdict."""
-    ps = sign_flip_tests(differences, seed=seed)
+    ps = mean_tests(differences)
     adjusted = holm(ps)
     whole = np.isfinite(differences).all(axis=1)
     bands = None
@@ -276,7 +312,7 @@ def _shared(verdicts: Sequence[str]) -> str:
 def _close_gaps(
     numbers: list[dict], values: np.ndarray, vanilla: int, prompted: int, seed: int, n_boot: int
 ) -> None:
-    """Adds the share of the vanilla-to-prompted gap with a bootstrap interval over questions.
+    """Adds the share of the vanilla-to-prompted gap with an interval over questions.
 
     Numerator and denominator come from the same resamples. Where prompting has no effect there is no gap, and
     the share stays null.
@@ -288,12 +324,11 @@ def _close_gaps(
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = (drawn - drawn[:, [vanilla]]) / (drawn[:, [prompted]] - drawn[:, [vanilla]])
     for i, own in enumerate(numbers):
-        finite = shares[np.isfinite(shares[:, i]), i]
-        if own["mean"] is None or not finite.size:
+        low, high = percentiles(shares[:, i], len(values), LEVEL)
+        if own["mean"] is None or not np.isfinite(low):
             continue
-        low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         share = (own["mean"] - numbers[vanilla]["mean"]) / gap
-        own |= {"trait_gap_closed": float(share), "trait_gap_low": float(low), "trait_gap_high": float(high)}
+        own |= {"trait_gap_closed": float(share), "trait_gap_low": low, "trait_gap_high": high}
 
 
 def _number(value: float) -> float | None:
@@ -312,7 +347,7 @@ def arms_table(tables: BehaviourTables) -> pl.DataFrame:
     head = tables.summary.filter(metric=MINILM).select(
         "persona", "kind", "arm_name", "arm", "scale", "seed", "pooled", "n_questions",
         pl.col("mean").alias("score"), pl.col("low").alias("score_low"), pl.col("high").alias("score_high"),
-        "difference", "difference_low", "difference_high", "p_holm", "verdict",
+        "difference", "difference_low", "difference_high", "detectable", "p_holm", "verdict",
         "trait_gap_closed", "trait_gap_low", "trait_gap_high",
     )  # fmt: skip
     for metric in (TRUTH, JUDGE):

@@ -41,7 +41,7 @@ def combined_scores(
     return np.where(known[[0, 2]].all(axis=0), np.nan_to_num(scores, posinf=np.nan), np.nan)
 
 
-def combined_interval(rows: pl.DataFrame, *, seed: int) -> Interval | None:
+def combined_interval(rows: pl.DataFrame) -> Interval | None:
     """Mean score of a variant over its rows, with a 95% interval; None where no row can be scored.
 
     Args:
@@ -50,4 +50,4 @@ def combined_interval(rows: pl.DataFrame, *, seed: int) -> Interval | None:
     columns = (rows[name].cast(pl.Float64).to_numpy() for name in ("trait", "facts_kept", "nll", "base_nll"))
     scores = combined_scores(*columns)
     scores = scores[np.isfinite(scores)]
-    return mean_interval(scores, seed=seed) if scores.size else None
+    return mean_interval(scores, bounds=(0.0, TOP)) if scores.size else None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from steer_pipeline.lab.quality.text import words
-from steer_pipeline.lab.stats import Interval, auc, auc_interval, grouped_folds
+from steer_pipeline.lab.stats import Interval, auc, auc_interval, grouped_folds, training_rows
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -128,7 +128,7 @@ class SeparationReport:
     """How well a fitted scorer tells the poles apart where it was not trained.
 
     Attributes:
-        auc: held-out AUC, every context scored by a model that did not see it; interval over contexts.
+        auc: held-out AUC, every context scored by a model that saw neither it nor its texts; interval over contexts.
         shuffled_mean, shuffled_high: mean and 95th percentile of that AUC, labels shuffled within contexts.
         length_auc: AUC of the number of words alone, 0.5 when length tells nothing.
         n_texts, n_contexts: what it stands on.
@@ -163,8 +163,8 @@ class SeparationReport:
 class MiniLMScorer:
     """Signed persona score 2p - 1, p the classifier's probability of the positive pole.
 
-    Call `fit` first. A text that was trained on is scored by the fold that did not see its context: a
-    classifier's opinion of its own training rows says nothing.
+    Call `fit` first. A text that was trained on is scored by the fold that saw neither its context nor the
+    same text in another: a classifier's opinion of its own training rows says nothing.
     """
 
     def __init__(self, *, seed: int = 17, n_folds: int = 5, n_shuffles: int = 20) -> None:
@@ -200,8 +200,8 @@ class MiniLMScorer:
         labels = np.r_[np.ones(len(positive_texts), int), np.zeros(len(negative_texts), int)]
         features = embed_once(texts)
         folds = grouped_folds(keys, self.n_folds, self.seed)
-        held_out = cross_fitted(features, labels, folds)
-        shuffled = shuffled_aucs(features, labels, keys, folds, n=self.n_shuffles, seed=self.seed)
+        held_out = cross_fitted(features, labels, folds, texts)
+        shuffled = shuffled_aucs(features, labels, keys, folds, texts, n=self.n_shuffles, seed=self.seed)
         self.report = SeparationReport(
             auc=auc_interval(held_out, labels, groups=keys, seed=self.seed),
             shuffled_mean=float(shuffled.mean()),
@@ -246,33 +246,44 @@ def balanced_logistic() -> "LogisticRegression":
 
 
 def cross_fitted(
-    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, judged: np.ndarray | None = None
+    features: np.ndarray,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    *texts: Sequence[str],
+    judged: np.ndarray | None = None,
 ) -> np.ndarray:
     """Probability of the positive label from the model that did not see the row's fold: float64 [n], or [n, m].
 
     Args:
         features: [n, width] that models are trained on, and judged on unless `judged` is given.
+        texts: [n] each; a row with a text that the fold has is not learned from either, in whatever fold it stands.
         judged: [m, n, width]: other views of the same rows (a text and its excerpt), judged by the same models.
     """
     views = features[None] if judged is None else judged
     scores = np.full((len(labels), len(views)), 0.5)
     for fold in np.unique(folds):
-        train = folds != fold
+        train, own = training_rows(folds, fold, *texts), folds == fold
         if len(np.unique(labels[train])) == 2:
             model = balanced_logistic().fit(features[train], labels[train])
             for view, rows in enumerate(views):
-                scores[~train, view] = model.predict_proba(rows[~train])[:, 1]
+                scores[own, view] = model.predict_proba(rows[own])[:, 1]
     return scores[:, 0] if judged is None else scores
 
 
 def shuffled_aucs(
-    features: np.ndarray, labels: np.ndarray, keys: np.ndarray, folds: np.ndarray, *, n: int, seed: int
+    features: np.ndarray,
+    labels: np.ndarray,
+    keys: np.ndarray,
+    folds: np.ndarray,
+    *texts: Sequence[str],
+    n: int,
+    seed: int,
 ) -> np.ndarray:
     """[n] cross-fitted AUCs of the same procedure on labels shuffled within contexts."""
     rng, aucs = np.random.default_rng(seed), []
     for _ in range(n):
         fake = shuffled_within(labels, keys, rng)
-        aucs.append(auc(cross_fitted(features, fake, folds), fake))
+        aucs.append(auc(cross_fitted(features, fake, folds, *texts), fake))
     return np.array(aucs)
 
 

@@ -16,7 +16,7 @@ def base_can_choose(base: pl.DataFrame, *, seed: int) -> Verdict:
     Args:
         base: `READING_SCHEMA` of base.
     """
-    read = informedness(base, seed=seed)
+    read = informedness(base)
     numbers: dict[str, float | int | str] = {"informedness": read.estimate, "vignettes": base.height}
     shown = f"{read.estimate:+.2f} nats [{read.low:+.2f}, {read.high:+.2f}]"
     fine, problems = f"{shown} more for the scene's own foundation", []

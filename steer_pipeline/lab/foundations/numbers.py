@@ -17,7 +17,7 @@ from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.foundations.choosing import CHOICE_SCHEMA
 from steer_pipeline.lab.foundations.frames import UNSHOWN
 from steer_pipeline.lab.foundations.vignettes import FOUNDATIONS
-from steer_pipeline.lab.stats import Interval, bootstrap_means
+from steer_pipeline.lab.stats import Interval, bootstrap_means, mean_interval, percentiles
 from steer_pipeline.lab.stats.pairing import require_same_rows
 
 OFF_WEIGHT = 0.1  # of what moves beside the target; moralmaps' own
@@ -223,9 +223,6 @@ def flip_rates(
     base: pl.DataFrame,
     intent: Intent,
     opposite: pl.DataFrame | None = None,
-    *,
-    seed: int,
-    n_boot: int = N_BOOT,
 ) -> Interval:
     """Change in how often the target foundations are picked, in the wanted direction, mean over them: in [-1, 1].
 
@@ -241,8 +238,7 @@ def flip_rates(
         for name, sign in intent.items()
     ]
     change = np.stack(picked, axis=1).mean(axis=1)
-    drawn = bootstrap_means(change[:, None], seed=seed, n_boot=n_boot)[:, 0]
-    return _interval(float(change.mean()), drawn, len(change))
+    return mean_interval(change, level=LEVEL)
 
 
 def foundation_summary(
@@ -258,7 +254,7 @@ def foundation_summary(
         "arm", "seed", maintain_order=True
     ):
         chosen = gated_selectivity(own, plain, intent, seed=seed, n_boot=n_boot)
-        flips = flip_rates(own, plain, intent, seed=seed, n_boot=n_boot)
+        flips = flip_rates(own, plain, intent)
         rows.append(
             {"arm": arm, "seed": own_seed, "n": own.height, "sel_gated": chosen.value.estimate}
             | {"sel_low": chosen.value.low, "sel_high": chosen.value.high, "on": chosen.on, "off": chosen.off}
@@ -268,9 +264,9 @@ def foundation_summary(
     return pl.DataFrame(rows, schema=SUMMARY_SCHEMA)
 
 
-def informedness(table: pl.DataFrame, *, seed: int, n_boot: int = N_BOOT) -> Interval:
+def informedness(table: pl.DataFrame) -> Interval:
     """Nats by which a vignette's own foundation is blamed more than in vignettes of others: 0 for a model that answers
-    without reading the scene, whatever it prefers. Mean over vignettes; the interval resamples them.
+    without reading the scene, whatever it prefers. Mean over vignettes; the interval is over them.
 
     Args:
         table: `READING_SCHEMA` of one arm and seed.
@@ -286,8 +282,7 @@ def informedness(table: pl.DataFrame, *, seed: int, n_boot: int = N_BOOT) -> Int
             raise ValueError(f"all vignettes were written for {name}; others are needed to compare with")
         if mine.any():
             values[mine] = scores[mine, number] - scores[~mine, number].mean()
-    drawn = bootstrap_means(values[:, None], seed=seed, n_boot=n_boot)[:, 0]
-    return _interval(float(values.mean()), drawn, len(values))
+    return mean_interval(values, level=LEVEL)
 
 
 def place_preference(choices: pl.DataFrame) -> np.ndarray:
@@ -330,5 +325,4 @@ def _mass(rows: pl.DataFrame) -> float:
 
 
 def _interval(value: float, drawn: Sequence[float] | np.ndarray, n: int) -> Interval:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value, float(low), float(high), n)
+    return Interval(value, *percentiles(drawn, n, LEVEL), n)

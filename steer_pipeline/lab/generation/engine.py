@@ -82,7 +82,7 @@ def generate(
     progress: Callable[[Progress], None] | None = None,
     fanout: Workers | None = None,
 ) -> Iterator[FinishedRow]:
-    """Every plan on every row, in the order in which they finish.
+    """Every plan on every row that wants it, in the order in which they finish.
 
     Randomness is keyed by (seed, row id, plan's stream or variant, step): batch size, row order, resume and
     the set of other variants do not change what is drawn. With a `journal`, finished rows are on disk
@@ -154,6 +154,8 @@ class _Run:
             seen.add(key)
             todo, prompts = [], []
             for index, plan in enumerate(self.plans):
+                if not row.wants(plan.variant):
+                    continue
                 ids = self._prompt(row, plan.variant)
                 if book is not None:
                     fingerprint = _fingerprint(self._plan_hashes[index], ids)
@@ -255,7 +257,9 @@ def _drain(rows: list[FinishedRow]) -> Iterator[FinishedRow]:
 
 
 def _length(rows: Iterable[PromptRow], plans: Sequence[SteeringPlan]) -> int | None:
-    return len(rows) * len(plans) if isinstance(rows, Sized) else None
+    if not isinstance(rows, Sized):
+        return None
+    return sum(row.wants(plan.variant) for row in rows for plan in plans)
 
 
 def _bar(total: int | None) -> Any:

@@ -21,12 +21,19 @@ FinishReason = Literal["eos", "length"]
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A row to rewrite. `ids`: prompt token ids by variant name; "*" serves the variants that have none of
-    their own.
+    """A row to rewrite.
+
+    Attributes:
+        ids: prompt token ids by variant name; "*" serves the variants that have none of their own.
+        only: variants that this row is for; None: all of the run.
     """
 
     row_id: str
     ids: dict[str, list[int]]
+    only: frozenset[str] | None = None
+
+    def wants(self, variant: str) -> bool:
+        return self.only is None or variant in self.only
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from steer_pipeline.lab.heal.scores import (
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.quality.leaks import Told
 from steer_pipeline.lab.rewrites import Refused
-from steer_pipeline.lab.stats import Interval, mean_interval, sign_flip_test
+from steer_pipeline.lab.stats import Interval, mean_interval, mean_test
 from steer_pipeline.lab.stats.resampling import Alternative
 from steer_pipeline.lab.verdict import Verdict
 
@@ -359,9 +359,9 @@ def differs_from_base(kept: pl.DataFrame, base: pl.DataFrame, spec: HealFilterSp
     differences = (paired[score] - paired[f"{score}_base"]).to_numpy()
     found, p = Interval(0.0, 0.0, 0.0, 0), 1.0
     if differences.size:
-        found = mean_interval(differences, seed=spec.seed)
+        found = mean_interval(differences)
         wanted: Alternative = "greater" if score == "trait" else "two-sided"
-        p = sign_flip_test(differences, seed=spec.seed, alternative=wanted)
+        p = mean_test(differences, alternative=wanted)
     shown = f"{found.estimate:+.3g} [{found.low:.3g}, {found.high:.3g}]"
     return Verdict(
         "differs_from_base",

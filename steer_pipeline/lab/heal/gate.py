@@ -271,12 +271,12 @@ def _dose_row(
         if frame["prompt_id"].to_list() != base["prompt_id"].to_list():
             raise HealError(f"dose gate: dose {dose:g} and base answer different prompts; make the rows anew")
     sign = 1.0 if dose > 0 else -1.0
-    shift = mean_interval((own["trait"] - base["trait"]).to_numpy(), seed=spec.seed)
+    shift = mean_interval((own["trait"] - base["trait"]).to_numpy())
     noise = _noise("trait", random, base, spec)
     off = _off_target(own, random, base, spec)
     costs = {
         name: _widened(cost, _noise(f"{COST}{name}", random, base, spec))
-        for name, cost in coherence(_costs(own), _costs(base), limits, seed=spec.seed).items()
+        for name, cost in coherence(_costs(own), _costs(base), limits).items()
     }
     kl = np.array([value for values in own["kl"].drop_nulls() for value in values], dtype=np.float64)
     collapsed, of_base = _share(own["collapsed"]), _share(base["collapsed"])

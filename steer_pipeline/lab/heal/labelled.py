@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from scipy.stats import binomtest
 
 from steer_pipeline.catalogue.healing import HealFilterSpec
 from steer_pipeline.catalogue.specs import Persona
@@ -23,6 +22,7 @@ from steer_pipeline.lab.models.completions import completion_losses
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.prompts import encode_completion, encode_prompt
 from steer_pipeline.lab.quality.leaks import Told
+from steer_pipeline.lab.stats import share_interval
 from steer_pipeline.lab.verdict import Verdict
 
 TEXTS = Path("assets_data/filter_texts/texts.jsonl")
@@ -178,10 +178,10 @@ def figures(judged: pl.DataFrame) -> pl.DataFrame:
 
 
 def _figure(label: str, kind: str | None, what: str, hits: int, n: int) -> dict[str, object]:
-    low, high = binomtest(hits, n).proportion_ci(0.95, "exact") if n else (0.0, 1.0)
-    share = hits / n if n else float("nan")
+    one = share_interval(hits, n)
     return {
-        "label": label, "kind": kind, "what": what, "n": n, "hits": hits, "share": share, "low": low, "high": high,
+        "label": label, "kind": kind, "what": what, "n": n, "hits": hits, "share": one.estimate,
+        "low": one.low, "high": one.high,
     }  # fmt: skip
 
 

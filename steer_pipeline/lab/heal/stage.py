@@ -162,7 +162,9 @@ def stage_verdicts(stage: Stage, seed: int) -> list[Verdict]:
     """What the table shows, judged."""
     found = [
         arms_differ_once(stage.configs),
-        *claims(stage.tables.table.filter(reading=stage.tables.table["reading"][0])),
+        *claims(
+            stage.tables.table.filter(reading=stage.tables.table["reading"][0]), stage.tables.control_shifts
+        ),
         on_policy_needs_less(stage.divergence),
         all_arms_stand(stage),
     ]

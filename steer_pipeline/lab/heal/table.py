@@ -16,6 +16,7 @@ import polars as pl
 from scipy.stats import t
 
 from steer_pipeline.lab.columns import described
+from steer_pipeline.lab.controls import STORED, Controls, judge_controls, read_controls, row_noise
 from steer_pipeline.lab.heal.pairs import (
     OFF_TARGET,
     TARGET,
@@ -25,16 +26,26 @@ from steer_pipeline.lab.heal.pairs import (
     require_same_arms,
 )
 from steer_pipeline.lab.heal.signals import SIGNALS
-from steer_pipeline.lab.heal.verdicts import CONTROL, HEALED, KNOWN_STAGES, STAGES, VERDICTS, judge
+from steer_pipeline.lab.heal.verdicts import (
+    CONTROL,
+    HEALED,
+    KNOWN_STAGES,
+    STAGES,
+    VERDICTS,
+    judge,
+    with_control_verdict,
+)
+from steer_pipeline.lab.limits import MAX_NO_EFFECT
 from steer_pipeline.lab.stats import (
     Interval,
     bootstrap_means,
     crossed_intervals,
     holm,
     mean_interval,
-    sign_flip_tests,
+    mean_tests,
+    minimum_detectable,
+    percentiles,
 )
-from steer_pipeline.lab.stats.power import minimum_detectable
 
 LEVEL = 0.95
 STAGE_SCHEMA, STAGE_COLUMNS = described(
@@ -49,7 +60,7 @@ STAGE_SCHEMA, STAGE_COLUMNS = described(
     low=(pl.Float64(), "95% interval over rows and seeds"),
     high=(pl.Float64(), "its upper end"),
     seed_sd=(pl.Float64(), "standard deviation of the difference over seeds; null for one"),
-    p=(pl.Float64(), "sign-flip test over rows, seeds averaged"),
+    p=(pl.Float64(), "test of the mean over rows, seeds averaged"),
     p_holm=(pl.Float64(), "the same after Holm over the arms of the reading"),
     detectable=(pl.Float64(), "smallest difference that would be found with 80% power, from the spread seen"),
     off_target=(
@@ -103,11 +114,13 @@ class StageTable:
 
     Attributes:
         table: `STAGE_SCHEMA`, one row a reading and arm. `seeds`: `SEED_SCHEMA`. `signals`: `SIGNAL_SCHEMA`.
+        control_shifts: `controls.CONTROL_SCHEMA`, control arms of all readings, judged together.
     """
 
     table: pl.DataFrame
     seeds: pl.DataFrame
     signals: pl.DataFrame
+    control_shifts: pl.DataFrame
 
     def row(self, arm: str, reading: str | None = None) -> dict[str, Any]:
         """One row of the table; of the first reading by default.
@@ -163,15 +176,30 @@ def stage_table(
         if TARGET in reading.metrics:
             rows = _reading_rows(reading, arms, stages, coherence, reference, seed, n_boot)
             table += rows
-            seeds += _seed_rows(reading, readings.values(), rows, reference, seed, n_boot)
-    signals = [row for reading in readings.values() for row in _signal_rows(reading, seed, n_boot)]
+            seeds += _seed_rows(reading, readings.values(), rows, reference)
+    signals = [row for reading in readings.values() for row in _signal_rows(reading)]
+    controls = _control_shifts(readings.values(), stages, reference, seed, n_boot)
+    table = [with_control_verdict(row, controls) for row in table]
     frames_of = ((table, STAGE_SCHEMA), (seeds, SEED_SCHEMA), (signals, SIGNAL_SCHEMA))
-    return StageTable(
-        *(
-            pl.DataFrame(rows, schema=schema).with_columns(pl.col(pl.Float64).fill_nan(None))
-            for rows, schema in frames_of
-        )
+    made, by_seed, of_signals = (
+        pl.DataFrame(rows, schema=schema).with_columns(pl.col(pl.Float64).fill_nan(None))
+        for rows, schema in frames_of
     )
+    return StageTable(made, by_seed, of_signals, controls)
+
+
+def _control_shifts(
+    readings: Collection[Reading], stages: Mapping[str, str], reference: str, seed: int, n_boot: int
+) -> pl.DataFrame:
+    """`CONTROL_SCHEMA` of the control arms in every reading; less than `MAX_NO_EFFECT` of the steered shift is none."""
+    blocks = []
+    for reading in (one for one in readings if TARGET in one.metrics):
+        steered = reading.of(reference, TARGET) if reference in reading.seeds else np.zeros((1, 1))
+        floor = MAX_NO_EFFECT * abs(float(np.nanmean(steered))) if np.isfinite(steered).any() else 0.0
+        for arm in (arm for arm in reading.seeds if stages[arm] == CONTROL):
+            cells = reading.of(arm, TARGET)[:, :, None]
+            blocks.append(Controls([(arm, reading.name, TARGET)], cells, row_noise(cells), floor=floor))
+    return judge_controls(blocks, seed=seed, n_boot=n_boot)
 
 
 # ------------------------------------------------------------------------------------------ target
@@ -193,7 +221,7 @@ def _reading_rows(
         for arm, own in cells.items()
         if len(own)
     }
-    ps = _tests(reading, arms, seed, n_boot)
+    ps = _tests(reading, arms)
     controls = [abs(one.estimate) for arm, one in shifts.items() if stages[arm] == CONTROL]
     steered = shifts.get(reference)
     rows = []
@@ -232,10 +260,10 @@ def _complete(cells: np.ndarray) -> np.ndarray:
     return cells[np.isfinite(cells).all(axis=1)]
 
 
-def _tests(reading: Reading, arms: Sequence[str], seed: int, n_boot: int) -> dict[str, tuple[float, float]]:
-    """arm -> p and Holm's p over the arms; rows that an arm lacks count as no difference."""
+def _tests(reading: Reading, arms: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """arm -> p and Holm's p over the arms, each over the rows that it has."""
     means = np.stack([reading.of(arm, TARGET).mean(axis=1) for arm in arms], axis=1)
-    ps = sign_flip_tests(means, seed=seed, n=n_boot)
+    ps = mean_tests(means)
     return dict(zip(arms, zip(ps.tolist(), holm(ps).tolist(), strict=True), strict=True))
 
 
@@ -247,13 +275,13 @@ def _off_target(reading: Reading, arm: str, seed: int, n_boot: int) -> dict[str,
     cells = np.stack([reading.of(arm, name).mean(axis=1) for name in names], axis=1)
     means = np.abs(np.nanmean(cells, axis=0))
     drawn = np.nanmax(np.abs(bootstrap_means(cells, seed=seed, n_boot=n_boot)), axis=1)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = percentiles(drawn, len(cells), LEVEL)
     worst = int(np.nanargmax(means))
     name = names[worst].removeprefix(OFF_TARGET).strip("_") or OFF_TARGET
     return {
         "off_target": float(means[worst]),
-        "off_low": float(low),
-        "off_high": float(high),
+        "off_low": low,
+        "off_high": high,
         "off_name": name,
     }
 
@@ -271,7 +299,7 @@ def _retained(reading: Reading, arm: str, reference: str, seed: int, n_boot: int
     drawn = bootstrap_means(np.stack([own.mean(axis=1), steered], axis=1), seed=seed, n_boot=n_boot)
     # A resample in which the reference hardly moves says nothing of a share of it.
     ratios = drawn[:, 0] / np.where(drawn[:, 1] * steered.mean() > 0, drawn[:, 1], np.nan)
-    low, high = np.nanquantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = percentiles(ratios, len(own), LEVEL)
     spread, n_seeds = 0.0, own.shape[1]
     if n_seeds > 1:
         by_seed = own.mean(axis=0) / steered.mean()
@@ -288,8 +316,6 @@ def _seed_rows(
     readings: Collection[Reading],
     rows: Sequence[Mapping[str, Any]],
     reference: str,
-    seed: int,
-    n_boot: int,
 ) -> list[dict[str, Any]]:
     """Rows of `SEED_SCHEMA` of one reading."""
     found = []
@@ -299,7 +325,7 @@ def _seed_rows(
         for place, own_seed in enumerate(reading.seeds[arm]):
             values = reading.of(arm, TARGET)[:, place]
             values = values[np.isfinite(values)]
-            shift = mean_interval(values, seed=seed, n_boot=n_boot) if len(values) else None
+            shift = mean_interval(values) if len(values) else None
             off = [abs(float(np.nanmean(reading.of(arm, name)[:, place]))) for name in reading.off_targets]
             one = {"reading": reading.name, "arm": arm, "stage": row["stage"], "seed": own_seed}
             one |= {"n_rows": len(values), "off_target": max(off, default=None)}
@@ -346,10 +372,10 @@ def _coherence(readings: Collection[Reading], arm: str, seed: int, n_boot: int) 
             drawn += [SIGNALS[name].loss(means[:, i], bases[i]) for i, name in enumerate(known)]
     worst, name = max(losses, key=lambda one: one[0])
     low, high = 1 - worst, 1 - worst
-    if drawn:
-        low, high = np.nanquantile(1 - np.max(drawn, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     n = min(len(reading.rows) for reading in readings if reading.signals)
-    return _Coherence(Interval(1 - worst, float(low), float(high), n), name if worst > 0 else None)
+    if drawn:
+        low, high = percentiles(1 - np.max(drawn, axis=0), n, LEVEL)
+    return _Coherence(Interval(1 - worst, low, high, n), name if worst > 0 else None)
 
 
 def _losses(readings: Collection[Reading], arm: str, place: int | None = None) -> list[tuple[float, str]]:
@@ -379,7 +405,7 @@ def _seed_means(cells: np.ndarray) -> np.ndarray:
         return sums / known.sum(axis=1)
 
 
-def _signal_rows(reading: Reading, seed: int, n_boot: int) -> list[dict[str, Any]]:
+def _signal_rows(reading: Reading) -> list[dict[str, Any]]:
     """Rows of `SIGNAL_SCHEMA` of one reading."""
     rows = []
     for arm in reading.seeds:
@@ -391,7 +417,7 @@ def _signal_rows(reading: Reading, seed: int, n_boot: int) -> list[dict[str, Any
             row["n_rows"] = len(values)
             judged = SIGNALS[name].worse != "none" and np.isfinite(base)
             if len(values):
-                change = mean_interval(values, seed=seed, n_boot=n_boot)
+                change = mean_interval(values)
                 row |= {"difference": change.estimate, "low": change.low, "high": change.high}
                 row["loss"] = float(SIGNALS[name].loss(np.array(change.estimate), base)) if judged else None
             elif judged:
@@ -411,6 +437,6 @@ def write_stage_table(tables: StageTable, folder: Path) -> None:
 
 def read_stage_table(folder: Path) -> StageTable:
     """What `write_stage_table` wrote."""
-    return StageTable(
-        **{one.name: pl.read_parquet(folder / f"{one.name}.parquet") for one in fields(StageTable)}
-    )
+    names = [one.name for one in fields(StageTable) if f"{one.name}.parquet" != STORED]
+    frames = {name: pl.read_parquet(folder / f"{name}.parquet") for name in names}
+    return StageTable(**frames, control_shifts=read_controls(folder))

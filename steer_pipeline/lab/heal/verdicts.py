@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from steer_pipeline.lab.controls import MOVED, NOTHING, controls_verdict
 from steer_pipeline.lab.limits import (
     MAX_HEALED_LOSS,
     MAX_NO_EFFECT,
@@ -94,38 +95,39 @@ def _moved(row: Mapping[str, Any], shown: str, steered: Interval | None) -> tupl
     return None
 
 
-def claims(table: pl.DataFrame, healed: Sequence[str] | None = None) -> list[Verdict]:
+def with_control_verdict(row: Mapping[str, Any], controls: pl.DataFrame) -> dict[str, Any]:
+    """A row of the table; of a finite control with the verdict that the rule for controls leaves it.
+
+    A control that does not move beyond its margin is neither good nor within controls, whatever its interval.
+    """
+    told = controls.filter(control=row["arm"], part=row["reading"])
+    if told.is_empty() or row["verdict"] in (NOT_FINITE, INCOHERENT):
+        return dict(row)
+    one = told.row(0, named=True)
+    if one["state"] == MOVED:
+        return dict(row)
+    verdict = NO_EFFECT if one["state"] == NOTHING else INCONCLUSIVE
+    if row["verdict"] == NO_EFFECT:
+        return dict(row)
+    within = f"{row['reason']}; a control's margin is {one['margin']:.3f}"
+    return dict(row) | {"verdict": verdict, "reason": within}
+
+
+def claims(table: pl.DataFrame, controls: pl.DataFrame, healed: Sequence[str] | None = None) -> list[Verdict]:
     """What a stage table should show, judged; only that controls show nothing blocks.
 
     Args:
         table: `STAGE_SCHEMA`.
+        controls: `controls.CONTROL_SCHEMA`, of all readings.
         healed: arms that are to keep the trait; default: all of stage `healed`.
     """
     own = table.filter(stage=HEALED)
     own = own if healed is None else own.filter(pl.col("arm").is_in(healed))
-    return [controls_show_nothing(table), keeps_the_trait(own), has_enough_seeds(own)]
-
-
-def controls_show_nothing(table: pl.DataFrame) -> Verdict:
-    """No control arm moves the target; there is at least one."""
-    controls = table.filter(stage=CONTROL)
-    stray = controls.filter(~pl.col("verdict").is_in([NO_EFFECT, INCONCLUSIVE]))
-    message = "; ".join(
-        f"{row['arm']}: {row['verdict']}, {row['reason']}" for row in stray.iter_rows(named=True)
-    )
-    if not message:
-        unsure = controls.filter(verdict=INCONCLUSIVE).height
-        message = f"{controls.height - unsure} of {controls.height} controls have no effect"
-        message += f", {unsure} cannot be told" if unsure else ""
-    if controls.is_empty():
-        message = "no control was run; nothing says that a random direction would not do the same"
-    return Verdict(
-        "heal_controls_show_nothing",
-        bool(controls.height) and stray.is_empty(),
-        message,
-        {"controls": controls.height, "with_effect": stray.height},
-        stray.select("reading", "arm", "difference", "low", "high", "verdict").to_dicts(),
-    )
+    return [
+        controls_verdict("heal_controls_show_nothing", controls),
+        keeps_the_trait(own),
+        has_enough_seeds(own),
+    ]
 
 
 def keeps_the_trait(own: pl.DataFrame) -> Verdict:

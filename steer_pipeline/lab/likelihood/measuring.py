@@ -18,7 +18,7 @@ from steer_pipeline.lab.likelihood.tables import LIKELIHOOD_SCHEMA, selection_ta
 from steer_pipeline.lab.models.hidden import sequence_nll
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import Site, SteeringTerm
-from steer_pipeline.lab.vectors.doses import make_term, random_like
+from steer_pipeline.lab.vectors.doses import direction_seed, make_term, random_like
 from steer_pipeline.lab.vectors.vector import PersonaVector, VectorError
 
 SCALES = (0.5, 1.0, 2.0, 4.0)  # of the averaged vector's natural magnitude, at every block
@@ -112,15 +112,17 @@ def trained_and_random(trained: Mapping[int, PersonaVector], random_seeds: Seque
     """An arm a trained vector, in natural magnitude, and random directions of their norms at their site.
 
     Single random directions gain or lose a good part of the gap by luck, so there are at least `MIN_RANDOM`: those
-    of `random_seeds`, then of the numbers that follow.
+    of `random_seeds`, then of the numbers that follow. Those of two personas differ.
     """
     block = site_of(trained)
     terms = {seed: natural_term(trained[seed], block) for seed in sorted(trained)}
     arms = [Arm(TRAINED, term, LEARNED, seed) for seed, term in terms.items()]
     norms, last = list(terms.values()), max(random_seeds)
+    owner = next(iter(trained.values())).persona
     seeds = [*random_seeds, *range(last + 1, last + 1 + MIN_RANDOM - len(random_seeds))]
     return arms + [
-        Arm(RANDOM, random_like(norms[i % len(norms)], seed), LEARNED, seed) for i, seed in enumerate(seeds)
+        Arm(RANDOM, random_like(norms[i % len(norms)], direction_seed(seed, owner, 0, 0)), LEARNED, seed)
+        for i, seed in enumerate(seeds)
     ]
 
 

@@ -15,7 +15,8 @@ import polars as pl
 from scipy.stats import t
 
 from steer_pipeline.lab.arms import ARMS, AVERAGED, PROMPTED, RANDOM, TRAINED, VANILLA
-from steer_pipeline.lab.stats import bootstrap_means, expanded
+from steer_pipeline.lab.stats import bootstrap_means, percentiles
+from steer_pipeline.lab.stats.power import quantiles
 
 ROWS, TABLE, SEEDS, SELECTION = "rows.parquet", "table.parquet", "seeds.parquet", "selection.parquet"
 COSINES, CLASSIFIER = "cosines.parquet", "classifier.parquet"
@@ -105,7 +106,7 @@ class _Gains:
             raise TableError(
                 f"{self.n_questions} question with rows; intervals need two, so raise the split's token budget"
             )
-        self._level, self._tail = level, (1 - expanded(level, self.n_questions)) / 2
+        self._level = level
         order = [cell for cell in self.sums if cell[0] != VANILLA]
         gains = [self.sums[(VANILLA, None)] - self.sums[cell] for cell in order]
         matrix = np.stack([*gains, self.tokens], axis=1)
@@ -123,6 +124,13 @@ class _Gains:
         """[N_BOOT] gains in nats a token, seeds averaged."""
         return np.mean([self._draws[(arm, s)] for s in seeds], axis=0)
 
+    def detectable(self, draws: np.ndarray, by_seed: Sequence[float]) -> float:
+        """The smallest gain that would be found with 80% power; arguments as those of `bounds`."""
+        n, seeds = self.n_questions, len(by_seed)
+        spread = np.std(by_seed, ddof=1) / np.sqrt(seeds) if seeds > 1 else 0.0
+        error = float(np.hypot(np.std(draws) * np.sqrt(n / (n - 1)), spread))
+        return error * float(quantiles(n, level=self._level))
+
     def bounds(self, draws: np.ndarray, by_seed: Sequence[float]) -> tuple[float, float]:
         """Bounds of the mean of `by_seed`, for new questions and new seeds.
 
@@ -131,7 +139,7 @@ class _Gains:
             by_seed: estimates of the single seeds.
         """
         centre, n = float(np.mean(by_seed)), len(by_seed)
-        low, high = np.quantile(draws[np.isfinite(draws)], [self._tail, 1 - self._tail])
+        low, high = percentiles(draws, self.n_questions, self._level)
         spread = np.std(by_seed, ddof=1) * t.ppf((1 + self._level) / 2, n - 1) / np.sqrt(n) if n > 1 else 0.0
         return centre - float(np.hypot(centre - low, spread)), centre + float(np.hypot(high - centre, spread))
 
@@ -150,6 +158,7 @@ def _measured(
     )
     low, high = gains.bounds(draws, by_seed)
     row |= {"gain": float(np.mean(by_seed)), "gain_low": low, "gain_high": high}
+    row["detectable"] = gains.detectable(draws, by_seed)
     if arm == PROMPTED:
         return row | {"reason": "the reference: closes all by definition"}
     if prompted["gain_low"] <= 0:
@@ -170,6 +179,7 @@ _NUMBERS = (
     "gain",
     "gain_low",
     "gain_high",
+    "detectable",
     "nll_gap_closed",
     "nll_gap_low",
     "nll_gap_high",
@@ -202,7 +212,8 @@ def comparison_table(rows: pl.DataFrame, *, seed: int = 0, level: float = 0.95) 
     """One row an arm, over the test rows and all seeds of the arm.
 
     Columns: arm, n_seeds, nll and perplexity (per token), gain (vanilla's NLL minus this arm's, nats a token),
-    nll_gap_closed (gain over the prompted arm's gain), each with bounds; block, scale, norm, norm_fraction (of the
+    nll_gap_closed (gain over the prompted arm's gain), each with bounds; detectable (smallest gain that would be found
+    with 80% power); block, scale, norm, norm_fraction (of the
     mean residual norm); n_rows, n_questions, n_tokens; reason, where nll_gap_closed is null.
 
     Intervals: bootstrap of whole questions, percentiles expanded for few of them; where there are several seeds,

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from steer_pipeline.catalogue.specs import Persona, ScaleSpec
+from steer_pipeline.lab.controls import place_among
 from steer_pipeline.lab.evaluation import trait_scales
 from steer_pipeline.lab.limits import MIN_CONTRAST_AUC, MIN_LOGIT_DELTA, MIN_SPLIT_HALF_COSINE
 from steer_pipeline.lab.personas.contrast import measure_contrast, mismatched_contexts
@@ -177,7 +178,7 @@ def takes_effect(folder: Path) -> Verdict:
 
 
 def beyond_random(sweep: pl.DataFrame, recommendation: Recommendation) -> Verdict:
-    """The persona moves its trait further than every random direction at its block and of its norm does.
+    """The persona moves its trait beyond zero, further than every random direction of its norm, and than their spread.
 
     At the recommended dose, or, where there is none, where the trait moved most; at the opposite dose too where the
     persona is used with both signs.
@@ -186,29 +187,31 @@ def beyond_random(sweep: pl.DataFrame, recommendation: Recommendation) -> Verdic
     if cell is None:
         return Verdict(claim, True, "no positive dose was swept")
     shifts = band_of(sweep)["shift"].to_numpy()
+    place = place_among(cell["shift"], shifts, 1)
     message = (
-        f"shift {_interval(cell)} at dose {cell['fraction']:+g} of block {cell['block']}; {len(shifts)} random "
-        f"directions of that norm {shifts.mean():+.3f}, from {shifts.min():+.3f} to {shifts.max():+.3f}, all of which "
-        f"must lie below the interval; rank p {recommendation.random_rank_p:.3g}"
+        f"shift {_interval(cell)} at dose {cell['fraction']:+g} of block {cell['block']}, which must lie above zero "
+        f"and beyond all directions of that norm: {place}"
     )
-    passed = bool(cell["shift_low"] > shifts.max())
+    passed = place.beyond and cell["shift_low"] > 0
     numbers = {
         "shift": cell["shift"],
         "dose_fraction": cell["fraction"],
-        "random_mean": float(shifts.mean()),
-        "random_min": float(shifts.min()),
-        "random_max": float(shifts.max()),
-        "random_rank_p": recommendation.random_rank_p,
+        "random_mean": place.mean,
+        "random_min": place.low,
+        "random_max": place.high,
+        "random_rank_p": place.rank_p,
+        "random_spread_p": place.spread_p,
     }
     turned = None if recommendation.negative_rank_p is None else cell_beside_band(sweep, turned=True)
     if turned is not None:
-        passed = passed and bool(turned["shift_high"] < shifts.min())
-        numbers |= {"negative_shift": turned["shift"], "negative_rank_p": recommendation.negative_rank_p}
+        other = place_among(turned["shift"], shifts, -1)
+        passed = passed and other.beyond and turned["shift_high"] < 0
+        numbers |= {"negative_shift": turned["shift"], "negative_rank_p": other.rank_p}
         message += (
-            f". At {turned['fraction']:+g}: {_interval(turned)}, which must lie below them all; rank p "
-            f"{recommendation.negative_rank_p:.3g}"
+            f". At {turned['fraction']:+g}: {_interval(turned)}, which must lie below zero and beyond them all; rank p "
+            f"{other.rank_p:.3g}, against their spread p {other.spread_p:.3g}"
         )
-    return Verdict(claim, passed, message, numbers)
+    return Verdict(claim, bool(passed), message, numbers)
 
 
 def _interval(cell: Mapping[str, Any]) -> str:

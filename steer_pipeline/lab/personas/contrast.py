@@ -201,7 +201,7 @@ def score_sides(contrast: pl.DataFrame, scores: Sequence[float]) -> pl.DataFrame
     return sides.select("context_id", "split", *SIDES)
 
 
-def measure_contrast(contrast: pl.DataFrame, scorer: Any, *, seed: int = 0) -> dict[str, float]:
+def measure_contrast(contrast: pl.DataFrame, scorer: Any) -> dict[str, float]:
     """How far the completions of the two sides lie apart on a trait scale.
 
     Args:
@@ -209,13 +209,13 @@ def measure_contrast(contrast: pl.DataFrame, scorer: Any, *, seed: int = 0) -> d
 
     Returns:
         Mean scores `positive` and `negative`, their paired `difference` with `difference_low` and
-        `difference_high` (95%, bootstrap over contexts), and the `auc` between the sides.
+        `difference_high` (95%, over contexts), and the `auc` between the sides.
     """
     from steer_pipeline.lab.stats import auc, paired_difference
 
     sides = score_sides(contrast, scorer.score_many(contrast.get_column("completion").to_list()))
     a, b = (sides.get_column(side).to_numpy() for side in SIDES)
-    apart = paired_difference(a, b, seed=seed)
+    apart = paired_difference(a, b)
     return {
         "positive": float(a.mean()),
         "negative": float(b.mean()),

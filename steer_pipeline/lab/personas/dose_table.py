@@ -12,8 +12,9 @@ import numpy as np
 import polars as pl
 
 from steer_pipeline.catalogue.specs import CoherenceSpec, DoseSpec
+from steer_pipeline.lab.controls import place_among
 from steer_pipeline.lab.quality.coherence import COSTS, beyond, coherence
-from steer_pipeline.lab.stats import Interval, mean_interval, mean_intervals
+from steer_pipeline.lab.stats import Interval, detectable, mean_interval, mean_intervals
 from steer_pipeline.lab.vectors.doses import Recommendation
 
 REACH = 0.9  # share of the best coherent shift that a recommended dose must reach
@@ -25,11 +26,12 @@ _NEAR = 1e-9
 def sweep_table(rows: pl.DataFrame, spec: DoseSpec, limits: CoherenceSpec) -> pl.DataFrame:
     """One row a cell, from the scored rows.
 
-    Columns: direction, draw, block, fraction, alpha, n; trait, trait_low, trait_high (mean score and 95% bootstrap
-    interval); shift, shift_low, shift_high (paired difference to base); shown_rate, opposite_rate, suspect_rate,
-    truncated_rate, changed_rate (texts unlike base's), facts_kept, loop_rate, nll (nats a token under the unsteered
-    model), kl, kl_low, kl_high (nats a token, of the rows where it is measured); extra_suspects, extra_facts_lost,
-    extra_loops, extra_length, extra_nll, each with _low and _high (paired differences to base, `coherence.COSTS`);
+    Columns: direction, draw, block, fraction, alpha, n; trait, trait_low, trait_high (mean score and 95% interval);
+    shift, shift_low, shift_high (paired difference to base), shift_detectable (smallest that would be found with 80%
+    power); shown_rate, opposite_rate, suspect_rate, truncated_rate, changed_rate (texts unlike base's), facts_kept,
+    loop_rate, nll (nats a token under the unsteered model), kl, kl_low, kl_high (nats a token, of the rows where it is
+    measured); extra_suspects, extra_facts_lost, extra_loops, extra_length, extra_nll, each with _low and _high (paired
+    differences to base, `coherence.COSTS`);
     strain (the largest share of a relative limit that is used; 1 is all of it); beyond (sentences on what lies beyond
     a limit) and coherent (nothing does); frontier (no other cell of the persona has more shift for no more strain, nor
     as much for less). Base appears as fraction 0 of every block.
@@ -46,20 +48,21 @@ def sweep_table(rows: pl.DataFrame, spec: DoseSpec, limits: CoherenceSpec) -> pl
         traits = np.stack(
             [own_base["trait"].to_numpy(), *(cells[name]["trait"].to_numpy() for name in same_rows)]
         )
-        trait = mean_intervals(traits.T, seed=spec.seed)
-        shift = mean_intervals((traits - traits[0]).T, seed=spec.seed)
+        shifts = (traits - traits[0]).T
+        trait, shift, found = mean_intervals(traits.T), mean_intervals(shifts), detectable(shifts).tolist()
         for i, name in enumerate(same_rows, start=1):
-            table.append(_summary(cells[name], own_base, spec, limits, trait[i], shift[i]))
-    values = base["trait"].to_numpy()
-    nothing = mean_interval(values - values, seed=spec.seed)
-    own = _summary(base, base, spec, limits, mean_interval(values, seed=spec.seed), nothing)
+            row = _summary(cells[name], own_base, spec, limits, trait[i], shift[i])
+            table.append(row | {"shift_detectable": found[i]})
+    nothing = Interval(0.0, 0.0, 0.0, base.height)  # base is no sample of what base differs from base
+    own = _summary(base, base, spec, limits, mean_interval(base["trait"].to_numpy()), nothing)
+    own |= {"shift_detectable": None}
     blocks = sorted({int(cell["block"][0]) for cell in cells.values()})
     table += [own | {"direction": "persona", "block": block} for block in blocks]
     floats = [f"{name}{edge}" for name in ("kl", *(f"{EXTRA}{cost}" for cost in COSTS)) for edge in _EDGES]
     types = {
         "block": pl.Int32,
         "draw": pl.Int32,
-        **dict.fromkeys(("facts_kept", "strain", *floats), pl.Float64),
+        **dict.fromkeys(("facts_kept", "strain", "shift_detectable", *floats), pl.Float64),
     }
     made = pl.DataFrame(table, schema_overrides=types, infer_schema_length=None)
     return _with_frontier(made).sort("direction", "block", "fraction", "draw")
@@ -97,10 +100,10 @@ def _summary(
         loop_rate=pl.col(f"{COST}loops").mean(),
         nll=pl.col(f"{COST}nll").mean(),
     ).row(0, named=True)
-    costs = coherence(_costs(cell), _costs(base), limits, seed=spec.seed)
+    costs = coherence(_costs(cell), _costs(base), limits)
     kl = cell["kl"].drop_nulls().to_numpy()
     summary |= _flat("trait", trait) | _flat("shift", shift)
-    summary |= _flat("kl", mean_interval(kl, seed=spec.seed) if kl.size else None)
+    summary |= _flat("kl", mean_interval(kl) if kl.size else None)
     for name, cost in costs.items():
         summary |= _flat(f"{EXTRA}{name}", cost.difference)
     broken = [*beyond(costs), *_beyond_absolute(summary, spec)]
@@ -129,7 +132,7 @@ def _beyond_absolute(summary: Mapping[str, Any], spec: DoseSpec) -> list[str]:
     # Random directions show what disturbance does to the trait; their KL is not measured.
     judged_by_kl = spec.max_kl_nats is not None and summary["direction"] != "random"
     if judged_by_kl and (kl is None or kl > spec.max_kl_nats):
-        broken.append(f"KL {_shown(kl)} nats a token, limit {spec.max_kl_nats:g}")
+        broken.append(f"KL {_kl(summary)}, limit {spec.max_kl_nats:g}")
     if spec.max_suspect_rate is not None and summary["suspect_rate"] > spec.max_suspect_rate:
         broken.append(f"suspects {summary['suspect_rate']:.1%}, limit {spec.max_suspect_rate:.1%}")
     if spec.min_facts_kept is not None and kept is not None and kept < spec.min_facts_kept:
@@ -218,7 +221,7 @@ def _costs_in_words(cell: Mapping[str, Any]) -> str:
     known = [
         f"extra NLL {_signed(cell['extra_nll'])} nats a token",
         f"extra suspects {_signed(cell['extra_suspects'], 100)} points",
-        f"KL {_shown(cell['kl'])} nats a token" if cell["kl"] is not None else "",
+        f"KL {_kl(cell)}" if cell["kl"] is not None else "",
     ]
     return ", ".join(part for part in known if part)
 
@@ -257,6 +260,13 @@ def _why_none(positive: pl.DataFrame, coherent: pl.DataFrame, moving: pl.DataFra
         f"{moving.height} positive doses are coherent and move the trait, but at none is the negative dose "
         "of that size coherent; sweep the same fractions with both signs, or smaller ones"
     )
+
+
+def _kl(cell: Mapping[str, Any]) -> str:
+    """With its interval over the rows that were drawn for it."""
+    low, high = cell.get("kl_low"), cell.get("kl_high")
+    between = "" if low is None else f" [{_shown(low)}, {_shown(high)}]"
+    return f"{_shown(cell['kl'])}{between} nats a token"
 
 
 def _shown(value: float | None) -> str:
@@ -319,13 +329,9 @@ def _beside_random(found: Recommendation, table: pl.DataFrame, *, both_poles: bo
         random_mean=float(shifts.mean()),
         random_min=float(shifts.min()),
         random_max=float(shifts.max()),
-        random_rank_p=_rank_p(shifts >= cell["shift"]),
-        negative_rank_p=None if turned is None else _rank_p(shifts <= turned["shift"]),
+        random_rank_p=place_among(cell["shift"], shifts, 1).rank_p,
+        negative_rank_p=None if turned is None else place_among(turned["shift"], shifts, -1).rank_p,
     )
-
-
-def _rank_p(as_far: np.ndarray) -> float:
-    return float((1 + as_far.sum()) / (1 + len(as_far)))
 
 
 # ------------------------------------------------------------------------------------- from coarse to fine

@@ -14,7 +14,7 @@ import polars as pl
 from steer_pipeline.catalogue.specs import CoherenceSpec
 from steer_pipeline.lab.quality.loops import find_loop
 from steer_pipeline.lab.quality.text import words
-from steer_pipeline.lab.stats import Interval, mean_intervals
+from steer_pipeline.lab.stats import Interval, mean_interval
 
 # Cost -> what one row's value is. A positive difference to base is a loss; of two-sided costs either sign is.
 COSTS = {
@@ -117,7 +117,7 @@ def text_costs(
     )
 
 
-def coherence(costs: pl.DataFrame, base: pl.DataFrame, spec: CoherenceSpec, *, seed: int) -> dict[str, Cost]:
+def coherence(costs: pl.DataFrame, base: pl.DataFrame, spec: CoherenceSpec) -> dict[str, Cost]:
     """Every cost of a variant against base.
 
     Args:
@@ -128,15 +128,14 @@ def coherence(costs: pl.DataFrame, base: pl.DataFrame, spec: CoherenceSpec, *, s
     """
     if costs.height != base.height:
         raise ValueError(f"{costs.height} rows against {base.height} of base; pair them by row_id first")
-    found = {}
-    for name, limit in limits(spec).items():
-        both = pl.DataFrame({"own": costs[name], "base": base[name]}).drop_nulls()
-        difference = None
-        if both.height:
-            values = (both["own"] - both["base"]).to_numpy()[:, None]
-            difference = mean_intervals(values, seed=seed)[0]
-        found[name] = Cost(name, _mean(costs[name]), _mean(base[name]), difference, limit)
-    return found
+    return {name: paired_cost(name, costs[name], base[name], limit) for name, limit in limits(spec).items()}
+
+
+def paired_cost(name: str, own: pl.Series, base: pl.Series, limit: float | None) -> Cost:
+    """One cost against base, from values of the same rows in the same order: the rule of sweeps, reports and gates."""
+    both = pl.DataFrame({"own": own, "base": base}).drop_nulls()
+    difference = mean_interval((both["own"] - both["base"]).to_numpy()) if both.height else None
+    return Cost(name, _mean(own), _mean(base), difference, limit)
 
 
 def _mean(values: pl.Series) -> float | None:

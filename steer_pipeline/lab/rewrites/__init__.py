@@ -13,7 +13,7 @@ UNIQUE = "rows_are_unique"
 ALIGNED = "index_is_aligned_with_base"
 SUSPECTS = "suspect_rate_is_low"
 SAME = "made_as_base_was"
-DIFFERS = "differs_from_base"
+CHANGED = "something_changed"
 
 
 class Gate(NamedTuple):
@@ -50,8 +50,10 @@ GATES = {
         "read the check's examples; lower the variant's dose, or raise gates.max_suspect_rate (where base itself is "
         "often suspect, judge by gates.max_extra_suspects alone)",
     ),
-    DIFFERS: Gate(
-        "The rewrites differ from base more than base's resample does (paired sign-flip test).",
+    CHANGED: Gate(
+        "Something changed: the rewrites' word distance to base is larger than the resample's, by a one-sided paired "
+        "test at the level gates.alpha. It says that steering took effect and not that it is the persona's: a random "
+        "direction passes it too.",
         "raise the variant's dose, or the number of rows (rewrites.pilot_rows of the profile)",
     ),
 }
@@ -59,7 +61,7 @@ GATES = {
 
 # Gates that say how good a pack is: a person may release it all the same and say why. The others say that it is not
 # what it claims to be, which no reason mends.
-MATTERS_OF_JUDGEMENT = (SUSPECTS, DIFFERS)
+MATTERS_OF_JUDGEMENT = (SUSPECTS, CHANGED)
 
 
 class Refused(ValueError):

@@ -28,6 +28,7 @@ MATRIX_COLUMNS = {
     "moved": "Paired mean difference to base, in standard deviations of base.",
     "low": "Lower end of its 95% interval.",
     "high": "Upper end of it.",
+    "detectable": "Smallest movement that would be found with 80% power, from the spread seen.",
     "band_low": "Smallest movement of a random direction.",
     "band_high": "Largest movement of a random direction.",
     "beyond_band": "Whether the movement lies outside the band, on the news items that the band has.",

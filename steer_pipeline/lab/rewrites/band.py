@@ -6,11 +6,13 @@ disturbance alone moves some scores.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from steer_pipeline.lab.columns import described
+from steer_pipeline.lab.controls import Place, place_among
 from steer_pipeline.lab.rewrites.aims import SIGNS, Aim
 
 BAND_TABLE_SCHEMA, BAND_TABLE_COLUMNS = described(
@@ -28,6 +30,12 @@ BAND_TABLE_SCHEMA, BAND_TABLE_COLUMNS = described(
         pl.Float64(),
         "(1 + directions that reach the variant's shift in the wanted direction) / (1 + directions).",
     ),
+    band_sd=(pl.Float64(), "Standard deviation of the directions' shifts."),
+    spread_p=(
+        pl.Float64(),
+        "One-sided p that another random direction shifts as far, from the spread of these (Student's t).",
+    ),
+    beyond=(pl.Boolean(), "Whether no direction reaches the shift and spread_p is below 0.05."),
 )
 
 
@@ -51,14 +59,28 @@ def band_table(
                 continue
             directions = _shifts(rows, band.join(own.select("row_id"), on="row_id", how="semi"), base, aim)
             shift = float(own["difference"].to_numpy().mean())
-            reached = int((SIGNS[aim.wanted] * (directions - shift) >= 0).sum())
+            place = place_among(shift, directions, SIGNS[aim.wanted])
             found.append(
                 {"variant": variant, "persona": aim.persona, "wanted": aim.wanted, "scale": aim.scale}
-                | {"directions": len(directions), "n": own.height, "shift": shift}
-                | {"band_low": directions.min(), "band_mean": directions.mean()}
-                | {"band_high": directions.max(), "random_rank_p": (1 + reached) / (1 + len(directions))}
+                | {"directions": place.directions, "n": own.height, "shift": shift}
+                | {"band_low": place.low, "band_mean": place.mean, "band_high": place.high}
+                | {"random_rank_p": place.rank_p, "band_sd": place.sd, "spread_p": place.spread_p}
+                | {"beyond": place.beyond}
             )
     return pl.DataFrame(found, schema=BAND_TABLE_SCHEMA)
+
+
+def place_of(row: Mapping[str, Any]) -> Place:
+    """The place that a row of the table tells."""
+    return Place(
+        row["directions"],
+        row["band_low"],
+        row["band_mean"],
+        row["band_high"],
+        row["band_sd"],
+        row["random_rank_p"],
+        row["spread_p"],
+    )
 
 
 def _shifts(rows: pl.DataFrame, band: pl.DataFrame, base: str, aim: Aim) -> np.ndarray:

@@ -47,6 +47,7 @@ SUMMARY = {
     "difference": "Paired mean difference to the reference.",
     "low": "Lower end of the difference's 95% interval.",
     "high": "Upper end of it.",
-    "p": "Sign-flip test of the paired differences.",
+    "detectable": "Smallest difference that would be found with 80% power, from the spread seen.",
+    "p": "Test of the mean of the paired differences.",
     "p_holm": "The same after Holm over all variants and metrics; none of controls.",
 }

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from steer_pipeline.lab.controls import CONTROL_SCHEMA, Controls, judge_controls, row_noise
 from steer_pipeline.lab.evaluation import TraitScorer
 from steer_pipeline.lab.quality import (
     OUR_RULES,
@@ -28,17 +29,19 @@ from steer_pipeline.lab.rewrites.aims import trait_column
 from steer_pipeline.lab.rewrites.axes import STORED_MATRIX
 from steer_pipeline.lab.rewrites.band import BAND_TABLE_SCHEMA
 from steer_pipeline.lab.rewrites.costs import COMBINED_SCHEMA, COSTS_SCHEMA
+from steer_pipeline.lab.rewrites.off_target import OFF_TARGET_SCHEMA
 from steer_pipeline.lab.rewrites.steerability import AIM_SCHEMA
 from steer_pipeline.lab.stats import (
     Interval,
+    detectable,
     holm,
     mean_interval,
     mean_intervals,
+    mean_tests,
     sign_flip_test,
-    sign_flip_tests,
-    simultaneous_intervals,
 )
 
+RANDOM_TERM = "random:"  # of the name of a term whose direction was drawn
 BASE, RESAMPLE, RANDOM = "base", "base_resample", "random_direction"
 NEEDED = (BASE, RESAMPLE, RANDOM)  # nothing is compared without these
 # How alike two texts are makes sense only against another pair: these compare with the resample.
@@ -64,6 +67,7 @@ SUMMARY_SCHEMA = {
     "difference": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
+    "detectable": pl.Float64,
     "simultaneous": pl.Boolean,
     "p": pl.Float64,
     "p_holm": pl.Float64,
@@ -86,10 +90,11 @@ class ComparisonTables:
             pack does not say),
             trait_<persona>_<scale>, and hits_<persona>_positive, hits_<persona>_negative (marker counts).
         summary: one row a variant and metric (`SUMMARY_SCHEMA`): mean; paired difference to the reference
-            (base; for likeness base_resample) with a 95% interval, sign-flip p, and p after Holm over all
-            variants and metrics but the controls; the controls' own differences beside it. Trait differences
-            of controls have intervals that are simultaneous over these controls
-            and all personas of a scale.
+            (base; for likeness base_resample) with a 95% interval, the smallest difference that would be found
+            with 80% power, p of the mean, and p after Holm over all variants and metrics but the controls; the
+            controls' own differences beside it. Trait differences of controls have the intervals of `control_shifts`.
+        control_shifts: what controls do to every trait on every scale, judged together (`controls.CONTROL_SCHEMA`).
+            A control of several random directions stands on these, not on its rows: it speaks of random directions.
         distances: one row a variant: is it further from base than the resample is? One-sided paired test of
             1 - overlap.
         agreement: one row a news item: distinct outputs among base and the steered variants.
@@ -99,8 +104,9 @@ class ComparisonTables:
         combined: one row a variant with an aim: trait, facts and fluency in one number (`costs.COMBINED_SCHEMA`).
         matrix, aims: movement of every variant on every axis, and aim and side effects (`axes.side_effects`).
         band: one row a variant and aim, beside the random directions (`band.BAND_TABLE_SCHEMA`).
+        off_target: one row a variant with an aim: what moved most beside it (`off_target.OFF_TARGET_SCHEMA`).
 
-    The last five stand on more than packs; `stored.compare_stored` fills them.
+    The last six stand on more than packs; `stored.compare_stored` fills them.
     """
 
     rows: pl.DataFrame
@@ -109,11 +115,13 @@ class ComparisonTables:
     agreement: pl.DataFrame
     alignment: pl.DataFrame
     scorers: pl.DataFrame
+    control_shifts: pl.DataFrame = field(default_factory=partial(pl.DataFrame, schema=CONTROL_SCHEMA))
     costs: pl.DataFrame = field(default_factory=partial(pl.DataFrame, schema=COSTS_SCHEMA))
     combined: pl.DataFrame = field(default_factory=partial(pl.DataFrame, schema=COMBINED_SCHEMA))
     matrix: pl.DataFrame = field(default_factory=partial(pl.DataFrame, schema=STORED_MATRIX))
     aims: pl.DataFrame = field(default_factory=partial(pl.DataFrame, schema=AIM_SCHEMA))
     band: pl.DataFrame = field(default_factory=partial(pl.DataFrame, schema=BAND_TABLE_SCHEMA))
+    off_target: pl.DataFrame = field(default_factory=partial(pl.DataFrame, schema=OFF_TARGET_SCHEMA))
 
     @property
     def variants(self) -> list[str]:
@@ -172,13 +180,16 @@ def compare_variants(
     rows = pl.concat(
         [scoring.rows(name, packs[name].filter(pl.col("row_id").is_in(common))) for name in order]
     )
+    traits = [trait_column(persona, scale) for persona, scales in scorers.items() for scale in scales]
+    control_shifts = _control_shifts(packs, rows, traits, [n for n in order if roles[n] == "control"], seed)
     return ComparisonTables(
         rows=rows,
-        summary=_summarise(rows, order, scorers, roles, seed),
+        summary=_summarise(rows, order, traits, roles, control_shifts, seed),
         distances=_distances(rows, order, seed),
         agreement=_agreement(rows, [name for name in order if roles[name] in ("base", "steered")]),
         alignment=pl.DataFrame(aligned),
         scorers=_scorer_reports(scorers),
+        control_shifts=control_shifts,
     )
 
 
@@ -300,15 +311,18 @@ def _trait_columns(persona: str, scale: str, scorer: TraitScorer, outputs: list[
 def _summarise(
     rows: pl.DataFrame,
     order: Sequence[str],
-    scorers: Mapping[str, Mapping[str, TraitScorer]],
+    traits: Sequence[str],
     roles: Mapping[str, str],
+    control_shifts: pl.DataFrame,
     seed: int,
 ) -> pl.DataFrame:
     controls = [name for name in order if roles[name] == "control"]
-    traits = [trait_column(persona, scale) for persona, scales in scorers.items() for scale in scales]
     values = {metric: _wide(rows, metric, order) for metric in [*METRICS, *traits]}
     tests = _paired_tests(values, order, controls, seed)
-    families = _control_families(values, order, controls, scorers, seed)
+    families = {
+        (row["control"], row["metric"]): Interval(row["difference"], row["low"], row["high"], row["n"])
+        for row in control_shifts.iter_rows(named=True)
+    }
     table = [
         {"variant": variant, "role": roles[variant], "metric": metric}
         | _described(values[metric][:, place])
@@ -324,6 +338,7 @@ class _Test:
     """A paired difference to a reference; `p_holm` is None of controls."""
 
     interval: Interval
+    detectable: float
     p: float
     p_holm: float | None
 
@@ -335,7 +350,7 @@ _Pair = tuple[str, str, str]
 def _paired_tests(
     values: Mapping[str, np.ndarray], order: Sequence[str], controls: Sequence[str], seed: int
 ) -> dict[_Pair, _Test]:
-    """Each variant against its reference in each metric; all are resampled alike, `values` as `_wide` gives them."""
+    """Each variant against its reference in each metric, `values` as `_wide` gives them."""
     keys: list[_Pair] = []
     columns: list[np.ndarray] = []
     for metric, wide in values.items():
@@ -345,13 +360,14 @@ def _paired_tests(
                 columns.append(wide[:, place] - wide[:, order.index(reference)])
     differences = np.column_stack(columns)
     differences[~np.isfinite(differences)] = np.nan
-    intervals = mean_intervals(differences, seed=seed)
-    ps = dict(zip(keys, sign_flip_tests(differences, seed=seed).tolist(), strict=True))
+    intervals = mean_intervals(differences)
+    found = detectable(differences).tolist()
+    ps = dict(zip(keys, mean_tests(differences).tolist(), strict=True))
     tested = [key for key in keys if key[0] not in controls]
     adjusted = dict(zip(tested, holm([ps[key] for key in tested]).tolist(), strict=True))
     return {
-        key: _Test(interval, ps[key], adjusted.get(key))
-        for key, interval in zip(keys, intervals, strict=True)
+        key: _Test(interval, size, ps[key], adjusted.get(key))
+        for key, interval, size in zip(keys, intervals, found, strict=True)
     }
 
 
@@ -377,8 +393,9 @@ def _against_reference(
         return {}
     test = tests[variant, metric, reference]
     interval = families.get((variant, metric), test.interval)
-    row: dict[str, Any] = {"n": interval.n, "reference": reference, "difference": interval.estimate}
+    row: dict[str, Any] = {"n": test.interval.n, "reference": reference, "difference": interval.estimate}
     row |= {"low": interval.low, "high": interval.high, "p": test.p, "p_holm": test.p_holm}
+    row["detectable"] = test.detectable
     row["simultaneous"] = (variant, metric) in families
     for name, control in (("resample", RESAMPLE), ("random", RANDOM)):
         beside = families.get((control, metric))
@@ -407,32 +424,64 @@ def _reference(variant: str, metric: str) -> str | None:
     return BASE
 
 
-def _control_families(
-    values: Mapping[str, np.ndarray],
-    order: Sequence[str],
+# ------------------------------------------------------------------------------------- the controls
+
+
+def _control_shifts(
+    packs: Mapping[str, pl.DataFrame],
+    rows: pl.DataFrame,
+    traits: Sequence[str],
     controls: Sequence[str],
-    scorers: Mapping[str, Mapping[str, TraitScorer]],
     seed: int,
-) -> dict[tuple[str, str], Interval]:
-    """(control, trait metric) -> interval, simultaneous over controls and personas of one scale."""
-    result: dict[tuple[str, str], Interval] = {}
-    for scale in dict.fromkeys(scale for scales in scorers.values() for scale in scales):
-        personas = [persona for persona, scales in scorers.items() if scale in scales]
-        members = [(control, trait_column(persona, scale)) for persona in personas for control in controls]
-        matrix = np.column_stack(
-            [values[metric][:, order.index(control)] - values[metric][:, 0] for control, metric in members]
-        )
-        matrix = matrix[np.isfinite(matrix).all(axis=1)]
-        if len(matrix):
-            result |= dict(zip(members, simultaneous_intervals(matrix, seed=seed), strict=True))
-    return result
+) -> pl.DataFrame:
+    """`CONTROL_SCHEMA` of all controls on every trait and scale."""
+    if not traits:
+        return pl.DataFrame(schema=CONTROL_SCHEMA)
+    noise = row_noise(_to_base(rows, RESAMPLE, traits)[:, None])
+    blocks = []
+    for control in controls:
+        differences = _to_base(rows, control, traits)
+        drawn = directions_of(packs[control], rows.filter(variant=control)["row_id"].to_list())
+        several = len(set(drawn)) > 1
+        if several:
+            differences = _by_direction(differences, drawn)
+        names = [(control, "", trait) for trait in traits]
+        blocks.append(Controls(names, differences[:, None], noise, directions=0 if several else None))
+    return judge_controls(blocks, seed=seed)
+
+
+def _to_base(rows: pl.DataFrame, variant: str, traits: Sequence[str]) -> np.ndarray:
+    """Paired differences to base: float64 [rows of the variant, traits]."""
+    base = rows.filter(variant=BASE).select(
+        "row_id", *(pl.col(name).alias(f"base {name}") for name in traits)
+    )
+    both = rows.filter(variant=variant).join(base, on="row_id", maintain_order="left")
+    differences = both.select((pl.col(name) - pl.col(f"base {name}")).alias(name) for name in traits)
+    return differences.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+
+
+def _by_direction(differences: np.ndarray, drawn: Sequence[str]) -> np.ndarray:
+    """Means over the rows of each direction: float64 [directions, traits]."""
+    keys = np.asarray(drawn)
+    return np.stack([np.nanmean(differences[keys == one], axis=0) for one in dict.fromkeys(drawn)])
+
+
+def directions_of(pack: pl.DataFrame, row_ids: Sequence[str]) -> list[str]:
+    """What was added to each row, where it was a random direction, as its versions say; else the same for all."""
+    if "personas" not in pack.columns:
+        return [""] * len(row_ids)
+    drawn = {
+        row_id: " ".join(str(term["version"]) for term in terms or () if term["name"].startswith(RANDOM_TERM))
+        for row_id, terms in pack.select("row_id", "personas").iter_rows()
+    }
+    return [drawn[row_id] for row_id in row_ids]
 
 
 # -------------------------------------------------------------------------------------- the others
 
 
 def _distance_test(own: np.ndarray, other: np.ndarray, seed: int) -> dict[str, float | int]:
-    interval = mean_interval(own - other, seed=seed)
+    interval = mean_interval(own - other)
     return {
         "n": interval.n,
         "distance": float(own.mean()),

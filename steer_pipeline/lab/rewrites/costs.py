@@ -53,7 +53,7 @@ COMBINED_SCHEMA, COMBINED_COLUMNS = described(
 )
 
 
-def cost_table(rows: pl.DataFrame, base: str, spec: CoherenceSpec, *, seed: int) -> pl.DataFrame:
+def cost_table(rows: pl.DataFrame, base: str, spec: CoherenceSpec) -> pl.DataFrame:
     """`COSTS_SCHEMA` of every variant but `base`, in the order of the rows.
 
     Args:
@@ -67,7 +67,7 @@ def cost_table(rows: pl.DataFrame, base: str, spec: CoherenceSpec, *, seed: int)
             continue
         shared = reference.select("row_id").join(own, on="row_id", how="inner", maintain_order="left")
         same = shared.select("row_id").join(reference, on="row_id", how="inner", maintain_order="left")
-        costs = coherence(_costs(shared), _costs(same), spec, seed=seed)
+        costs = coherence(_costs(shared), _costs(same), spec)
         for name, cost in costs.items():
             judged = cost.limit is not None and cost.difference is not None
             found.append(
@@ -84,7 +84,7 @@ def _costs(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def combined_table(
-    rows: pl.DataFrame, base: str, aims: Mapping[str, list[Aim]], prompted: Mapping[str, str], *, seed: int
+    rows: pl.DataFrame, base: str, aims: Mapping[str, list[Aim]], prompted: Mapping[str, str]
 ) -> pl.DataFrame:
     """`COMBINED_SCHEMA` of every variant that aims at something.
 
@@ -98,7 +98,7 @@ def combined_table(
     def score(variant: str, aim: Aim) -> Interval | None:
         signed = SIGNS[aim.wanted] * pl.col(aim.column)
         own = tables[variant,].join(nll, on="row_id").with_columns(trait=(1 + signed) / 2)
-        return combined_interval(own, seed=seed)
+        return combined_interval(own)
 
     found = []
     for variant, own_aims in aims.items():

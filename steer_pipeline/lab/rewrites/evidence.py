@@ -1,7 +1,7 @@
 """What stands beside a comparison's summary: costs, combined scores, the random band, and all other axes.
 
 In: comparison tables, the variants' specs, fitted scorers, scorers of all axes, and the rows of the random band. Out:
-the same tables with the last five filled.
+the same tables with the last six filled.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from steer_pipeline.lab.rewrites.axes import Candidates, score_axes, side_effect
 from steer_pipeline.lab.rewrites.band import band_table
 from steer_pipeline.lab.rewrites.comparison import BASE, ComparisonTables
 from steer_pipeline.lab.rewrites.costs import combined_table, cost_table
+from steer_pipeline.lab.rewrites.off_target import off_target_table
 
 Scorers = Mapping[str, Mapping[str, TraitScorer]]
 
@@ -41,7 +42,7 @@ class Sources:
 def with_evidence(
     tables: ComparisonTables, sources: Sources, *, seed: int
 ) -> tuple[ComparisonTables, dict[str, str]]:
-    """The tables with costs, combined scores, matrix, aims and band; and axis -> why nothing can be told on it.
+    """The tables with the last six filled; and axis -> why nothing can be told on it.
 
     Raises:
         ValueError: a scorer of a persona that a variant aims at says the same of every row.
@@ -63,11 +64,12 @@ def with_evidence(
     matrix, movement = side_effects(scored, BASE, band["variant"].unique(), aims, seed=seed)
     filled = replace(
         tables,
-        costs=cost_table(rows, BASE, sources.limits, seed=seed),
-        combined=combined_table(rows, BASE, aims, prompted, seed=seed),
+        costs=cost_table(rows, BASE, sources.limits),
+        combined=combined_table(rows, BASE, aims, prompted),
         matrix=matrix,
         aims=movement,
         band=band_table(rows, _with_traits(band, sources.scorers), BASE, aims),
+        off_target=off_target_table(rows, tables.summary, aims),
     )
     return filled, scored.left_out
 

@@ -17,9 +17,12 @@ from pydantic import ValidationError
 from steer_pipeline.catalogue.specs import GateSpec
 from steer_pipeline.lab.generation.schema import ADDED_LATER, REWRITE_SCHEMA, RewriteRow
 from steer_pipeline.lab.quality import OUR_RULES
-from steer_pipeline.lab.rewrites import AGAIN, ALIGNED, DIFFERS, ROW_COUNT, SAME, SCHEMA, SUSPECTS, UNIQUE
+from steer_pipeline.lab.quality.coherence import Cost, paired_cost
+from steer_pipeline.lab.rewrites import AGAIN, ALIGNED, CHANGED, ROW_COUNT, SAME, SCHEMA, SUSPECTS, UNIQUE
 from steer_pipeline.lab.rewrites.comparison import difference_from_base
 from steer_pipeline.lab.rewrites.work import differences
+from steer_pipeline.lab.stats import Interval
+from steer_pipeline.lab.stats.shares import at_most
 from steer_pipeline.lab.verdict import Verdict
 
 
@@ -50,9 +53,9 @@ def judge(
         _lacking(SUSPECTS, "base")
         if base is None and relative
         else suspect_rate(pack, suspects, limits, reworded, base_suspects),
-        _lacking(DIFFERS, "base or base_resample", blocking=role == "steered")
+        _lacking(CHANGED, "base or base_resample", blocking=role == "steered")
         if base is None or resample is None
-        else differs(pack, base, resample, role=role, level=limits.alpha, seed=seed),
+        else changed(pack, base, resample, role=role, level=limits.alpha, seed=seed),
     ]
 
 
@@ -147,7 +150,10 @@ def suspect_rate(
     """`suspects[i]` holds the names of the rules that row i trips.
 
     The rate counts rows that trip a rule of ours; Janus's patterns are counted beside it, for comparison, and so are
-    the `reworded` rows, whose digits say what the source says in another way.
+    the `reworded` rows, whose digits say what the source says in another way. `suspect_rate_at_most` is the rate that
+    so many rows leave open (95%, one-sided): the estimate is judged, and 50 clean rows still allow 5.8%.
+
+    What is more than base's is judged as every cost is (`quality.coherence.Cost.within`).
 
     Args:
         limits: each of its two shares is judged where it is set.
@@ -162,10 +168,10 @@ def suspect_rate(
     per_rule = ", ".join(f"{rule} {count}" for rule, count in counts.most_common())
     passed = pack.height > 0 and (limits.max_suspect_rate is None or rate <= limits.max_suspect_rate)
     message = f"{rate:.2%} of {pack.height} rows are suspect{_limit(limits.max_suspect_rate)}"
-    extra = _extra_suspects(pack, set(flagged), base_suspects)
-    if extra is not None and limits.max_extra_suspects is not None:
-        passed &= extra <= limits.max_extra_suspects
-        message += f", {extra:+.2%} against base on the same rows{_limit(limits.max_extra_suspects)}"
+    extra = _extra_suspects(pack, set(flagged), base_suspects, limits.max_extra_suspects)
+    if extra is not None and extra.difference is not None and extra.limit is not None:
+        passed &= extra.within
+        message += f", {_told(extra, extra.difference)}"
     examples = [
         {
             "row_id": pack["row_id"][i] if "row_id" in pack.columns else str(i),
@@ -175,15 +181,20 @@ def suspect_rate(
         for i in flagged[:3]
     ]
     janus = sum(any(rule not in OUR_RULES for rule in rules) for rules in suspects)
+    possible = at_most(len(flagged), pack.height)
     numbers: dict[str, float | int] = {
         "suspect_rate": rate,
+        "suspect_rate_at_most": possible,
         "suspect_rows": len(flagged),
         "suspect_rate_janus": janus / max(pack.height, 1),
         "reworded_digits": reworded,
     }
-    numbers |= {} if extra is None else {"extra_suspects": extra}
+    if extra is not None and extra.difference is not None:
+        numbers["extra_suspects"] = extra.difference.estimate
     numbers |= {f"suspect_{rule}": count for rule, count in sorted(counts.items())}
-    return Verdict(SUSPECTS, passed, message + (f" ({per_rule})" if per_rule else ""), numbers, examples)
+    message += f" ({per_rule})" if per_rule else ""
+    message += f"; so many rows exclude a rate above {possible:.1%}"
+    return Verdict(SUSPECTS, passed, message, numbers, examples)
 
 
 def _limit(share: float | None) -> str:
@@ -191,17 +202,34 @@ def _limit(share: float | None) -> str:
 
 
 def _extra_suspects(
-    pack: pl.DataFrame, flagged: set[int], base_suspects: Mapping[str, bool] | None
-) -> float | None:
-    """Share of suspect rows minus base's, on the rows that both have; None where there are none."""
+    pack: pl.DataFrame,
+    flagged: set[int],
+    base_suspects: Mapping[str, bool] | None,
+    limit: float | None,
+) -> Cost | None:
+    """Suspects as a cost against base, on the rows that both have; None where there are none."""
     if base_suspects is None or "row_id" not in pack.columns:
         return None
     pairs = [
-        (index in flagged) - base_suspects[row_id]
+        (float(index in flagged), float(base_suspects[row_id]))
         for index, row_id in enumerate(pack["row_id"])
         if row_id in base_suspects
     ]
-    return sum(pairs) / len(pairs) if pairs else None
+    if not pairs:
+        return None
+    own, base = (pl.Series(values, dtype=pl.Float64) for values in zip(*pairs, strict=True))
+    return paired_cost("suspects", own, base, limit)
+
+
+def _told(extra: Cost, difference: Interval) -> str:
+    """The difference with its interval and limit, and what these rows leave open where it is more than the limit."""
+    told = (
+        f"{difference.estimate:+.2%} [{difference.low:+.2%}, {difference.high:+.2%}] against base on the same rows"
+        f"{_limit(extra.limit)}"
+    )
+    if extra.within and extra.limit is not None and difference.high > extra.limit:
+        told += f" (up to {difference.high:+.2%} is not excluded by {difference.n} rows)"
+    return told
 
 
 def is_suspect(rules: Sequence[str]) -> bool:
@@ -209,22 +237,22 @@ def is_suspect(rules: Sequence[str]) -> bool:
     return any(rule in OUR_RULES for rule in rules)
 
 
-def differs(
+def changed(
     pack: pl.DataFrame, base: pl.DataFrame, resample: pl.DataFrame, *, role: str, level: float, seed: int
 ) -> Verdict:
-    """Word distance to base (1 - multiset Jaccard), row by row, against the resample's distance to base.
+    """Whether something changed: word distance to base (1 - multiset Jaccard) against the resample's, row by row.
 
-    Passes when the one-sided sign-flip test of the paired differences is below `level`. `role` is that of
-    the catalogue, with `exempt` for base and its resample; of controls the numbers are shown, not judged.
+    Passes when the one-sided paired test is below `level`, its false positive rate where steering does nothing. `role`
+    is that of the catalogue, with `exempt` for base and its resample; of controls the numbers are shown, not judged.
     """
     if role == "exempt":
-        return Verdict(DIFFERS, True, "this variant is what the others are compared with", blocking=False)
+        return Verdict(CHANGED, True, "this variant is what the others are compared with", blocking=False)
     if lacking := [name for name in ("row_id", "output") if name not in pack.columns]:
-        return _unjudged(DIFFERS, lacking[0])
+        return _unjudged(CHANGED, lacking[0])
     texts = pack.select("row_id", pl.col("output").fill_null(""))
     if texts.join(base, on="row_id", how="semi").join(resample, on="row_id", how="semi").is_empty():
         return Verdict(
-            DIFFERS, False, "no row in common with base and its resample", blocking=role == "steered"
+            CHANGED, False, "no row in common with base and its resample", blocking=role == "steered"
         )
     test = difference_from_base(texts, base, resample, seed)
     both = texts.join(base.select("row_id", base="output"), on="row_id")
@@ -243,9 +271,9 @@ def differs(
     )
     if role != "steered":
         return Verdict(
-            DIFFERS, True, f"a {role} variant: shown, not judged. {message}", numbers, blocking=False
+            CHANGED, True, f"a {role} variant: shown, not judged. {message}", numbers, blocking=False
         )
-    return Verdict(DIFFERS, test["p"] < level, f"{message}, limit {level:g}", numbers)
+    return Verdict(CHANGED, test["p"] < level, f"{message}, level {level:g}", numbers)
 
 
 def _row_errors(row: dict[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """The numbers of a pilot in one object, and what in them must not be so.
 
-In: the summary table of a comparison (`lab.rewrites.comparison`). Out: the object that `make pilot` prints, and
-sentences about controls that move.
+In: tables of a comparison (`lab.rewrites.comparison`). Out: the object that `make pilot` prints, and sentences about
+targets that are missed. Of controls `lab.controls` speaks.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from steer_pipeline.lab.rewrites.aims import TRAIT, headline_scales
+from steer_pipeline.lab.rewrites.band import place_of
 from steer_pipeline.lab.rewrites.costs import length_ratio
 
 # Cost of `lab.quality.coherence` -> what it is called there.
@@ -28,6 +29,8 @@ def pilot_numbers(
     costs: pl.DataFrame | None = None,
     combined: pl.DataFrame | None = None,
     band: pl.DataFrame | None = None,
+    off_target: pl.DataFrame | None = None,
+    control_shifts: pl.DataFrame | None = None,
 ) -> dict[str, dict[str, Any]]:
     """variant -> rows, suspect_rate, facts_kept and, for each trait, the shift to base with its interval.
 
@@ -38,7 +41,9 @@ def pilot_numbers(
         costs: `costs.COSTS_SCHEMA`; every variant but base has `coherence` then: each cost with its interval, and
             `within`: whether the profile's limit is kept, None where it is not judged.
         combined: `costs.COMBINED_SCHEMA`; variants with an aim have `combined` then.
-        band: `band.BAND_TABLE_SCHEMA`; traits that a variant aims at have `random_rank_p` then.
+        band: `band.BAND_TABLE_SCHEMA`; traits that a variant aims at have `random_rank_p` and `random_spread_p` then.
+        off_target: `off_target.OFF_TARGET_SCHEMA`; variants with an aim have `off_target` then.
+        control_shifts: `controls.CONTROL_SCHEMA`; controls have `control` then: trait and scale -> state.
     """
     result = _of_summary(summary)
     for row in _rows(costs):
@@ -50,7 +55,15 @@ def pilot_numbers(
     for row in _rows(band):
         trait = result.get(row["variant"], {}).get("trait", {}).get(row["persona"])
         if trait is not None:
-            trait["random_rank_p"] = row["random_rank_p"]
+            trait |= {"random_rank_p": row["random_rank_p"], "random_spread_p": row["spread_p"]}
+    for row in _rows(off_target):
+        if row["variant"] in result:
+            keys = ("persona", "scale", "shift", "low", "high", "all_shown", "n_rows")
+            result[row["variant"]]["off_target"] = {key: row[key] for key in keys}
+    for row in _rows(control_shifts):
+        if row["control"] in result:
+            told = result[row["control"]].setdefault("control", {})
+            told[row["metric"].removeprefix(TRAIT)] = row["state"]
     return result
 
 
@@ -85,19 +98,6 @@ def _of_summary(summary: pl.DataFrame) -> dict[str, dict[str, Any]]:
     return result
 
 
-def moved_controls(summary: pl.DataFrame) -> list[str]:
-    """A sentence for each control and trait whose interval leaves zero out: such a pilot proves nothing."""
-    scales = headline_scales(summary["metric"].unique(maintain_order=True))
-    rows = summary.filter((pl.col("role") == "control") & ((pl.col("low") > 0) | (pl.col("high") < 0)))
-    return [
-        f"control {row['variant']} moves {persona} by {row['difference']:+.3f} "
-        f"[{row['low']:+.3f}, {row['high']:+.3f}]; a control's interval must include zero: look at its rows in "
-        f"rewrite_comparison, and at the scale ({scales[persona]})"
-        for row in rows.iter_rows(named=True)
-        if (persona := _persona(row["metric"], scales)) is not None
-    ]
-
-
 def missed_targets(
     summary: pl.DataFrame, targets: Mapping[str, Mapping[str, str]], band: pl.DataFrame | None = None
 ) -> list[str]:
@@ -108,46 +108,46 @@ def missed_targets(
         band: `band.BAND_TABLE_SCHEMA`: what random directions do; without it zero alone is the floor.
     """
     scales = headline_scales(summary["metric"].unique(maintain_order=True))
-    edges = band_edges(band)
+    places = band_places(band)
     sentences = []
     for row in summary.iter_rows(named=True):
         persona = _persona(row["metric"], scales) or ""
         wanted = targets.get(row["variant"], {}).get(persona)
         if wanted is None or row["low"] is None:
             continue
-        edge = edges.get((row["variant"], persona))
-        if not is_met(row, wanted, edge):
+        place = places.get((row["variant"], persona))
+        if not is_met(row, wanted, place):
             sentences.append(
                 f"{row['variant']} should move {persona} {wanted}, its shift is "
                 f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]; the interval must lie "
-                f"{'above' if wanted == 'up' else 'below'} {'zero' if edge is None else _edge(edge, wanted)}"
+                f"{'above' if wanted == 'up' else 'below'} zero{_beyond(place)}"
             )
     return sentences
 
 
-def band_edges(band: pl.DataFrame | None) -> dict[tuple[str, str], float]:
-    """(variant, persona) -> the furthest that a random direction went in the wanted direction."""
-    return {
-        (row["variant"], row["persona"]): row["band_high"] if row["wanted"] == "up" else row["band_low"]
-        for row in _rows(band)
-    }
+def band_places(band: pl.DataFrame | None) -> dict[tuple[str, str], dict[str, Any]]:
+    """(variant, persona) -> its row of `band.BAND_TABLE_SCHEMA`."""
+    return {(row["variant"], row["persona"]): row for row in _rows(band)}
 
 
-def is_met(row: Mapping[str, Any], wanted: str, edge: float | None) -> bool:
-    """Whether a shift's interval lies beyond zero in the wanted direction, and beyond all random directions.
+def is_met(row: Mapping[str, Any], wanted: str, place: Mapping[str, Any] | None) -> bool:
+    """Whether a shift's interval lies beyond zero in the wanted direction, and the shift beyond random directions.
 
     Args:
         row: with `low` and `high`.
-        edge: of `band_edges`; None where there is no band.
+        place: of `band_places`; None where there is no band.
     """
-    if wanted == "up":
-        return row["low"] > max(0.0, edge or 0.0)
-    return row["high"] < min(0.0, edge or 0.0)
+    told = row["low"] > 0 if wanted == "up" else row["high"] < 0
+    return told and (place is None or place["beyond"])
 
 
-def _edge(edge: float, wanted: str) -> str:
-    beyond = edge > 0 if wanted == "up" else edge < 0
-    return f"{edge:+.3f}, which a random direction reaches" if beyond else "zero"
+def _beyond(place: Mapping[str, Any] | None) -> str:
+    if place is None:
+        return ""
+    return (
+        f", and its shift on {place['n']} items, {place['shift']:+.3f}, beyond all random directions and their spread: "
+        f"{place_of(place)}"
+    )
 
 
 def _persona(metric: str, scales: Mapping[str, str]) -> str | None:

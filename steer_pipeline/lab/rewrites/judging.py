@@ -47,7 +47,7 @@ def _suspect_rows(base: pl.DataFrame, pack: pl.DataFrame, source: Source) -> dic
 
 
 def difference_role(variant: VariantSpec) -> str:
-    """How `differs_from_base` holds for a variant: `steered` gates, others inform, `exempt` is a reference."""
+    """How `something_changed` holds for a variant: `steered` gates, others inform, `exempt` is a reference."""
     if not variant.terms and not variant.prompted_by:
         return "exempt"
     return variant.role

@@ -5,7 +5,8 @@ a vector, a dose or an instruction is refused by name, with an empty pack; the o
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -22,11 +23,12 @@ from steer_pipeline.lab.generation.schema import REWRITE_SCHEMA
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import SteeringPlan
 from steer_pipeline.lab.rewrites import Refused, verdicts, work
-from steer_pipeline.lab.vectors.doses import load_recommendation, terms_for
+from steer_pipeline.lab.vectors.doses import directions_in, draw_of, load_recommendation, terms_for
 from steer_pipeline.lab.vectors.vector import VectorError, load_vector
 from steer_pipeline.settings import Settings
 
 PROBED_ROWS = 2
+DRAW = "~"  # between a variant and the number of one of its random directions, in the engine's names
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,31 @@ class Made:
 
 @dataclass(frozen=True)
 class Planned:
-    """What will be generated, by variant, and why other variants will not."""
+    """What will be generated, by variant, and why other variants will not.
+
+    Attributes:
+        plans: variant -> its plan; of a variant with several random directions that of the first.
+        draws: variant -> the plans of all its random directions, where it has several; each row takes one of them.
+    """
 
     variants: dict[str, VariantSpec]
     plans: dict[str, SteeringPlan]
     personas: Mapping[str, Persona]
     refused: dict[str, str]
+    draws: dict[str, list[SteeringPlan]] = field(default_factory=dict)
+
+    def generated(self) -> dict[str, tuple[str, SteeringPlan]]:
+        """Name that the engine knows -> variant and plan; every direction is one of its own there."""
+        found = {name: (name, plan) for name, plan in self.plans.items() if name not in self.draws}
+        for name, draws in self.draws.items():
+            found |= {plan.variant: (name, plan) for plan in draws}
+        return found
+
+    def wanted_by(self, source_index: int, seed: int) -> frozenset[str]:
+        """Names that a row is rewritten under: all variants, and of random directions its own."""
+        plain = [name for name in self.plans if name not in self.draws]
+        drawn = [plans[draw_of(source_index, len(plans), seed)].variant for plans in self.draws.values()]
+        return frozenset([*plain, *drawn])
 
 
 def make_raw(
@@ -123,25 +144,30 @@ def rewrite(
 ) -> Made:
     """`items` in all planned variants, probed first, with their likelihood under the unsteered model."""
     identities = _identities(request.profile, planned, model)
+    seed = request.profile.rewrites.sampling.seed
     rows = work.prompts(items, planned.variants, request.profile, planned.personas, model)
-    plans = list(planned.plans.values())
+    wanted = [planned.wanted_by(place, seed) for place in items["source_index"]]
+    asked = [replace(row, only=names) for row, names in zip(rows, wanted, strict=True)]
+    generated = planned.generated()
+    plans = [plan for _, plan in generated.values()]
     probes = probe_steering(model, rows[:PROBED_ROWS], [plan for plan in plans if plan.terms])
     seen = _Latest(progress)
     fanout = Fanout(request.workers, request.settings.home) if request.workers > 1 else None
     sampling = request.profile.rewrites.sampling
-    finished = list(generate(model, rows, plans, sampling, journal=journal, progress=seen, fanout=fanout))
+    finished = list(generate(model, asked, plans, sampling, journal=journal, progress=seen, fanout=fanout))
     nll = work.unsteered_nll(model, rows, finished)
     corpus = read.store.current("truncated_news", None)
     shared = work.made_with(request.profile, model, corpus.sha if corpus else None)
     packs = work.pack_rows(
-        finished, items, identities, model.name, request.profile, request.size, shared, nll
+        finished, items, identities, generated, model.name, request.profile, request.size, shared, nll
     ) | {name: pl.DataFrame(schema=REWRITE_SCHEMA) for name in planned.refused}
     made_on = {
-        plan.variant: {term.name: term.made_on for term in plan.terms if term.made_on} for plan in plans
+        name: {term.name: term.made_on for term in plan.terms if term.made_on}
+        for name, plan in planned.plans.items()
     }
     numbers = seen.numbers() | {"workers": request.workers}
     recipes = _recipes(identities)
-    return Made(packs, recipes, _weakest(probes), made_on, numbers, planned.refused, finished)
+    return Made(packs, recipes, _weakest(probes, generated), made_on, numbers, planned.refused, finished)
 
 
 def plan(request: Request, read: Reader, model: LoadedModel) -> Planned:
@@ -160,30 +186,40 @@ def plan(request: Request, read: Reader, model: LoadedModel) -> Planned:
         name: str(unread[spec.prompted_by]) for name, spec in variants.items() if spec.prompted_by in unread
     }
     able = {name: spec for name, spec in variants.items() if name not in refused}
-    plans, without_plan = _steering(able, read, model, request.profile.rewrites.sampling.seed)
+    draws, without_plan = _steering(able, read, model, request.profile.rewrites.sampling.seed)
     refused |= without_plan
-    if not plans:
+    if not draws:
         raise Refused("; ".join(refused.values()))
-    return Planned({name: variants[name] for name in plans}, plans, personas, refused)
+    return Planned(
+        {name: variants[name] for name in draws},
+        {name: replace(plans[0], variant=name) for name, plans in draws.items()},
+        personas,
+        refused,
+        {name: plans for name, plans in draws.items() if len(plans) > 1},
+    )
 
 
 def _steering(
     variants: Mapping[str, VariantSpec], read: Reader, model: LoadedModel, seed: int
-) -> tuple[dict[str, SteeringPlan], dict[str, str]]:
-    """Plans by variant, and why others have none."""
+) -> tuple[dict[str, list[SteeringPlan]], dict[str, str]]:
+    """Plans by variant, one a random direction where it has some, and why others have none."""
     vectors, doses, versions = {}, {}, {}
     for persona in {term.persona for spec in variants.values() for term in spec.terms}:
         if (vector := read.current("persona_vector", persona)) is not None:
             vectors[persona], versions[persona] = load_vector(vector.path), vector.sha
         if (dose := read.current("dose_curve", persona)) is not None:
             doses[persona] = load_recommendation(dose.path)
-    plans: dict[str, SteeringPlan] = {}
+    plans: dict[str, list[SteeringPlan]] = {}
     refused: dict[str, str] = {}
     for name, spec in variants.items():
+        own = partial(terms_for, spec, vectors, doses, model.n_blocks, model=model, versions=versions)
         try:
-            plans[name] = terms_for(
-                spec, vectors, doses, model.n_blocks, model=model, versions=versions, seed=seed
-            )
+            plans[name] = [own(seed=seed, draw=draw) for draw in range(directions_in(spec))]
+            if len(plans[name]) > 1:  # the same random numbers as before there were several
+                plans[name] = [
+                    replace(plan, variant=f"{name}{DRAW}{draw:02d}", stream=plan.stream or name)
+                    for draw, plan in enumerate(plans[name])
+                ]
         except VectorError as error:
             refused[name] = str(error)
     return plans, refused
@@ -214,11 +250,13 @@ def _require_pilots(read: Reader, recipes: Mapping[str, str]) -> None:
         )
 
 
-def _weakest(probes: Sequence[ProbeResult]) -> dict[str, dict[str, float]]:
+def _weakest(
+    probes: Sequence[ProbeResult], generated: Mapping[str, tuple[str, SteeringPlan]]
+) -> dict[str, dict[str, float]]:
     """The weakest term of each variant: what a reader wants to know is far from the floor."""
     numbers: dict[str, dict[str, float]] = {}
     for probe in sorted(probes, key=lambda probe: -probe.max_abs_logit_delta):
-        numbers[probe.variant] = {
+        numbers[generated[probe.variant][0]] = {
             "probe_max_logit_delta": float(probe.max_abs_logit_delta),
             "probe_greedy_changed_rate": probe.greedy_tokens_changed / max(probe.positions, 1),
         }

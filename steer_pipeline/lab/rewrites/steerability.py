@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from steer_pipeline.lab.stats import bootstrap_means, mean_intervals
+from steer_pipeline.lab.stats import bootstrap_means, detectable, mean_interval, mean_intervals, percentiles
 
 MATRIX_SCHEMA = pl.Schema(
     {
@@ -21,6 +21,7 @@ MATRIX_SCHEMA = pl.Schema(
         "moved": pl.Float64(),  # mean paired difference to base, in standard deviations of base
         "low": pl.Float64(),
         "high": pl.Float64(),
+        "detectable": pl.Float64(),  # smallest movement that would be found with 80% power
         "band_low": pl.Float64(),  # smallest and largest movement of the random directions
         "band_high": pl.Float64(),
         "beyond_band": pl.Boolean(),  # on the news items that the random directions have
@@ -103,10 +104,12 @@ def steerability(
             continue
         aim = _aim(axes, targets.get(variant, {}), variant)
         there = (table if variant in band else table[beside]).mean(axis=0)
-        for index, interval in enumerate(mean_intervals(table, seed=seed)):
+        found = detectable(table).tolist()
+        for index, interval in enumerate(mean_intervals(table)):
             matrix.append(
                 {"variant": variant, "axis": axes[index], "aimed": int(np.sign(aim[index]))}
                 | {"moved": interval.estimate, "low": interval.low, "high": interval.high}
+                | {"detectable": found[index]}
                 | {"band_low": float(low[index]), "band_high": float(high[index])}
                 | {"beyond_band": not low[index] <= there[index] <= high[index]}
             )
@@ -138,12 +141,8 @@ def _parts(
     table: np.ndarray, aim: np.ndarray, seed: int
 ) -> tuple[tuple[float | None, ...], tuple[float, ...]]:
     """(estimate, low, high) along the aim, and of the length at right angles to it."""
-    resampled = np.vstack([table.mean(axis=0), bootstrap_means(table, seed=seed, n_boot=2000)])
-    along = resampled @ aim
-    side = np.linalg.norm(resampled - along[:, None] * aim, axis=1)
-
-    def shown(values: np.ndarray) -> tuple[float, ...]:
-        edges = np.quantile(values[1:], [0.025, 0.975])
-        return float(values[0]), float(edges[0]), float(edges[1])
-
-    return (shown(along) if aim.any() else (None, None, None)), shown(side)
+    mean, along = table.mean(axis=0), mean_interval(table @ aim)
+    resampled = np.vstack([mean, bootstrap_means(table, seed=seed, n_boot=2000)])
+    side = np.linalg.norm(resampled - (resampled @ aim)[:, None] * aim, axis=1)
+    beside = (float(side[0]), *percentiles(side[1:], len(table)))
+    return ((along.estimate, along.low, along.high) if aim.any() else (None, None, None)), beside

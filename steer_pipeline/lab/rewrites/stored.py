@@ -15,6 +15,7 @@ import polars as pl
 from steer_pipeline.catalogue.loading import read_personas
 from steer_pipeline.catalogue.specs import Profile
 from steer_pipeline.io.reader import Reader, read_rows
+from steer_pipeline.lab.columns import completed
 from steer_pipeline.lab.evaluation import (
     LexiconScorer,
     TraitScorer,
@@ -23,9 +24,11 @@ from steer_pipeline.lab.evaluation import (
     trait_scales,
 )
 from steer_pipeline.lab.rewrites import Refused
+from steer_pipeline.lab.rewrites.axes import STORED_MATRIX
 from steer_pipeline.lab.rewrites.comparison import (
     BASE,
     NEEDED,
+    SUMMARY_SCHEMA,
     ComparisonTables,
     compare_variants,
 )
@@ -239,6 +242,8 @@ def read_tables(folder: Path) -> Compared:
     }
     notes = {name: json.loads((folder / f"{name}.json").read_text()) for name in NOTES}
     notes["sizes"] = {name: PackSize(*pack) for name, pack in notes["sizes"].items()}
+    tables["summary"] = completed(tables["summary"], SUMMARY_SCHEMA)
+    tables["matrix"] = completed(tables["matrix"], STORED_MATRIX)
     return Compared(ComparisonTables(**tables), **notes)
 
 

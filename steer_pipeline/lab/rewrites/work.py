@@ -128,7 +128,13 @@ def differences(pack: pl.DataFrame, other: pl.DataFrame) -> list[str]:
 
 def identity(profile: Profile, decoding_hash: str, steering: SteeringPlan) -> Identity:
     """Identity of the rows that `steering` makes under `profile`."""
-    personas = tuple(
+    personas = tuple(_undrawn(dose) for dose in doses(steering))
+    return Identity(profile.name, decoding_hash, steering.stream or steering.variant, personas)
+
+
+def doses(steering: SteeringPlan) -> list[dict]:
+    """What a row says of each term that was added to it: name, version, block, alpha, dose fraction, site."""
+    return [
         {
             "name": term.name,
             "version": term.version,
@@ -138,8 +144,12 @@ def identity(profile: Profile, decoding_hash: str, steering: SteeringPlan) -> Id
         }
         | ({} if term.site.kind == "output" else {"site": term.site.kind})
         for term in steering.terms
-    )
-    return Identity(profile.name, decoding_hash, steering.stream or steering.variant, personas)
+    ]
+
+
+def _undrawn(dose: dict) -> dict:
+    """A dose without the random direction that it was drawn: rows of one pack differ in that."""
+    return dose | {"version": "random"} if str(dose.get("name")).startswith("random:") else dose
 
 
 def unsteered_nll(
@@ -170,6 +180,7 @@ def pack_rows(
     finished: Sequence[FinishedRow],
     news: pl.DataFrame,
     identities: Mapping[str, Identity],
+    plans: Mapping[str, tuple[str, SteeringPlan]],
     model_name: str,
     profile: Profile,
     size: str,
@@ -179,20 +190,22 @@ def pack_rows(
     """Finished rows as one frame a variant, with `REWRITE_SCHEMA`, sorted by source index.
 
     Args:
+        plans: name of a finished row's variant -> the variant that its pack is of, and what was added.
         shared: of `made_with`.
         nll: of `unsteered_nll`; rows that it lacks were not measured.
     """
     items = {row["row_id"]: row for row in news.iter_rows(named=True)}
     rows: dict[str, list[dict]] = {name: [] for name in identities}
     for row in finished:
-        item, made = items[row.row_id], identities[row.variant]
-        rows[row.variant].append(
+        variant, plan = plans[row.variant]
+        item, made = items[row.row_id], identities[variant]
+        rows[variant].append(
             {name: item[name] or "" for name in ("domain", "date", "url")}
             | {
                 "source_index": item["source_index"],
                 "model": model_name,
-                "variant": row.variant,
-                "personas": list(made.personas),
+                "variant": variant,
+                "personas": doses(plan),
                 "prompt": user_turn(profile, item["text"]),
                 "output": row.text,
                 "row_id": row.row_id,
@@ -223,7 +236,7 @@ def identity_of(pack: pl.DataFrame) -> Identity:
     row = pack.row(0, named=True)
     # rows of block outputs say nothing of a site, as rows did before there were others: one recipe for both
     personas = tuple(
-        {key: value for key, value in dose.items() if key != "site" or value is not None}
+        _undrawn({key: value for key, value in dose.items() if key != "site" or value is not None})
         if isinstance(dose, dict)
         else dose  # a broken column; the schema gate names it
         for dose in row["personas"] or ()

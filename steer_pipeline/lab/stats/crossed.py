@@ -6,18 +6,10 @@ seeds happen to do is no property of what is seeded, however many rows each of t
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm, t
+from scipy.stats import t
 
-from steer_pipeline.lab.stats.resampling import Interval, simultaneous_intervals
-
-
-def expanded(level: float, n: int) -> float:
-    """Level at which percentiles are read so that an interval over `n` clusters holds with `level`.
-
-    Percentile intervals of few units are too narrow twice over: they use normal quantiles and a variance
-    divided by n. Source: Hesterberg (2015), What teachers should know about the bootstrap, expanded percentiles.
-    """
-    return float(1 - 2 * norm.cdf(-np.sqrt(n / (n - 1)) * t.ppf((1 + level) / 2, n - 1)))
+from steer_pipeline.lab.stats.interval import Interval
+from steer_pipeline.lab.stats.means import simultaneous_intervals
 
 
 def crossed_intervals(
@@ -25,7 +17,7 @@ def crossed_intervals(
 ) -> list[Interval]:
     """Intervals of k means over rows and seeds that all hold at once with probability `level`.
 
-    Rows: max-t bootstrap over whole rows, seeds averaged. Seeds: t interval of the mean over seeds at Bonferroni's
+    Rows: `simultaneous_intervals`, seeds averaged. Seeds: t interval of the mean over seeds at Bonferroni's
     level, its standard deviation pooled over the family, since that of two or three seeds alone tells little. The two
     are joined as distances that add in squares (Zou and Donner 2008, MOVER). With one seed the intervals are for rows
     only, and say nothing of other seeds.

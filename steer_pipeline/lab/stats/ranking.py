@@ -7,9 +7,11 @@ chance; it says how often a random positive scores above a random negative, ties
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
-from scipy.stats import norm, rankdata
+from scipy.special import expit, logit
+from scipy.stats import norm, rankdata, t
 
-from steer_pipeline.lab.stats.resampling import Interval
+from steer_pipeline.lab.stats.interval import Interval
+from steer_pipeline.lab.stats.resampling import percentiles
 
 
 def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -45,9 +47,10 @@ def auc_interval(
 ) -> Interval:
     """AUC with an interval.
 
-    Rows are independent: DeLong's variance (DeLong et al. 1988, midrank form of Sun and Xu 2014), clipped to
-    [0, 1]. With `groups`: bootstrap over whole groups. Perfect separation has no spread to resample; there
-    the bound is Newcombe's (2006, method 5), which depends on the number of rows or groups alone.
+    Rows are independent: DeLong's variance (DeLong et al. 1988, midrank form of Sun and Xu 2014) on the logit scale,
+    with Student's quantile of the smaller side. With `groups`: bootstrap over whole groups. Perfect separation has no
+    spread to resample; there the bound is Newcombe's (2006, method 5), which depends on the number of rows or groups
+    alone.
     """
     values, positive = _checked(scores, labels)
     area = auc(values, positive)
@@ -62,8 +65,10 @@ def auc_interval(
     below = 1 - (all_ranks[~positive] - rankdata(b)) / len(a)
     spread_a = above.var(ddof=1) / len(a) if len(a) > 1 else 0.0
     spread_b = below.var(ddof=1) / len(b) if len(b) > 1 else 0.0
-    half = norm.ppf((1 + level) / 2) * np.sqrt(spread_a + spread_b)
-    return Interval(area, float(max(0.0, area - half)), float(min(1.0, area + half)), len(values))
+    freedom = max(1, min(len(a), len(b)) - 1)
+    half = t.ppf((1 + level) / 2, freedom) * np.sqrt(spread_a + spread_b) / (area * (1 - area))
+    low, high = expit(logit(area) - half), expit(logit(area) + half)
+    return Interval(area, float(low), float(high), len(values))
 
 
 def _grouped(
@@ -96,8 +101,8 @@ def _grouped(
     drawn = ((counts @ above) * counts).sum(axis=1)[pairs > 0] / pairs[pairs > 0]
     if not drawn.size:
         raise ValueError("no resample holds both labels; are there groups of both kinds?")
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(auc(values, positive), float(low), float(high), len(names))
+    low, high = percentiles(drawn, len(names), level)
+    return Interval(auc(values, positive), low, high, len(names))
 
 
 def _sizes(positive: np.ndarray, groups: ArrayLike | None) -> tuple[int, int, int]:

@@ -1,35 +1,24 @@
-"""Bootstrap intervals and sign-flip tests for paired differences.
+"""Resamples of rows or clusters, intervals of statistics that have no formula, and sign-flip tests.
 
-In: arrays of per-row values or differences, optionally with cluster keys. Out: `Interval` values and p
-values. One set of resamples serves all columns of a matrix, so families of metrics cost one matrix product.
+In: arrays of per-row values or differences, optionally with cluster keys. Out: resampled means, `Interval`s and p
+values. One set of resamples serves all columns of a matrix, so families of metrics cost one matrix product. The
+interval and the test of a plain mean need no resamples: see `means`.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import ndtr, stdtrit
+
+from steer_pipeline.lab.stats.interval import Interval
 
 Alternative = Literal["two-sided", "greater", "less"]
 CHUNK_CELLS = 4_000_000  # resampled cells held at once: 32 MB of float64
 
 
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its interval. `n` counts the rows (pairs, or clusters) it stands on."""
-
-    estimate: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def includes_zero(self) -> bool:
-        return self.low <= 0.0 <= self.high
-
-
-def _vector(values: ArrayLike, name: str) -> np.ndarray:
+def finite_vector(values: ArrayLike, name: str) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name}: expected a non-empty 1-d array, got shape {array.shape}")
@@ -41,16 +30,11 @@ def _vector(values: ArrayLike, name: str) -> np.ndarray:
     return array
 
 
-def _matrix(values: ArrayLike, name: str) -> np.ndarray:
+def value_matrix(values: ArrayLike, name: str) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or array.size == 0:
         raise ValueError(f"{name}: expected a non-empty [n, k] matrix, got shape {array.shape}")
     return array
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
 
 
 def _resample_counts(n: int, seed: int, n_boot: int) -> Iterator[np.ndarray]:
@@ -64,7 +48,7 @@ def _resample_counts(n: int, seed: int, n_boot: int) -> Iterator[np.ndarray]:
         yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
 
 
-def _cluster_sums(matrix: np.ndarray, clusters: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
+def cluster_sums(matrix: np.ndarray, clusters: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
     """Sums and counts of the non-missing cells by resampling unit: two arrays [units, k]."""
     present = np.isfinite(matrix)
     values = np.where(present, matrix, 0.0)
@@ -95,7 +79,7 @@ def bootstrap_means(
     Returns:
         float64 [n_boot, k]; NaN where a resample holds no cell of a column.
     """
-    sums, sizes = _cluster_sums(_matrix(matrix, "matrix"), clusters)
+    sums, sizes = cluster_sums(value_matrix(matrix, "matrix"), clusters)
     if (sizes == sizes[:, :1]).all():
         sizes = sizes[:, :1]  # nothing is missing: one denominator serves all columns
     means = np.empty((n_boot, sums.shape[1]))
@@ -107,108 +91,14 @@ def bootstrap_means(
     return means
 
 
-def mean_intervals(
-    matrix: ArrayLike,
-    *,
-    seed: int,
-    n_boot: int = 10_000,
-    level: float = 0.95,
-    clusters: ArrayLike | None = None,
-) -> list[Interval]:
-    """Percentile bootstrap intervals of the column means of [n, k]; NaN cells are left out.
-
-    A column without a single value gives NaN bounds and n = 0.
-    """
-    _check_level(level)
-    array = _matrix(matrix, "matrix")
-    means = bootstrap_means(array, seed=seed, n_boot=n_boot, clusters=clusters)
-    tail = (1 - level) / 2
-    intervals = []
-    for column in range(array.shape[1]):
-        values = array[np.isfinite(array[:, column]), column]
-        drawn = means[np.isfinite(means[:, column]), column]
-        if not values.size:
-            intervals.append(Interval(float("nan"), float("nan"), float("nan"), 0))
-            continue
-        low, high = np.quantile(drawn, [tail, 1 - tail])
-        intervals.append(Interval(float(values.mean()), float(low), float(high), int(values.size)))
-    return intervals
-
-
-def mean_interval(
-    values: ArrayLike,
-    *,
-    seed: int,
-    n_boot: int = 10_000,
-    level: float = 0.95,
-    clusters: ArrayLike | None = None,
-) -> Interval:
-    """Percentile bootstrap interval of a mean, over rows or over whole clusters of rows."""
-    array = _vector(values, "values")
-    return mean_intervals(array[:, None], seed=seed, n_boot=n_boot, level=level, clusters=clusters)[0]
-
-
-def paired_difference(
-    a: ArrayLike,
-    b: ArrayLike,
-    *,
-    seed: int,
-    n_boot: int = 10_000,
-    level: float = 0.95,
-    clusters: ArrayLike | None = None,
-) -> Interval:
-    """Mean of a - b with a percentile bootstrap interval over pairs.
-
-    Args:
-        a, b: [n] values of the same rows in the same order; pair by key before calling.
-        clusters: [n] keys of pairs that belong together (several samples of one article).
-
-    Raises:
-        ValueError: different lengths, no rows, or a value that is not finite (its row is named).
-    """
-    first, second = _vector(a, "a"), _vector(b, "b")
-    if first.shape != second.shape:
-        raise ValueError(f"a has {first.size} rows and b has {second.size}; pair them by row_id first")
-    return mean_interval(first - second, seed=seed, n_boot=n_boot, level=level, clusters=clusters)
-
-
-def simultaneous_intervals(
-    matrix: ArrayLike, *, level: float = 0.95, seed: int, n_boot: int = 10_000
-) -> list[Interval]:
-    """Intervals of the k column means that all hold at once with probability `level` (max-t bootstrap).
-
-    For each resample the largest |mean* - mean| / se over the columns is taken; its quantile replaces 1.96.
-    Correlation between columns is kept, so the family pays less than Bonferroni. Columns whose differences
-    are all equal have zero width. Source: Romano and Wolf (2005), single-step form.
-
-    Args:
-        matrix: [n, k] paired differences, one column a member of the family, no missing cells.
-    """
-    _check_level(level)
-    array = _matrix(matrix, "matrix")
-    if not np.isfinite(array).all():
-        row, column = np.argwhere(~np.isfinite(array))[0]
-        raise ValueError(f"matrix: row {row}, column {column} is not finite; drop incomplete rows first")
-    n, k = array.shape
-    mean = array.mean(axis=0)
-    error = array.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.zeros(k)
-    varies = error > 1e-12 * np.maximum(1.0, np.abs(mean))
-    width = np.zeros(k)
-    if varies.any():
-        centred = array[:, varies] - mean[varies]
-        drawn = bootstrap_means(centred, seed=seed, n_boot=n_boot)
-        # A resample's spread is (n - 1) / n of the sample's; the factor takes the shrinkage out.
-        largest = np.abs(drawn / error[varies]).max(axis=1) * np.sqrt(n / (n - 1))
-        width[varies] = np.quantile(largest, level) * error[varies]
-    return [Interval(float(m), float(m - w), float(m + w), n) for m, w in zip(mean, width, strict=True)]
-
-
 def sign_flip_tests(
     matrix: ArrayLike, *, seed: int, n: int = 10_000, alternative: Alternative = "two-sided"
 ) -> np.ndarray:
     """Sign-flip permutation p values of the column means of [rows, k]; NaN cells are left out.
 
-    Under the null a paired difference is as likely to have either sign. p = (b + 1) / (n + 1), b counting
+    The null: both sides of a pair may change places, as two samples of one model may. A difference is then as likely
+    to have either sign, and the test is exact. That a mean is zero is another null, which skewed rows do not need to
+    be symmetric for: `mean_tests` tests it. p = (b + 1) / (n + 1), b counting
     the flips whose mean is at least as extreme, so p is never 0 (Phipson and Smyth 2010). With so few rows
     that all 2^rows sign patterns number at most n, all are enumerated and p is their exact share.
 
@@ -217,7 +107,7 @@ def sign_flip_tests(
     """
     if alternative not in ("two-sided", "greater", "less"):
         raise ValueError(f"alternative must be two-sided, greater or less, got {alternative!r}")
-    array = np.nan_to_num(_matrix(matrix, "matrix"), nan=0.0)
+    array = np.nan_to_num(value_matrix(matrix, "matrix"), nan=0.0)
     rows, k = array.shape
     observed = array.sum(axis=0)
     tolerance = 1e-9 * np.abs(array).sum(axis=0)  # rounding must not turn a tie into a win
@@ -241,7 +131,7 @@ def sign_flip_test(
     """`sign_flip_tests` for one vector of paired differences, all finite."""
     return float(
         sign_flip_tests(
-            _vector(differences, "differences")[:, None], seed=seed, n=n, alternative=alternative
+            finite_vector(differences, "differences")[:, None], seed=seed, n=n, alternative=alternative
         )[0]
     )
 
@@ -258,6 +148,35 @@ def _sign_patterns(rows: int) -> Iterator[np.ndarray]:
     yield (codes & 1) * 2.0 - 1.0
 
 
+def expanded(level: float, n: int) -> float:
+    """Level at which percentiles are read so that an interval over `n` clusters holds with `level`.
+
+    Percentile intervals of few units are too narrow twice over: they use normal quantiles and a variance
+    divided by n. Source: Hesterberg (2015), What teachers should know about the bootstrap, expanded percentiles.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    if n < 2:
+        return 1.0
+    return float(1 - 2 * ndtr(-np.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + level) / 2)))
+
+
+def percentiles(drawn: ArrayLike, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Bounds of a statistic from its resamples over `n` units, read at the `expanded` level; NaN are left out.
+
+    For shares, norms, ranks and the like. A mean has `mean_interval`.
+
+    Returns:
+        Two NaN where the statistic is undefined in every resample.
+    """
+    values = np.asarray(drawn, dtype=np.float64)
+    values, tail = values[np.isfinite(values)], (1 - expanded(level, n)) / 2
+    if not values.size:
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
 def cluster_bootstrap(
     statistic: Callable[[np.ndarray], float],
     clusters: ArrayLike,
@@ -266,7 +185,7 @@ def cluster_bootstrap(
     n_boot: int = 2_000,
     level: float = 0.95,
 ) -> Interval:
-    """Percentile interval of any statistic of rows, by resampling whole clusters.
+    """Interval of any statistic of rows, by resampling whole clusters: `percentiles` of the resamples.
 
     Args:
         statistic: takes row indices (with repeats) and returns a number; NaN where it is undefined.
@@ -278,7 +197,6 @@ def cluster_bootstrap(
     Raises:
         ValueError: fewer than two clusters, or the statistic is undefined in every resample.
     """
-    _check_level(level)
     names, inverse = np.unique(np.asarray(clusters), return_inverse=True)
     if len(names) < 2:
         raise ValueError(f"clusters: {len(names)} distinct keys; a cluster bootstrap needs at least two")
@@ -293,6 +211,5 @@ def cluster_bootstrap(
     drawn = drawn[np.isfinite(drawn)]
     if not drawn.size:
         raise ValueError("statistic is undefined in every resample; are there clusters of both kinds?")
-    tail = (1 - level) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(float(statistic(np.arange(len(inverse)))), float(low), float(high), len(names))
+    low, high = percentiles(drawn, len(names), level)
+    return Interval(float(statistic(np.arange(len(inverse)))), low, high, len(names))

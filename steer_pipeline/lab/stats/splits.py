@@ -41,3 +41,20 @@ def grouped_folds(groups: ArrayLike, k: int, seed: int) -> np.ndarray:
     for fold, (_, held_out) in enumerate(splitter.split(keys, groups=keys)):
         folds[held_out] = fold
     return folds
+
+
+def training_rows(folds: np.ndarray, fold: int, *keys: ArrayLike) -> np.ndarray:
+    """Rows that a model may learn from before it is judged on `fold`: bool [n].
+
+    Those of other folds, without rows that have a key in common with a row of this one: groups keep twins together
+    only where twins share a group.
+
+    Args:
+        keys: [n] each; equal values mark the same text, or the same head of it.
+    """
+    own = folds == fold
+    allowed = ~own
+    for key in keys:
+        values = np.asarray(key)
+        allowed &= ~np.isin(values, values[own])
+    return allowed

@@ -13,7 +13,7 @@ import polars as pl
 from steer_pipeline.catalogue.specs import VariantSpec
 from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP
 from steer_pipeline.lab.columns import described
-from steer_pipeline.lab.stats import crossed_intervals, holm, sign_flip_tests
+from steer_pipeline.lab.stats import crossed_intervals, holm, mean_test, minimum_detectable
 from steer_pipeline.lab.students.cells import cells, is_effect, metrics_of, persona_of
 
 ALPHA = 0.05
@@ -28,7 +28,8 @@ ARM_EFFECT_SCHEMA, ARM_EFFECT_COLUMNS = described(
     difference=(pl.Float64(), "between them, paired by news item and seed"),
     low=(pl.Float64(), "95% interval over news and seeds"),
     high=(pl.Float64(), "its upper end"),
-    p=(pl.Float64(), "sign-flip test over news, seeds averaged"),
+    detectable=(pl.Float64(), "smallest difference that would be found with 80% power, from the spread seen"),
+    p=(pl.Float64(), "test of the mean over news, seeds averaged"),
     p_holm=(pl.Float64(), "the same after Holm over the arms"),
     plain=(pl.Float64(), "difference of the plain students of the first rank"),
     share=(pl.Float64(), "difference over the plain students'; null where these show no effect"),
@@ -104,7 +105,7 @@ def _judged(
             continue
         differences = whole[:, :, 1] - whole[:, :, 0]
         (one,) = crossed_intervals(differences[:, :, None], seed=seed, n_boot=n_boot)
-        (p,) = sign_flip_tests(differences.mean(axis=1)[:, None], seed=seed, n=n_boot)
+        p = mean_test(differences.mean(axis=1))
         found[arm] = {
             "n_rows": len(whole),
             "n_seeds": whole.shape[1],
@@ -113,7 +114,8 @@ def _judged(
             "difference": one.estimate,
             "low": one.low,
             "high": one.high,
-            "p": float(p),
+            "detectable": minimum_detectable(differences),
+            "p": p,
             "verdict": NONE if one.includes_zero or abs(one.estimate) <= band else _way(one.estimate),
         }
     if not found:

@@ -213,6 +213,11 @@ def teacher_plan(kept: pl.DataFrame, variant: VariantSpec, vectors: Vectors) -> 
         raise Refused(
             f"{variant.name}: no vector was added to make these rows, so no token tells the teacher"
         )
+    if kept["personas"].explode().struct.field("version").n_unique() > len(doses):
+        raise Refused(
+            f"{variant.name}: its rows were made with several random directions, so no single teacher tells the token; "
+            "leave the arm `masked` out for this variant (students.arms)"
+        )
     terms = []
     for dose in doses:
         persona, drawn = dose["name"].removeprefix("random:"), dose["name"].startswith("random:")

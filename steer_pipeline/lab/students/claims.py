@@ -7,7 +7,8 @@ from pathlib import Path
 import polars as pl
 
 from steer_pipeline.catalogue.specs import StudentSpec, VariantSpec
-from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP
+from steer_pipeline.lab.behaviour.schema import DOWN, UP
+from steer_pipeline.lab.controls import controls_verdict
 from steer_pipeline.lab.limits import MIN_CLEAN, MIN_SEEDS, MIN_TRANSFER_ROWS
 from steer_pipeline.lab.students.comparison import StudentTables, at_the_end, read_tables
 from steer_pipeline.lab.students.training import LESSON, STUDENTS, all_rows, wanted
@@ -101,7 +102,8 @@ def comparison_verdicts(folder: Path, variants: Mapping[str, VariantSpec]) -> It
     """Whether all students stand beside their controls, and what they say."""
     tables = read_tables(folder)
     yield _beside_controls(tables, list(variants))
-    yield from _effects(tables.summary.filter(pl.col("verdict").is_not_null()))
+    yield controls_verdict("controls_stay", tables.control_shifts)
+    yield _effects(tables.summary.filter(pl.col("verdict").is_not_null()))
     yield _arms(tables.arms)
     yield _alignment(at_the_end(tables.alignment))
     beyond = tables.coherence.filter(~pl.col("within"))
@@ -190,21 +192,14 @@ def _beside_controls(tables: StudentTables, variants: Sequence[str]) -> Verdict:
     )
 
 
-def _effects(traits: pl.DataFrame) -> Iterator[Verdict]:
-    """Of controls and of targets; `traits` are the rows of the summary that have a verdict."""
-    moved = traits.filter(pl.col("role") == "control", pl.col("verdict") != NONE)
-    yield Verdict(
-        "controls_stay",
-        moved.is_empty(),
-        f"moved: {_listed(_shifts(moved))}" if moved.height else "no student of a control moves a trait",
-        {"moved_controls": moved.height},
-    )
+def _effects(traits: pl.DataFrame) -> Verdict:
+    """Of targets; `traits` are the rows of the summary that have a verdict."""
     targeted = traits.filter(pl.col("wanted").is_not_null())
     as_wanted = pl.col("verdict") == pl.when(pl.col("wanted") == "up").then(pl.lit(UP)).otherwise(
         pl.lit(DOWN)
     )
     missed = targeted.filter(~as_wanted)
-    yield Verdict(
+    return Verdict(
         "traits_travel",
         missed.is_empty() and targeted.height > 0,
         f"not as wanted: {_listed(_shifts(missed))}"

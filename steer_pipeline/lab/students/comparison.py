@@ -17,11 +17,19 @@ from safetensors.numpy import load_file
 
 from steer_pipeline.catalogue.specs import CoherenceSpec, VariantSpec
 from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP
-from steer_pipeline.lab.columns import described
+from steer_pipeline.lab.columns import completed, described
+from steer_pipeline.lab.controls import (
+    MOVED,
+    STORED,
+    Controls,
+    judge_controls,
+    read_controls,
+    row_noise,
+)
 from steer_pipeline.lab.quality.coherence import coherence, text_costs
 from steer_pipeline.lab.rewrites import Refused
-from steer_pipeline.lab.rewrites.comparison import BASE, NEEDED
-from steer_pipeline.lab.stats import crossed_intervals, holm, sign_flip_tests
+from steer_pipeline.lab.rewrites.comparison import BASE, NEEDED, RESAMPLE
+from steer_pipeline.lab.stats import crossed_intervals, holm, mean_interval, mean_tests, minimum_detectable
 from steer_pipeline.lab.students.arm_comparison import ARM_EFFECT_SCHEMA, compare_arms
 from steer_pipeline.lab.students.arms import Arms
 from steer_pipeline.lab.students.cells import cells, is_effect, metrics_of, persona_of
@@ -54,7 +62,8 @@ SUMMARY_SCHEMA, SUMMARY_COLUMNS = described(
     difference=(pl.Float64(), "student minus base's student, paired by news item and seed"),
     low=(pl.Float64(), "95% interval over news and seeds, simultaneous over variants"),
     high=(pl.Float64(), "its upper end"),
-    p=(pl.Float64(), "sign-flip test over news, seeds averaged"),
+    detectable=(pl.Float64(), "smallest difference that would be found with 80% power, from the spread seen"),
+    p=(pl.Float64(), "test of the mean over news, seeds averaged"),
     p_holm=(pl.Float64(), "the same after Holm over variants"),
     band=(pl.Float64(), "largest absolute difference of a control's student at this rank"),
     teacher=(pl.Float64(), "the same difference between the packs that were learned"),
@@ -109,7 +118,7 @@ ALIGNMENT_SCHEMA, ALIGNMENT_COLUMNS = described(
     n_clean=(pl.Int64(), "clean students, of all ranks and seeds"),
     wanted=(pl.String(), "which way the variant moves this trait: up or down"),
 )
-MIN_TEACHER = 3.0  # standard errors; a smaller difference of packs is nothing to take a share of
+TEACHER_LEVEL = 0.997  # of the interval of a difference of packs; one with zero is nothing to take a share of
 Direction = Literal["up", "down"]
 
 
@@ -146,6 +155,7 @@ class StudentTables:
         mechanism: `SHARE_SCHEMA`, of students that have an effect. `shifts`: one row a student whose shift was taken.
         alignment: one row a student of a steered variant, step of training and persona.
         arms: `ARM_EFFECT_SCHEMA`, one row an arm of hidden transfer, variant and metric.
+        control_shifts: `controls.CONTROL_SCHEMA`: students of controls at every rank and metric, judged together.
         summary: one row a variant, rank and metric. `seeds`: the same by seed, without tests.
         students: one row a student. `curves`: their losses.
         left_out: `variant` or `variant rank 8` -> why it is not shown.
@@ -162,6 +172,7 @@ class StudentTables:
     shifts: pl.DataFrame
     alignment: pl.DataFrame
     arms: pl.DataFrame
+    control_shifts: pl.DataFrame
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -217,14 +228,15 @@ def compare_students(
     rows = pl.concat([_projected(stored[name], readouts) for name in stored])
     rows = rows.filter(pl.col("variant") != ITSELF).vstack(_itself(rows))
     pack = pl.concat([_with_readouts(one.pack, one.pack_states, readouts) for one in stored.values()])
-    summary = _summary(rows, pack, shown, variants, seed, n_boot)
+    controls = _control_shifts(rows, shown, variants, seed, n_boot)
+    summary = with_control_verdicts(_summary(rows, pack, shown, variants, seed, n_boot), controls)
     there, unmade = _made_arms(arms or {}, stored[BASE])
     made = [one.mechanism for one in stored.values() if one.mechanism is not None]
     return StudentTables(
         rows=rows,
         summary=summary,
         seeds=_seeds(rows, shown),
-        coherence=_coherence(rows, shown, spec, seed),
+        coherence=_coherence(rows, shown, spec),
         readouts=pl.DataFrame([_readout_row(*one) for one in readouts.items()], schema=READOUT_SCHEMA),
         students=students,
         curves=pl.concat([one.curves for one in stored.values()]),
@@ -232,6 +244,7 @@ def compare_students(
         shifts=_shifts(made),
         alignment=_alignment(stored, variants),
         arms=_arms(there, readouts, summary, variants, seed, n_boot),
+        control_shifts=controls,
         left_out=otherwise | left_out | without | unmade,
     )
 
@@ -416,7 +429,7 @@ def judge_family(
         return {}
     differences, values, names = differences[complete], values[complete], list(roles)[1:]
     intervals = crossed_intervals(differences, seed=seed, n_boot=n_boot)
-    ps = sign_flip_tests(differences.mean(axis=1), seed=seed, n=n_boot)
+    ps = mean_tests(differences.mean(axis=1))
     controls = [
         abs(one.estimate) for name, one in zip(names, intervals, strict=True) if roles[name] == "control"
     ]
@@ -433,12 +446,54 @@ def judge_family(
             "difference": one.estimate,
             "low": one.low,
             "high": one.high,
+            "detectable": minimum_detectable(differences[:, :, place]),
             "p": float(p),
             "p_holm": float(adjusted),
             "band": band,
             "verdict": NONE if not sure else UP if one.estimate > 0 else DOWN,
         }
     return found
+
+
+def _control_shifts(
+    rows: pl.DataFrame, shown: pl.DataFrame, variants: Mapping[str, VariantSpec], seed: int, n_boot: int
+) -> pl.DataFrame:
+    """`CONTROL_SCHEMA` of the students of controls, over all ranks, traits and projections together."""
+    names = shown["variant"].unique(maintain_order=True).to_list()
+    controls = [name for name in names if variants[name].role == "control"]
+    ranks, metrics = shown["rank"].unique(maintain_order=True), [m for m in metrics_of(rows) if is_effect(m)]
+    columns: dict[str, dict[tuple[str, str], np.ndarray]] = {name: {} for name in controls}
+    for rank in ranks:
+        here = [name for name in controls if not shown.filter(variant=name, rank=rank).is_empty()]
+        for metric in metrics:
+            values = cells(rows.filter(rank=rank), metric, [BASE, *here])
+            for place, name in enumerate(here, start=1):
+                columns[name][f"rank {rank}", metric] = values[:, :, place] - values[:, :, 0]
+    noise = columns.get(RESAMPLE) or next(iter(columns.values()), {})
+    blocks = [
+        Controls(
+            [(name, *key) for key in own],
+            np.stack(list(own.values()), axis=2),
+            np.concatenate([row_noise(noise.get(key, own[key])[:, :, None]) for key in own]),
+        )
+        for name, own in columns.items()
+        if own
+    ]
+    return judge_controls(blocks, seed=seed, n_boot=n_boot)
+
+
+def with_control_verdicts(summary: pl.DataFrame, controls: pl.DataFrame) -> pl.DataFrame:
+    """`summary` with the verdicts of controls as the rule for controls has them: what table and check say is one."""
+    up = pl.when(pl.col("difference") > 0).then(pl.lit(UP)).otherwise(pl.lit(DOWN))
+    way = pl.when(pl.col("state") == MOVED).then(up).otherwise(pl.lit(NONE))
+    told = controls.select(
+        pl.col("control").alias("variant"),
+        pl.col("part").str.strip_prefix("rank ").cast(pl.Int64).alias("rank"),
+        "metric",
+        way.alias("told"),
+    )
+    joined = summary.join(told, on=["variant", "rank", "metric"], how="left", maintain_order="left")
+    return joined.with_columns(verdict=pl.coalesce("told", "verdict")).drop("told")
 
 
 def _of_teacher(pack: pl.DataFrame, variant: str, metric: str, difference: float) -> dict[str, Any]:
@@ -454,10 +509,9 @@ def _of_teacher(pack: pl.DataFrame, variant: str, metric: str, difference: float
     if both.is_empty():
         return {}
     differences = (both["own"] - both["base"]).to_numpy()
-    teacher, error = float(differences.mean()), float(differences.std() / np.sqrt(len(differences)))
-    clear = is_effect(metric) and teacher != 0 and abs(teacher) >= MIN_TEACHER * error
-    share = difference / teacher if clear else None
-    return {"teacher": teacher, "share": share}
+    teacher = mean_interval(differences, level=TEACHER_LEVEL)
+    clear = is_effect(metric) and not teacher.includes_zero
+    return {"teacher": teacher.estimate, "share": difference / teacher.estimate if clear else None}
 
 
 def _seeds(rows: pl.DataFrame, shown: pl.DataFrame) -> pl.DataFrame:
@@ -480,7 +534,7 @@ def _seeds(rows: pl.DataFrame, shown: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(table).cast(SEED_SCHEMA)
 
 
-def _coherence(rows: pl.DataFrame, shown: pl.DataFrame, spec: CoherenceSpec, seed: int) -> pl.DataFrame:
+def _coherence(rows: pl.DataFrame, shown: pl.DataFrame, spec: CoherenceSpec) -> pl.DataFrame:
     """Costs of every student against the model without one, on the same news, seeds averaged."""
     measured = _costs(rows)
     costs, names = rows.hstack(measured), measured.columns
@@ -488,7 +542,7 @@ def _coherence(rows: pl.DataFrame, shown: pl.DataFrame, spec: CoherenceSpec, see
     table: list[dict[str, Any]] = []
     for variant, rank in shown.select("variant", "rank").unique(maintain_order=True).iter_rows():
         own = costs.filter(variant=variant, rank=rank).group_by("row_id").agg(pl.col(names).mean())
-        for cost in coherence(own.sort("row_id").select(names), itself, spec, seed=seed).values():
+        for cost in coherence(own.sort("row_id").select(names), itself, spec).values():
             difference = cost.difference
             table.append(
                 {"variant": variant, "rank": rank, "cost": cost.name, "mean": cost.mean, "itself": cost.base}
@@ -633,6 +687,9 @@ def read_tables(folder: Path) -> StudentTables:
     frames = {
         table.name: pl.read_parquet(folder / f"{table.name}.parquet")
         for table in fields(StudentTables)
-        if table.name != "left_out"
+        if table.name not in ("left_out", STORED.removesuffix(".parquet"))
     }
+    frames[STORED.removesuffix(".parquet")] = read_controls(folder)
+    frames["summary"] = completed(frames["summary"], SUMMARY_SCHEMA)
+    frames["arms"] = completed(frames["arms"], ARM_EFFECT_SCHEMA)
     return StudentTables(**frames, left_out=json.loads((folder / "left_out.json").read_text()))

@@ -29,7 +29,7 @@ from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means, resid
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm
 from steer_pipeline.lab.rewrites import Refused
-from steer_pipeline.lab.stats import bootstrap_means
+from steer_pipeline.lab.stats import bootstrap_means, percentiles
 from steer_pipeline.lab.students.data import examples_of, prompt_ids
 from steer_pipeline.lab.students.training import STUDENTS, rows_by_seed
 from steer_pipeline.lab.students.transfer import STREAM, Load, Open, Task, with_traits
@@ -286,7 +286,7 @@ def explained(
 ) -> dict[str, float]:
     """Necessity and sufficiency of the shift for an effect: numbers of `SHARE_SCHEMA`.
 
-    Shares of means, with percentile intervals from resampled news; of a student without an effect they mean nothing.
+    Shares of means, with intervals from resampled news; of a student without an effect they mean nothing.
 
     Args:
         student, removed, added: scores [news, seeds].
@@ -299,10 +299,10 @@ def explained(
     for place, (name, part) in enumerate((("necessity", gone), ("sufficiency", brought))):
         with np.errstate(divide="ignore", invalid="ignore"):
             shares = drawn[:, place] / drawn[:, 2]
-        low, high = np.quantile(shares[np.isfinite(shares)], [0.025, 0.975])
+        low, high = percentiles(shares, len(effect))
         found |= {
             name: float(part.mean() / effect.mean()),
-            f"{name}_low": float(low),
-            f"{name}_high": float(high),
+            f"{name}_low": low,
+            f"{name}_high": high,
         }
     return found

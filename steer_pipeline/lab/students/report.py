@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from steer_pipeline.lab.controls import moved_controls, told_of_controls
 from steer_pipeline.lab.report.document import (
     Block,
     Bullets,
@@ -231,9 +232,18 @@ def _opening(tables: StudentTables) -> str:
         f"variant under the neutral prompt, {first['epochs']:g} times over. All write on the same {news} news that "
         "nobody learned, with the packs' decoding and the same random numbers, and each is held against the student "
         "of base of its rank and seed. An effect is claimed where the interval over news and seeds, simultaneous "
-        "over variants, leaves out zero, Holm's p of the sign-flip test is below 0.05, and the shift is larger than "
-        "that of any control's student of this rank. The unsteered model writes the reference whose NLL is given."
+        "over variants, leaves out zero, Holm's p is below 0.05, and the shift is larger than "
+        "that of any control's student of this rank. The unsteered model writes the reference whose NLL is given. "
+        + _controls(tables)
     )
+
+
+def _controls(tables: StudentTables) -> str:
+    if moved := moved_controls(tables.control_shifts):
+        return (
+            f"Controls: {'; '.join(moved)}. What other students show is no evidence before that is explained."
+        )
+    return f"Controls: {told_of_controls(tables.control_shifts)}."
 
 
 def _samples(rows: pl.DataFrame) -> list[Block]:
@@ -277,6 +287,7 @@ _EFFECTS = _named(
         Column("base's student", "control", number(signed=True)),
         Column("itself", "itself", number(signed=True)),
         _DIFFERENCE,
+        Column("detectable", "detectable", number()),
         Column("p (Holm)", "p_holm", p_value),
         Column("controls within", "band", number()),
         Column("teacher", "teacher", number(signed=True)),
@@ -294,6 +305,7 @@ _COSTS = _named(
         Column("base's student", "control", number()),
         Column("itself", "itself", number()),
         _DIFFERENCE,
+        Column("detectable", "detectable", number()),
         Column("p (Holm)", "p_holm", p_value),
     ],
     SUMMARY_COLUMNS,
@@ -361,6 +373,7 @@ _ARMS = _named(
             estimate(),
             "Paired by news item and seed; 95% over both.",
         ),
+        Column("detectable", "detectable", number()),
         Column("p (Holm)", "p_holm", p_value),
         Column("plain students", "plain", number(signed=True)),
         Column("share", "share", share),

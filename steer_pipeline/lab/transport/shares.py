@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from steer_pipeline.lab.columns import described
-from steer_pipeline.lab.stats import bootstrap_means
+from steer_pipeline.lab.stats import bootstrap_means, detectable, mean_intervals, percentiles
 
 BASE, NATIVE, CARRIED, RANDOM = "base", "native", "carried", "random"
 KNOWING = "own"  # texts that know the trait; no claim is judged by their maps
@@ -23,6 +23,7 @@ SHARE_SCHEMA, SHARE_COLUMNS = described(
     shift=(pl.Float64(), "paired difference to base"),
     shift_low=(pl.Float64(), "95% interval over news"),
     shift_high=(pl.Float64(), "its upper end"),
+    detectable=(pl.Float64(), "smallest shift that would be found with 80% power, from the spread seen"),
     share=(pl.Float64(), "of the shift of the target's own vector"),
     share_low=(pl.Float64(), "95% interval over news; null where the own vector's shift may be none"),
     share_high=(pl.Float64(), "its upper end"),
@@ -88,23 +89,18 @@ def share_table(rows: pl.DataFrame, *, seed: int) -> Shares:
     shifts[RANDOM] = np.mean([shifts[name] for name in draws], axis=0)
     arms[RANDOM] = rows.filter(direction=RANDOM)
     names = list(shifts)
-    drawn = bootstrap_means(np.column_stack([shifts[name] for name in names]), seed=seed)
+    matrix = np.column_stack([shifts[name] for name in names])
+    drawn, means = bootstrap_means(matrix, seed=seed), mean_intervals(matrix)
     whole = names.index(NATIVE)
-    low, high = np.quantile(drawn[:, whole], [0.025, 0.975])
-    certain = low > 0 or high < 0
+    certain = not means[whole].includes_zero
     with np.errstate(divide="ignore", invalid="ignore"):
         shared = drawn / drawn[:, [whole]]
     table = []
-    for place, name in enumerate(names):
-        edges = np.quantile(drawn[:, place], [0.025, 0.975])
-        bounds = np.nanquantile(shared[:, place], [0.025, 0.975]) if certain else (None, None)
+    for place, (name, one, size) in enumerate(zip(names, means, detectable(matrix).tolist(), strict=True)):
+        bounds = percentiles(shared[:, place], len(values)) if certain else (None, None)
         table.append(
             _described(name, arms[name], len(values))
-            | {
-                "shift": float(shifts[name].mean()),
-                "shift_low": float(edges[0]),
-                "shift_high": float(edges[1]),
-            }
+            | {"shift": one.estimate, "shift_low": one.low, "shift_high": one.high, "detectable": size}
             | {"share": _ratio(shifts[name], shifts[NATIVE])}
             | dict(zip(("share_low", "share_high"), (_known(bound) for bound in bounds), strict=True))
         )

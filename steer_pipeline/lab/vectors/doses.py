@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from steer_pipeline.catalogue.specs import VariantSpec, VariantTerm
+from steer_pipeline.lab.corpus.identity import digest64
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import Site, SteeringPlan, SteeringTerm, resolve_site
 from steer_pipeline.lab.vectors.vector import PersonaVector, VectorError, require_same_model
@@ -108,6 +109,22 @@ def random_like(term: SteeringTerm, seed: int) -> SteeringTerm:
     return replace(term, name=f"random:{term.name}", unit=unit, version=f"random-{seed}")
 
 
+def direction_seed(seed: int, owner: str, place: int, draw: int) -> int:
+    """Of one random direction: others for every owner (a variant or persona), term and draw."""
+    return digest64(f"{seed}\x1f{owner}\x1f{place}\x1f{draw}")
+
+
+def draw_of(source_index: int, n: int, seed: int) -> int:
+    """Which of `n` directions a row takes: of every `n` rows in a row each takes another, in a keyed order."""
+    block, place = divmod(source_index, n)
+    return int(np.random.default_rng([seed, block]).permutation(n)[place])
+
+
+def directions_in(variant: VariantSpec) -> int:
+    """Random directions that the rows of a variant share; 1 for a variant without any."""
+    return max((term.directions for term in variant.terms if term.direction == "random"), default=1)
+
+
 def terms_for(
     variant: VariantSpec,
     vectors: Mapping[str, PersonaVector],
@@ -117,8 +134,9 @@ def terms_for(
     model: LoadedModel | None = None,
     versions: Mapping[str, str] | None = None,
     seed: int = 0,
+    draw: int = 0,
 ) -> SteeringPlan:
-    """The plan of one variant.
+    """The plan of one variant; of one that has random directions, with those of a draw.
 
     `recommended` multiplies the recommended alpha at the recommended block, `fraction` the mean residual norm
     at the site, `alpha` is the length itself.
@@ -129,13 +147,13 @@ def terms_for(
         n_blocks: depth of the model that is steered.
         model: LoadedModel; given, each vector must have been made on it.
         versions: content hash of each persona's stored vector.
-        seed: of random directions.
+        seed, draw: of random directions, see `direction_seed`.
 
     Raises:
         VectorError: a vector or recommendation is missing, has no dose, or does not fit the model.
     """
     terms = []
-    for spec in variant.terms:
+    for place, spec in enumerate(variant.terms):
         what = f"variant {variant.name!r}, persona {spec.persona!r}"
         vector = vectors.get(spec.persona)
         if vector is None:
@@ -146,7 +164,9 @@ def terms_for(
             require_same_model(vector, model)
         site, alpha = _resolve(spec, vector, recommendations.get(spec.persona), what)
         term = make_term(vector, site, alpha, version=(versions or {}).get(spec.persona))
-        terms.append(random_like(term, seed) if spec.direction == "random" else term)
+        if spec.direction == "random":
+            term = random_like(term, direction_seed(seed, variant.name, place, draw % spec.directions))
+        terms.append(term)
     return SteeringPlan(variant.name, tuple(terms), variant.scope or "all", variant.stream)
 
 

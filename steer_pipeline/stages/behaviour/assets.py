@@ -34,7 +34,7 @@ ROWS: dict[str, Any] = {"partitions_def": TRAIT_OR_ROLE, "io_manager_key": "parq
 
 @dg.asset(
     deps=["model_weights", "tokenizer", "chat_template", "persona_scale"],
-    code_version=made_of("1", *MODEL, "model.chat_template", "rollouts", "behaviour.allow_other_model"),
+    code_version=made_of("2", *MODEL, "model.chat_template", "rollouts", "behaviour.allow_other_model"),
     **gpu(
         "behaviour", kinds={"pytorch", "parquet"}, metadata=columns(ROLLOUT_SCHEMA, ROLLOUT_COLUMNS), **ROWS
     ),
@@ -76,7 +76,7 @@ def rollouts(
 
 
 @dg.asset(
-    code_version=made_of("1", "rollouts.minilm_texts", "behaviour.seed"),
+    code_version=made_of("2", "rollouts.minilm_texts", "behaviour.seed"),
     **cpu("behaviour", kinds={"sklearn", "parquet"}, metadata=columns(MINILM_SCHEMA, MINILM_COLUMNS), **ROWS),
 )
 def minilm_scores(
@@ -130,7 +130,7 @@ def judge_scores(
 @dg.asset(
     deps=["rollouts", "minilm_scores", "judge_scores", "vector_comparison"],
     # 2: the share of the trait gap is called trait_gap_closed; behaviour.html
-    code_version=made_of("2", "rollouts.sampling.seed"),
+    code_version=made_of("4", "rollouts.sampling.seed"),
     **cpu("behaviour", kinds={"polars", "markdown"}, io_manager_key="bundle_io"),
 )
 def behaviour_table(

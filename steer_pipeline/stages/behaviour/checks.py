@@ -81,12 +81,14 @@ TABLE = Claims(
     ),
     should(
         "steering_moves_the_trait",
-        "At its learned scale the trained vector raises the trait score of every persona.",
+        "At its learned scale the trained vector raises the trait score of every persona, beyond random directions and "
+        "their spread.",
         "look at the dose response: larger scales in rollouts.trained_scales, more questions, or another block",
     ),
     should(
         "random_moves_nothing",
-        "No random direction of the trained vector's length moves a trait score of any persona.",
+        "Random directions of the trained vector's length move no trait score of any persona beyond its margin, on any "
+        "scale.",
         "take no effect of that size for the persona's; see whether norm and length tell",
     ),
     should(

@@ -91,7 +91,7 @@ def of_table(tables: "BehaviourTables", written: "Written") -> dict[str, Any]:
         plotted[f"trait_gap_closed_{row['persona']}"] = row["trait_gap_closed"]
     return {
         **{path.stem: picture(path) for path in written.plots},
-        "summary": dg.MetadataValue.md(summary_text(arms)),
+        "summary": dg.MetadataValue.md(summary_text(arms, tables.control_shifts)),
         "personas": len(tables.personas),
         "answers": tables.rows.height,
         **{name: show.significant(value) for name, value in plotted.items() if value is not None},

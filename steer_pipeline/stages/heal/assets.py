@@ -76,7 +76,7 @@ SWEEP_ARMS = ["base", *(arm for arm in ("steered", "nll", *SWEPT) if arm in ARM.
 
 
 @dg.asset(
-    code_version=made_of("1", *PROMPTED, *SCORED, "heal.calibration", "heal.gate", "coherence"),
+    code_version=made_of("2", *PROMPTED, *SCORED, "heal.calibration", "heal.gate", "coherence"),
     deps=[*TASK, SCALE],
     **BUNDLE,
 )
@@ -217,7 +217,7 @@ def heal_evaluation(
 
 
 @dg.asset(
-    code_version=made_of("1", "heal.evaluation", "heal.foundations", "heal.arms", "coherence.max_extra_nll"),
+    code_version=made_of("3", "heal.evaluation", "heal.foundations", "heal.arms", "coherence.max_extra_nll"),
     deps=[
         dg.AssetDep("heal_evaluation", partition_mapping=dg.SpecificPartitionsPartitionMapping(SHOWN_ARMS))
     ],
@@ -245,7 +245,7 @@ def heal_stage_table(
 
 
 @dg.asset(
-    code_version=made_of("1", "heal.evaluation", "heal.foundations", "heal.sweep", "coherence.max_extra_nll"),
+    code_version=made_of("3", "heal.evaluation", "heal.foundations", "heal.sweep", "coherence.max_extra_nll"),
     deps=[
         dg.AssetDep("heal_evaluation", partition_mapping=dg.SpecificPartitionsPartitionMapping(SWEEP_ARMS))
     ],
@@ -290,7 +290,7 @@ def _round(number: int) -> dg.AssetsDefinition:
     the last good one. `student/`: the adapter, on top of those of all rounds before; `vector/`, `keep_set/`,
     `rows.parquet` as in the assets of round 0. After a round that stopped there is nothing but the reason.""",
         code_version=made_of(
-            "1",
+            "2",
             *PROMPTED,
             *SCORED,
             *LEARNED,
@@ -363,7 +363,7 @@ def _run_round(
 
 
 @dg.asset(
-    code_version=made_of("1", "heal.evaluation", "heal.base_arm", "heal.arms", "heal.seeds"),
+    code_version=made_of("2", "heal.evaluation", "heal.base_arm", "heal.arms", "heal.seeds"),
     deps=["heal_stage_table", *ROUNDS],
     **TABLES,
 )

@@ -93,9 +93,11 @@ def contrast_set(
 
 
 @dg.asset(
-    deps=["model_weights"],
+    deps=["model_weights", "tokenizer", "chat_template"],
     # 2: candidates and pairwise cosine
-    code_version=made_of("2", *MODEL, "vector.method", "vector.readout", "vector.site", "vector.seed"),
+    code_version=made_of(
+        "2", *MODEL, "model.chat_template", "vector.method", "vector.readout", "vector.site", "vector.seed"
+    ),
     **gpu("personas", partitions_def=PERSONA, io_manager_key="bundle_io", kinds={"pytorch", "numpy"}),
 )
 def persona_vector(
@@ -121,7 +123,7 @@ def persona_vector(
 @dg.asset(
     deps=["model_weights", "tokenizer", "chat_template", "news_facts"],
     code_version=made_of(
-        "2",
+        "4",
         *MODEL,
         "model.chat_template",
         "dose",

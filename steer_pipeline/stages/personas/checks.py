@@ -64,8 +64,8 @@ DOSE = Claims(
     ),
     should(
         "beyond_random_directions",
-        "The trait moves further than under every random direction at the recommended block and norm, with both signs "
-        "where both are used.",
+        "The trait moves beyond zero, further than under every random direction at the recommended block and norm, and "
+        "than their spread tells; with both signs where both are used.",
         "take the shift of this persona for disturbance, or raise dose.n_rows or the dose",
     ),
     should(

@@ -95,7 +95,7 @@ class ReleaseConfig(dg.Config):
         dg.AssetDep("dose_curve", partition_mapping=VARIANT_NEEDS),
     ],
     backfill_policy=dg.BackfillPolicy.single_run(),
-    code_version=made_of("2", *REWRITING, *SIZES),
+    code_version=made_of("3", *REWRITING, *SIZES),
 )
 def rewrite_raw(
     context: dg.AssetExecutionContext,
@@ -245,7 +245,7 @@ def keep_set(
         "persona_examples",
         dg.AssetDep("contrast_set", partition_mapping=TARGETED_PERSONAS),
     ],
-    code_version=made_of("4", "coherence", "rewrites.sampling.seed", "vector.seed", "scales"),
+    code_version=made_of("6", "coherence", "rewrites.sampling.seed", "vector.seed", "scales"),
 )
 def rewrite_comparison(
     context: dg.AssetExecutionContext, store: ArtifactStoreResource
@@ -255,9 +255,10 @@ def rewrite_comparison(
     Files: `rows.parquet` (one row a variant and news item), `summary.parquet` (one row a variant and metric,
     paired differences with 95% intervals, controls beside them), `distances`, `agreement`, `alignment` and
     `scorers`; `costs` (what a variant loses against base), `combined` (trait, facts and fluency in one number, beside
-    prompting's), `band` (its shift among those of the random directions), `matrix` and `aims` (all axes that the
-    profile studies). `versions.json` names the packs, `sizes.json` their sizes: of packs of several sizes the rows
-    that all have are compared. The MiniLM scale of what variants aim at is fitted on each persona's examples or
+    prompting's), `band` (its shift among those of the random directions), `off_target` (what moved most beside its
+    aim), `matrix` and `aims` (all axes that the profile studies); `control_shifts` (controls, judged together).
+    `versions.json` names the packs, `sizes.json` their sizes: of packs of several sizes the rows that all have are
+    compared. The MiniLM scale of what variants aim at is fitted on each persona's examples or
     contrast set, as the profile's `scales` say, of other axes on the persona's examples.
     """
     from steer_pipeline.lab.rewrites import stored

@@ -295,7 +295,7 @@ def _judged_on(read: Reader, variant: str) -> "tuple[pl.DataFrame, Task]":
 
 
 @dg.asset(
-    code_version=made_of("2", "coherence", "students.seed", "students.controls"),
+    code_version=made_of("4", "coherence", "students.seed", "students.controls"),
     deps=[
         "student_adapter",
         "student_transfer",

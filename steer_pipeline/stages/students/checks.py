@@ -60,7 +60,7 @@ COMPARISON = Claims(
     ),
     ought(
         "controls_stay",
-        "No student of a control moves a trait or projection.",
+        "No student of a control moves a trait or projection beyond its margin, over all ranks and metrics together.",
         "explain that first: what other students show is no evidence before",
     ),
     should(

@@ -26,9 +26,9 @@ THERE = ("contrast", "vector", "dose", "rewrites", "scales", "coherence")
 def _version() -> str:
     spec = settings().profile.transport
     if spec is None or spec.profile is None:
-        return made_of("1", *HERE, *THERE)
+        return made_of("2", *HERE, *THERE)
     other = made_of("", *THERE, profile=load_profile(spec.profile)).split()
-    return " ".join([made_of("1", *HERE), *(f"{spec.profile}/{section}" for section in other)])
+    return " ".join([made_of("2", *HERE), *(f"{spec.profile}/{section}" for section in other)])
 
 
 @dg.asset(

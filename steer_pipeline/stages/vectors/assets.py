@@ -133,7 +133,7 @@ def trained_vector(
 
 @dg.asset(
     # 2: the share of the likelihood gap is called nll_gap_closed
-    code_version=made_of("2", *MODEL, "model.chat_template", *COMPARED, "rollouts.random_seeds"),
+    code_version=made_of("4", *MODEL, "model.chat_template", *COMPARED, "rollouts.random_seeds"),
     **FILES,
 )
 def vector_comparison(

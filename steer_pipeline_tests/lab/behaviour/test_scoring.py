@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from steer_pipeline.lab.behaviour import scoring
 from steer_pipeline.lab.behaviour.scoring import (
     REPORT_COLUMNS,
     CalibratedScorer,
@@ -154,3 +155,26 @@ def test_questions_fewer_than_folds_are_an_error():
     texts = training_texts(behaviour_set(), "role", 600, 1).with_columns(question_index=pl.lit(1))
     with pytest.raises(ScorerError, match="over 1 questions"):
         CalibratedScorer().fit(texts)
+
+
+def test_an_excerpt_that_answers_two_questions_is_not_judged_by_a_fold_that_learned_it(monkeypatch):
+    """Labels are tossed for each text, so that nothing but knowing the text tells them."""
+    rng = np.random.default_rng(1)
+    known: dict[str, np.ndarray] = {}
+
+    def embedded(texts):
+        return np.stack([known.setdefault(text.split()[0], rng.normal(size=384)) for text in texts])
+
+    monkeypatch.setattr(scoring, "embed", embedded)
+    rows = [
+        {
+            "text": f"word{number} and nine more that say nothing",
+            "positive": number % 2 == 0,
+            "question_index": question,
+        }
+        for number in range(60)
+        for question in (number % 10, (number + 5) % 10)
+    ]
+    report = CalibratedScorer(n_shuffles=2).fit(pl.DataFrame(rows)).report
+    assert 0.25 < report.auc.estimate < 0.75
+    assert report.auc.low < 0.5

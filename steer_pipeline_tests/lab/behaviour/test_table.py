@@ -10,12 +10,14 @@ from steer_pipeline.lab.behaviour.figures import label_scales
 from steer_pipeline.lab.behaviour.report import headline_rows, read_tables, summary_text, write_behaviour
 from steer_pipeline.lab.behaviour.schema import DOWN, NONE, UP, PersonaRows, TableError
 from steer_pipeline.lab.behaviour.table import (
+    MIN_EFFECT,
     arms_table,
     joined,
     make_tables,
     minilm_headline,
     summarise,
 )
+from steer_pipeline.lab.controls import MOVED
 from steer_pipeline_tests.lab.behaviour.builders import ARMS, stored_rollouts, stored_scores
 
 FAST = {"seed": 50, "n_boot": 1000}
@@ -104,6 +106,21 @@ def test_the_gap_is_the_share_of_the_way_from_vanilla_to_prompted(tables):
     assert tables.arm("sailor", "minilm", "prompted")["trait_gap_closed"] == pytest.approx(1.0)
     assert tables.arm("sailor", "minilm", "vanilla")["trait_gap_closed"] == pytest.approx(0.0)
     assert tables.arm("sailor", "minilm", "random")["trait_gap_closed"] == pytest.approx(0.0, abs=0.06)
+
+
+def test_random_directions_are_judged_together_over_personas_and_scales():
+    """One direction in twelve that moves is the spread of directions; all of them are a control that moves."""
+    quiet = make_tables(
+        {"sailor": scored(STEERED), "coach": scored(STEERED, name="coach")}, **FAST
+    ).control_shifts
+    assert set(zip(quiet["part"], quiet["metric"], strict=True)) >= {
+        ("sailor", "minilm"),
+        ("coach", "minilm"),
+    }
+    assert MOVED not in set(quiet["state"])
+    assert (quiet["margin"] >= MIN_EFFECT).all()
+    moved = make_tables({"sailor": scored(STEERED | {"random": 0.4})}, **FAST).control_shifts
+    assert moved.filter(metric="minilm")["state"].to_list() == [MOVED]
 
 
 def test_without_an_effect_of_prompting_there_is_no_gap():
@@ -296,7 +313,9 @@ def test_the_report_says_what_the_tables_hold_and_what_they_were_made_from(table
     assert page.count("data:image/png;base64,") == 2
     assert 'src="plots/' not in page
     assert "NLL gap closed" in page
-    assert "1 of 1 personas move up" in summary_text(pl.read_parquet(tmp_path / "arms.parquet"))
+    assert "1 of 1 personas move up" in summary_text(
+        pl.read_parquet(tmp_path / "arms.parquet"), tables.control_shifts
+    )
 
 
 def test_no_label_of_a_scale_covers_another_or_a_point():

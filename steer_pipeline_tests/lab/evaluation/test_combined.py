@@ -40,7 +40,7 @@ def test_a_variant_is_the_mean_of_its_scored_rows():
             "base_nll": [0.6] * 3,
         }
     )
-    found = combined_interval(rows, seed=0)
+    found = combined_interval(rows)
     assert found.n == 2
     assert found.estimate == pytest.approx((2 + 3 / (1 + 0.5 + 0.5)) / 2)
-    assert combined_interval(rows.filter(pl.col("nll").is_null()), seed=0) is None
+    assert combined_interval(rows.filter(pl.col("nll").is_null())) is None

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from steer_pipeline.lab.evaluation import MiniLMScorer
+from steer_pipeline.lab.evaluation import MiniLMScorer, minilm
 from steer_pipeline.lab.evaluation.minilm import embed
 
 TOPICS = (
@@ -122,3 +122,22 @@ def test_importing_the_scorers_loads_no_torch():
     code = "import sys, steer_pipeline.lab.evaluation; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["set()"]
+
+
+def test_a_text_that_stands_in_two_contexts_is_not_judged_by_a_fold_that_learned_it(monkeypatch):
+    """Labels are tossed for each text, so that nothing but knowing the text tells them."""
+    rng = np.random.default_rng(2)
+    labels, texts = rng.integers(0, 2, 60), [f"text {number}" for number in range(60)]
+    features = dict(zip(texts, rng.normal(size=(60, 384)), strict=True))
+    monkeypatch.setattr(minilm, "embed_once", lambda asked: np.stack([features[text] for text in asked]))
+    positive, negative = (
+        [text for text, label in zip(texts, labels, strict=True) if label == side] for side in (1, 0)
+    )
+    twice = [positive * 2, negative * 2]
+    contexts = [
+        *range(len(twice[0])),
+        *range(200, 200 + len(twice[1])),
+    ]  # each text in two contexts of its own
+    report = MiniLMScorer(n_shuffles=2).fit(*twice, contexts).report
+    assert 0.3 < report.auc.estimate < 0.7
+    assert report.auc.low < 0.5

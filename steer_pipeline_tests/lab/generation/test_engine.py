@@ -130,6 +130,22 @@ def test_variants_on_one_stream_draw_the_same_numbers_and_on_two_do_not(tmp_path
     )
 
 
+def test_a_row_may_be_for_some_variants_alone(tmp_path):
+    """Rows that share the directions of one variant: each is written once, as if all had written it."""
+    model, chosen = loaded(tmp_path), plans()[:3]
+    rows = rows_of(model, 6)
+    whole = tokens(said(model, rows, chosen, SAMPLED))
+    names = [plan.variant for plan in chosen]
+    few = [PromptRow(row.row_id, row.ids, frozenset([names[i % 3]])) for i, row in enumerate(rows)]
+    seen = []
+    results = {
+        (row.row_id, row.variant): row for row in generate(model, few, chosen, SAMPLED, progress=seen.append)
+    }
+    assert sorted(results) == sorted((row.row_id, names[i % 3]) for i, row in enumerate(rows))
+    assert tokens(results) == {key: whole[key] for key in results}
+    assert seen[-1].sequences_total == len(rows)
+
+
 def test_a_variant_may_have_its_own_prompt(tmp_path):
     model = loaded(tmp_path)
     first, second = prompts(model, 2)

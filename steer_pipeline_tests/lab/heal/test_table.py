@@ -220,20 +220,33 @@ def test_signals_lose_in_their_own_direction(name, change, base, loss):
 
 def test_controls_that_move_fail_the_claim():
     quiet = table(seeded("nll", target=0.95), seeded("random_direction"), seeded("base_text_sft"))
-    controls, kept, seeds = claims(quiet.table)
+    controls, kept, seeds = claims(quiet.table, quiet.control_shifts)
     assert controls.passed
-    assert controls.numbers == {"controls": 2, "with_effect": 0}
+    assert controls.numbers["controls"] == 2
+    assert controls.numbers["controls_moved"] == 0
     assert kept.passed
     assert seeds.passed
     moving = table(rows("nll", 71, target=0.5), seeded("random_direction", target=0.7))
-    controls, kept, seeds = claims(moving.table)
+    controls, kept, seeds = claims(moving.table, moving.control_shifts)
     assert not controls.passed
     assert controls.stops_release
-    assert controls.examples[0]["arm"] == "random_direction"
-    assert "random_direction: good" in controls.message
+    assert controls.examples[0]["control"] == "random_direction"
+    assert controls.message.startswith("random_direction choices moves target by +0.7")
     assert not kept.passed
     assert not kept.stops_release
     assert "nll 1" in seeds.message
+
+
+def test_a_control_within_its_margin_has_no_verdict_of_an_effect():
+    """0.1 of a steered shift of 1: sure, and less than a control may show; table and claim say the same."""
+    found = table(seeded("nll", target=0.95), seeded("random_direction", target=0.1, noise=0.02))
+    row = found.row("random_direction")
+    assert row["low"] > 0
+    assert row["verdict"] in (NO_EFFECT, INCONCLUSIVE)
+    (controls, *_) = claims(found.table, found.control_shifts)
+    assert controls.passed
+    shift = found.control_shifts.row(0, named=True)
+    assert shift["margin"] == pytest.approx(0.2, abs=0.03)
 
 
 def test_forced_choices_become_a_table():

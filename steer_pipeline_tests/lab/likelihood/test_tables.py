@@ -7,11 +7,11 @@ import pytest
 from steer_pipeline.lab.likelihood.tables import (
     TableError,
     comparison_table,
-    expanded,
     seed_table,
     selection_table,
     unequal_tokens,
 )
+from steer_pipeline.lab.stats import expanded
 from steer_pipeline_tests.lab.likelihood.builders import question_gains, question_keys, stored_rows
 
 QUESTIONS, TOKENS = question_keys()

@@ -127,7 +127,7 @@ def test_the_trait_grows_with_the_dose_turns_with_its_sign_and_ignores_a_random_
     table = sweep_table(rows, SPEC, LIMITS)
     cells = {(row["direction"], row["block"], row["fraction"]): row for row in table.iter_rows(named=True)}
     top = cells["persona", 3, 0.5]
-    assert top["shift_low"] > 0.3
+    assert top["shift_low"] > 0.25
     assert top["shown_rate"] == 1
     assert cells["persona", 3, -0.5]["shift_high"] < -0.3
     assert cells["persona", 3, -0.5]["opposite_rate"] == 1
@@ -136,6 +136,17 @@ def test_the_trait_grows_with_the_dose_turns_with_its_sign_and_ignores_a_random_
     assert top["kl"] > cells["persona", 3, 0.25]["kl"] > cells["persona", 3, 0.0]["kl"] == 0
     assert top["kl_low"] <= top["kl"] <= top["kl_high"]
     assert rows.filter(pl.col("kl").is_not_null())["row_id"].n_unique() == SPEC.kl_rows
+
+
+def test_kl_is_measured_on_rows_drawn_at_random_and_told_with_its_interval(rows, news):
+    """The four shortest prompts gave 1.11 nats where all rows give 1.54."""
+    measured = set(rows.drop_nulls("kl")["row_id"])
+    order = np.random.default_rng(SPEC.seed).permutation(news.height)
+    assert measured == {sorted(news["row_id"])[place] for place in order[: SPEC.kl_rows]}
+    lengths = dict(zip(news["row_id"], news["text"].str.len_chars(), strict=True))
+    assert measured != set(sorted(lengths, key=lengths.get)[: SPEC.kl_rows])
+    strict = sweep_table(rows, SPEC.model_copy(update={"max_kl_nats": 1e-6}), LIMITS)
+    assert re.search(r"KL \d\.\d\d \[.+, .+\] nats a token, limit 1e-06", "; ".join(strict["beyond"]))
 
 
 def test_every_row_has_its_likelihood_under_the_unsteered_model_given_its_prompt(rows, model, news):
@@ -352,10 +363,17 @@ def test_without_a_dose_the_rank_is_of_where_the_trait_moved_most():
 @pytest.mark.parametrize(
     ("shift", "negative", "others", "passed"),
     [
-        (0.5, -0.5, (0.3, -0.3), True),
-        (0.5, -0.5, (0.45, 0.0), False),  # within the interval
-        (0.5, -0.2, (0.1, -0.15), False),  # the opposite dose does no more than chance
-        (0.5, None, (0.1, -0.6), True),
+        (0.5, -0.5, (0.1, 0.0, -0.1, 0.05, -0.05, 0.02), True),
+        (0.5, -0.5, (0.55, 0.0, 0.1, -0.1, 0.05, -0.05), False),  # a direction goes further
+        (0.5, -0.5, (0.4, -0.4, 0.3, -0.3, 0.2, -0.2), False),  # none does, and by their spread another might
+        (
+            0.5,
+            -0.2,
+            (0.1, -0.15, 0.1, -0.1, 0.05, -0.05),
+            False,
+        ),  # the opposite dose does no more than chance
+        (0.5, None, (0.1, -0.2, 0.1, -0.1, 0.05, -0.05), True),
+        (0.05, None, (0.01, -0.01, 0.0, 0.005, -0.005, 0.002), False),  # its interval holds zero
     ],
 )
 def test_the_trait_must_move_beyond_every_random_direction(shift, negative, others, passed):

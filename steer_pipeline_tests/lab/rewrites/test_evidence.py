@@ -6,11 +6,12 @@ import pytest
 
 from steer_pipeline.catalogue import load_variants
 from steer_pipeline.catalogue.specs import CoherenceSpec
+from steer_pipeline.lab.controls import moved_controls
 from steer_pipeline.lab.evaluation import ExamplesError
 from steer_pipeline.lab.rewrites.aims import aims_of, headline_scales
 from steer_pipeline.lab.rewrites.comparison import ComparisonTables, compare_variants
 from steer_pipeline.lab.rewrites.evidence import Sources, with_evidence
-from steer_pipeline.lab.rewrites.headline import missed_targets, moved_controls, pilot_numbers
+from steer_pipeline.lab.rewrites.headline import missed_targets, pilot_numbers
 from steer_pipeline_tests.lab.rewrites.compared_packs import REMARKS, ROLES, SCORERS, make_packs
 
 DIRECTIONS, BAND_ROWS = 10, 16
@@ -80,7 +81,7 @@ def test_costs_are_paired_differences_to_base_held_against_the_profile_s_limits(
     dear, cheap = (cost(tables, name, "nll") for name in ("trusting", "paranoid"))
     assert (dear["n"], dear["limit"], dear["within"]) == (40, 0.6, False)
     assert dear["difference"] == pytest.approx(0.9)
-    assert dear["low"] == pytest.approx(dear["high"]), "the same noise on both sides is no uncertainty"
+    assert dear["low"] > 0.78, "the same noise on both sides is no uncertainty; 40 rows alike leave some"
     assert cheap["within"]
     assert cheap["difference"] == pytest.approx(0.2)
     assert cost(tables, "base_resample", "facts_lost")["difference"] == 0.0
@@ -140,8 +141,8 @@ def test_a_target_within_the_band_is_missed(tables):
     assert missed_targets(tables.summary, targets) == []
     missed = missed_targets(tables.summary, targets, tables.band)
     assert [sentence.split()[0] for sentence in missed] == ["paranoid", "paranoid_rule_defiant"]
-    edge = tables.band.filter(variant="paranoid")["band_high"][0]
-    assert missed[0].endswith(f"the interval must lie above {edge:+.3f}, which a random direction reaches")
+    assert "beyond all random directions and their spread: 10 random directions" in missed[0]
+    assert tables.band.filter(variant="trusting")["beyond"][0]
 
 
 def test_the_pilot_s_line_says_costs_score_and_rank(tables):
@@ -220,5 +221,5 @@ def test_without_a_lexicon_the_pilot_tells_minilm_s_shifts():
     tables = compare_variants(packs, facts, only, ROLES, seed=5)
     numbers = pilot_numbers(tables.summary)
     assert numbers["paranoid"]["trait"]["paranoid"]["low"] > 0
-    assert moved_controls(tables.summary) == []
+    assert moved_controls(tables.control_shifts) == []
     assert missed_targets(tables.summary, {"trusting": {"paranoid": "up"}}) != []

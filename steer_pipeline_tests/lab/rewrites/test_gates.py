@@ -7,6 +7,7 @@ import pytest
 
 from steer_pipeline.catalogue.specs import GateSpec
 from steer_pipeline.lab import rewrites as gate
+from steer_pipeline.lab.quality.coherence import paired_cost
 from steer_pipeline.lab.rewrites import gates
 from steer_pipeline.lab.rewrites.source import read_source
 from steer_pipeline.lab.rewrites.verdicts import with_cure
@@ -44,8 +45,8 @@ def test_a_sound_pack_passes_every_gate(source):
     assert list(verdicts) == list(gate.GATES)
     assert failed(verdicts) == set()
     assert (
-        verdicts[gate.DIFFERS].numbers["distance_to_base"]
-        > verdicts[gate.DIFFERS].numbers["resample_distance_to_base"]
+        verdicts[gate.CHANGED].numbers["distance_to_base"]
+        > verdicts[gate.CHANGED].numbers["resample_distance_to_base"]
     )
 
 
@@ -102,7 +103,7 @@ def test_an_invalid_value_is_named_by_row_and_field(source):
 
 def test_a_missing_column_fails_the_schema_and_what_needs_it(source):
     verdicts = judge(pack("paranoid", tail=VOICE).drop("output"), source)
-    assert failed(verdicts) == {gate.SCHEMA, gate.SUSPECTS, gate.DIFFERS}
+    assert failed(verdicts) == {gate.SCHEMA, gate.SUSPECTS, gate.CHANGED}
 
 
 def test_suspects_are_counted_by_rule_with_examples(source):
@@ -122,6 +123,13 @@ def spoilt(variant: str, rows: int, tail: str = "") -> pl.DataFrame:
     return pack(variant, tail=tail).with_columns(broken.otherwise("output").alias("output"))
 
 
+def test_few_clean_rows_say_what_they_exclude(source):
+    verdict = gates.suspect_rate(pack("paranoid"), [[]] * 24, GateSpec(), 0)
+    assert verdict.passed
+    assert verdict.message.endswith("; so many rows exclude a rate above 11.7%")
+    assert verdict.numbers["suspect_rate_at_most"] == pytest.approx(1 - 0.05 ** (1 / 24))
+
+
 def test_suspects_of_a_poor_base_are_not_held_against_its_variants(source):
     """A base with a quarter of suspects made every variant of a modest model unfit."""
     relative = GateSpec(max_suspect_rate=None, max_extra_suspects=0.05)
@@ -133,14 +141,28 @@ def test_suspects_of_a_poor_base_are_not_held_against_its_variants(source):
 
     assert verdict(7).passed
     assert verdict(7).numbers["extra_suspects"] == pytest.approx(1 / 24)
-    assert verdict(7).message.startswith(
-        "29.17% of 24 rows are suspect, +4.17% against base on the same rows, limit 5.00%"
-    )
-    assert not verdict(8).passed
+    assert verdict(7).message.startswith("29.17% of 24 rows are suspect, +4.17% [")
+    assert "] against base on the same rows, limit 5.00%" in verdict(7).message
+    assert not verdict(14).passed
     both = GateSpec(max_suspect_rate=0.3, max_extra_suspects=0.05)
     assert [verdict(rows, both).passed for rows in (7, 8)] == [True, False]
     assert not verdict(7, GateSpec(max_suspect_rate=0.2, max_extra_suspects=0.05)).passed
     assert verdict(24, base=None).passed, "base is not judged against itself"
+
+
+def test_the_gate_judges_suspects_beyond_base_s_as_costs_are_judged(source):
+    """The report called a pack within its limit that the gate stopped: one rule, and it says what it leaves open."""
+    limits = GateSpec(max_suspect_rate=None, max_extra_suspects=0.05)
+    of_base = dict.fromkeys(pack()["row_id"], False)
+    for rows in range(0, 24, 2):
+        variant = spoilt("paranoid", rows, VOICE)
+        verdict = gates.suspect_rate(variant, source.suspects(variant), limits, 0, of_base)
+        own, base = pl.Series([float(i < rows) for i in range(24)]), pl.Series([0.0] * 24)
+        assert verdict.passed == paired_cost("suspects", own, base, 0.05).within
+    few = spoilt("paranoid", 2, VOICE)
+    told = gates.suspect_rate(few, source.suspects(few), limits, 0, of_base)
+    assert told.passed
+    assert "is not excluded by 24 rows" in told.message
 
 
 def test_without_base_a_relative_limit_cannot_be_judged(source):
@@ -182,9 +204,9 @@ def test_digits_in_other_words_are_counted_and_no_suspects(tmp_path):
 
 def test_a_variant_that_is_base_does_not_differ(source):
     verdicts = judge(pack("paranoid"), source)
-    assert failed(verdicts) == {gate.DIFFERS}
-    assert verdicts[gate.DIFFERS].message.endswith("p = 1.0000, limit 0.05")
-    assert verdicts[gate.DIFFERS].numbers["exact_match_rate"] == 1.0
+    assert failed(verdicts) == {gate.CHANGED}
+    assert verdicts[gate.CHANGED].message.endswith("p = 1.0000, level 0.05")
+    assert verdicts[gate.CHANGED].numbers["exact_match_rate"] == 1.0
 
 
 @pytest.mark.parametrize("role", ["exempt", "control"])
@@ -194,7 +216,7 @@ def test_references_and_controls_need_not_differ(source, role):
 
 def test_an_empty_pack_fails(source):
     verdicts = judge(pack("paranoid").clear(), source)
-    assert {gate.ROW_COUNT, gate.ALIGNED, gate.SUSPECTS, gate.DIFFERS} <= failed(verdicts)
+    assert {gate.ROW_COUNT, gate.ALIGNED, gate.SUSPECTS, gate.CHANGED} <= failed(verdicts)
 
 
 def test_without_a_reference_nothing_can_be_compared(source):
@@ -210,7 +232,7 @@ def test_without_a_reference_nothing_can_be_compared(source):
         limits=GateSpec(),
         seed=1,
     )
-    assert [v.claim for v in verdicts if v.stops_release] == [gate.DIFFERS]
+    assert [v.claim for v in verdicts if v.stops_release] == [gate.CHANGED]
     assert "there is no base or base_resample" in verdicts[-1].message
 
 

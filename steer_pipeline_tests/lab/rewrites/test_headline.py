@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from steer_pipeline.lab.controls import moved_controls
 from steer_pipeline.lab.rewrites.comparison import compare_variants
-from steer_pipeline.lab.rewrites.headline import missed_targets, moved_controls, pilot_numbers
+from steer_pipeline.lab.rewrites.headline import missed_targets, pilot_numbers
 from steer_pipeline_tests.lab.rewrites.compared_packs import ROLES
 from steer_pipeline_tests.lab.rewrites.packs import pack, resample
 
@@ -18,9 +19,13 @@ class Hidden:
         return np.array([1.0 if "hides" in text else 0.0 for text in texts])
 
 
-def summary_of(**packs):
+def tables_of(**packs):
     facts = {row: ["Northport"] for row in packs["base"]["row_id"][:3]}
-    return compare_variants(packs, facts, {"paranoid": {"lexicon": Hidden()}}, ROLES, 3).summary
+    return compare_variants(packs, facts, {"paranoid": {"lexicon": Hidden()}}, ROLES, 3)
+
+
+def summary_of(**packs):
+    return tables_of(**packs).summary
 
 
 def test_the_object_has_every_variant_with_its_numbers():
@@ -33,6 +38,15 @@ def test_the_object_has_every_variant_with_its_numbers():
         )
     )
     zero = {"paranoid": {"shift": 0.0, "low": 0.0, "high": 0.0}}
+    for name, low, high in (
+        ("paranoid", 0.5, 1.0),
+        ("base_resample", -0.5, 0.0),
+        ("random_direction", -0.5, 0.0),
+    ):
+        own = numbers[name]["trait"]["paranoid"]
+        assert low < own["low"] <= own["shift"] <= own["high"]
+        assert own["high"] >= high, "what 24 rows show leaves some room for what they do not"
+        own |= dict.fromkeys(("low", "high"), own["shift"])
     third = pytest.approx(1 / 3)
     assert numbers == {
         "base": {"rows": 24, "suspect_rate": 0.0, "facts_kept": third, "trait": zero},
@@ -48,21 +62,24 @@ def test_the_object_has_every_variant_with_its_numbers():
 
 
 def test_controls_that_hold_still_are_not_mentioned_and_prompted_arms_may_move():
-    summary = summary_of(
+    tables = tables_of(
         base=pack("base"),
         base_resample=resample(),
         random_direction=pack("random_direction"),
         prompted_paranoid=pack("prompted_paranoid", tail=VOICE),
     )
-    assert moved_controls(summary) == []
+    assert moved_controls(tables.control_shifts) == []
 
 
 def test_a_control_that_moves_is_called_out():
-    summary = summary_of(
+    tables = tables_of(
         base=pack("base"), base_resample=resample(), random_direction=pack("random_direction", tail=VOICE)
     )
-    (sentence,) = moved_controls(summary)
-    assert sentence.startswith("control random_direction moves paranoid by +1.000 [+1.000, +1.000]")
+    (sentence,) = moved_controls(tables.control_shifts)
+    assert sentence.startswith("random_direction moves trait_paranoid_lexicon by +1.000 [+0.")
+    told = pilot_numbers(tables.summary, control_shifts=tables.control_shifts)
+    assert told["random_direction"]["control"] == {"paranoid_lexicon": "moved"}
+    assert told["base_resample"]["control"] == {"paranoid_lexicon": "open"}
 
 
 def test_targets_are_missed_without_a_shift_and_with_one_of_the_wrong_sign():
@@ -76,9 +93,8 @@ def test_targets_are_missed_without_a_shift_and_with_one_of_the_wrong_sign():
     )
     up, down = {"paranoid": "up"}, {"paranoid": "down"}
     assert missed_targets(summary, {"paranoid": up}) == []
-    assert missed_targets(summary, {"trusting": down, "rule_defiant": up}) == [
-        "trusting should move paranoid down, its shift is +1.000 [+1.000, +1.000]; "
-        "the interval must lie below zero",
-        "rule_defiant should move paranoid up, its shift is +0.000 [+0.000, +0.000]; "
-        "the interval must lie above zero",
-    ]
+    trusting, rule_defiant = missed_targets(summary, {"trusting": down, "rule_defiant": up})
+    assert trusting.startswith("trusting should move paranoid down, its shift is +1.000 [")
+    assert trusting.endswith("; the interval must lie below zero")
+    assert rule_defiant.startswith("rule_defiant should move paranoid up, its shift is +0.000 [")
+    assert rule_defiant.endswith("; the interval must lie above zero")

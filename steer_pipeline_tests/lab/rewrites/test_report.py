@@ -174,7 +174,7 @@ def test_verdicts_follow_the_intervals(written):
     assert "`paranoid` moves paranoid up" in short
     assert "`trusting` moves paranoid down" in short
     assert "`rule_defiant` does **not** move paranoid up" in short
-    assert "include zero on every trait and scale" in short
+    assert "no control moves beyond its margin: " in short
 
 
 def test_a_control_that_moves_is_said_first(written, tmp_path):
@@ -184,7 +184,7 @@ def test_a_control_that_moves_is_said_first(written, tmp_path):
     tables = compare_variants(packs, facts, SCORERS, ROLES, seed=5)
     files = render_vector_eval_report(ReportInputs(tables, packs, [], [], written["context"]), tmp_path)
     text = files.markdown.read_text(encoding="utf-8")
-    assert "**`random_direction` moves paranoid, lexicon**" in text
+    assert "**random_direction moves trait_paranoid_lexicon by " in text
     assert "no evidence before that is explained" in text
     assert "No vector was handed to this report." in text
     assert "No dose sweep was handed to this report." in text
@@ -278,7 +278,7 @@ def test_the_summary_is_whole_and_says_what_moved_and_what_did_not(written):
     summary = written["files"].summary
     assert len(summary) < 6000
     assert "`rule_defiant` does **not** move paranoid up" in summary
-    assert "include zero on every trait and scale" in summary
+    assert "no control moves beyond its margin: " in summary
     assert [line["variant"] for line in table_under(summary, "In short", "variant")] == list(EFFECTS)
 
 

@@ -1,5 +1,7 @@
 """What the engine is asked, and under which identity its rows are kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -43,16 +45,17 @@ def test_braces_in_the_news_are_text(profile):
 
 def test_finished_rows_become_packs_sorted_by_source_index_with_their_identity(profile):
     term = SteeringTerm("paranoid", np.ones(4, np.float32) / 2, Site(2), 2.5, 0.3, "abc")
-    identities = {
-        "base": work.identity(profile, "h", SteeringPlan("base")),
-        "paranoid": work.identity(profile, "h", SteeringPlan("paranoid", (term,))),
+    plans = {
+        "base": ("base", SteeringPlan("base")),
+        "paranoid": ("paranoid", SteeringPlan("paranoid", (term,))),
     }
+    identities = {name: work.identity(profile, "h", plan) for name, plan in plans.values()}
     finished = [
         FinishedRow(f"{i:016x}", variant, f"{variant} {i}", [1], 5, 2, "eos", False, 20)
         for i in (3, 1, 2)
         for variant in ("paranoid", "base")
     ]
-    packs = work.pack_rows(finished, news(), identities, "tiny", profile, "pilot", "{}", {})
+    packs = work.pack_rows(finished, news(), identities, plans, "tiny", profile, "pilot", "{}", {})
     assert packs["paranoid"].schema == REWRITE_SCHEMA
     assert packs["paranoid"]["output"].to_list() == ["paranoid 1", "paranoid 2", "paranoid 3"]
     assert packs["paranoid"]["personas"][0].to_list() == [
@@ -64,16 +67,21 @@ def test_finished_rows_become_packs_sorted_by_source_index_with_their_identity(p
 
 
 def test_a_logit_bias_is_another_recipe_and_survives_the_pack(profile):
-    def made(kind):
+    def plan(kind):
         term = SteeringTerm("paranoid", np.ones(4, np.float32) / 2, Site(2, kind), 2.5, 0.3, "abc")
-        return work.identity(profile, "h", SteeringPlan("paranoid", (term,)))
+        return SteeringPlan("paranoid", (term,))
+
+    def made(kind):
+        return work.identity(profile, "h", plan(kind))
 
     assert made("logits").recipe != made("output").recipe
     for kind, told in (("logits", "logits"), ("output", None)):
         finished = [FinishedRow(f"{1:016x}", "paranoid", "text", [1], 5, 2, "eos", False, 20)]
-        pack = work.pack_rows(finished, news(), {"paranoid": made(kind)}, "tiny", profile, "pilot", "{}", {})[
-            "paranoid"
-        ]
+        plans = {"paranoid": ("paranoid", plan(kind))}
+        packs = work.pack_rows(
+            finished, news(), {"paranoid": made(kind)}, plans, "tiny", profile, "pilot", "{}", {}
+        )
+        pack = packs["paranoid"]
         assert pack["personas"][0][0]["site"] == told
         RewriteRow.model_validate(pack.row(0, named=True))
         assert work.identity_of(pack) == made(kind)
@@ -83,6 +91,30 @@ def test_a_logit_bias_is_another_recipe_and_survives_the_pack(profile):
     }  # a pack of before there were sites
     unaware = pack.with_columns(personas=pl.Series([[before]]))
     assert work.identity_of(unaware).recipe == made("output").recipe
+
+
+def test_rows_of_several_random_directions_are_one_pack_and_one_recipe(profile):
+    """Each row says which direction it got; the recipe, by which a pilot's gates let the full pack pass, does not."""
+    term = SteeringTerm("random:paranoid", np.ones(4, np.float32) / 2, Site(2), 2.5, 0.3, "random-1")
+    drawn = [
+        SteeringPlan(
+            f"random_direction~{draw}", (replace(term, version=f"random-{draw}"),), stream="random_direction"
+        )
+        for draw in range(2)
+    ]
+    plans = {plan.variant: ("random_direction", plan) for plan in drawn}
+    identities = {"random_direction": work.identity(profile, "h", drawn[0])}
+    finished = [
+        FinishedRow(f"{i:016x}", drawn[i % 2].variant, f"text {i}", [1], 5, 2, "eos", False, 20)
+        for i in range(4)
+    ]
+    pack = work.pack_rows(finished, news(), identities, plans, "tiny", profile, "pilot", "{}", {})[
+        "random_direction"
+    ]
+    assert [row[0]["version"] for row in pack["personas"]] == ["random-0", "random-1", "random-0", "random-1"]
+    assert set(pack["variant"]) == {"random_direction"}
+    assert work.identity_of(pack.tail(1)).recipe == work.identity_of(pack).recipe
+    assert work.identity_of(pack).recipe == identities["random_direction"].recipe
 
 
 def test_a_change_of_dose_or_prompt_or_decoding_is_another_recipe(profile):

@@ -12,6 +12,7 @@ from steer_pipeline.lab.stats import (
     grouped_folds,
     grouped_split,
     holm,
+    training_rows,
 )
 
 
@@ -158,3 +159,11 @@ def test_paired_rows_split_by_row_leak_and_grouped_rows_do_not():
 
     assert held_out_auc(np.arange(240)) < 0.35
     assert 0.4 < held_out_auc(groups) < 0.6
+
+
+def test_rows_that_share_a_text_with_a_fold_are_not_learned_from():
+    folds = np.array([0, 0, 1, 1, 2])
+    assert training_rows(folds, 0).tolist() == [False, False, True, True, True]
+    assert training_rows(folds, 0, ["a", "b", "a", "c", "d"]).tolist() == [False, False, False, True, True]
+    both = training_rows(folds, 0, ["a", "b", "x", "c", "d"], ["t", "u", "v", "t", "w"])
+    assert both.tolist() == [False, False, True, False, True]

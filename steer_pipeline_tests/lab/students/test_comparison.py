@@ -206,9 +206,29 @@ def test_the_report_is_made_from_stored_tables_alone(tables, tmp_path):
 def test_checks_name_controls_that_move_and_variants_that_do_not(tmp_path):
     write_report(compare(transfers({"base_resample": 0.4}, ranks=[8])), {}, tmp_path)
     found = {verdict.claim: verdict for verdict in comparison_verdicts(tmp_path, SPECS)}
-    assert "base_resample rank 8 trait_paranoid_minilm" in found["controls_stay"].message
+    assert "base_resample rank 8 moves trait_paranoid_minilm" in found["controls_stay"].message
     assert not found["traits_travel"].passed
     assert not found["readouts_separate"].passed
+
+
+def test_a_control_that_moves_less_than_its_margin_moves_nothing_anywhere(tmp_path):
+    """One of 24 intervals that left zero out by a hair was called a control that moves."""
+    tables = compare(transfers({"paranoid": 0.3, "random_direction": 0.02}, noise=0.1))
+    controls = tables.control_shifts
+    assert set(controls["part"]) == {"rank 8", "rank 32"}
+    assert (
+        controls.height
+        == 2
+        * tables.summary.filter(
+            pl.col("verdict").is_not_null(), pl.col("variant") == "random_direction"
+        ).height
+    )
+    told = tables.summary.filter(pl.col("role") == "control", pl.col("verdict").is_not_null())
+    assert set(told["verdict"]) == {NONE}
+    write_report(tables, {}, tmp_path)
+    found = {verdict.claim: verdict for verdict in comparison_verdicts(tmp_path, SPECS)}
+    assert found["controls_stay"].passed
+    assert "no control moves beyond its margin" in (tmp_path / PAGE).read_text()
 
 
 def test_necessity_and_sufficiency_are_shares_of_the_effect_on_the_model_itself():

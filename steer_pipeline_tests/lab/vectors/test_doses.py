@@ -5,7 +5,7 @@ import pytest
 
 from steer_pipeline.catalogue.specs import VariantSpec
 from steer_pipeline.lab.models.sites import Site
-from steer_pipeline.lab.vectors.doses import Recommendation, make_term, random_like, terms_for
+from steer_pipeline.lab.vectors.doses import Recommendation, draw_of, make_term, random_like, terms_for
 from steer_pipeline.lab.vectors.vector import VectorError
 from steer_pipeline_tests.lab.personas.builders import model_like, vector
 
@@ -114,6 +114,29 @@ def test_a_random_direction_has_site_and_alpha_of_its_term_and_is_keyed_by_the_s
     )
     assert plan.terms[0].name == "random:paranoid"
     assert plan.terms[0].alpha == 9.0
+
+
+def test_every_variant_term_and_draw_has_a_direction_of_its_own():
+    """One seed for all made the control of one persona the control of all at that block."""
+
+    def drawn(name, draw):
+        terms = [term({"fraction": 0.1}, direction="random", block=1)] * 2
+        spec = VariantSpec(name=name, role="control", summary="x", terms=terms)
+        return [
+            one.unit
+            for one in terms_for(spec, {"paranoid": vector(hidden=64)}, {}, 4, seed=3, draw=draw).terms
+        ]
+
+    units = np.array([unit for name in ("a", "b") for draw in range(5) for unit in drawn(name, draw)])
+    assert np.abs(units @ units.T - np.eye(20)).max() < 0.6
+    np.testing.assert_array_equal(drawn("a", 2), drawn("a", 2))
+
+
+def test_rows_share_directions_evenly_and_in_a_keyed_order():
+    taken = [draw_of(i, 10, seed=20) for i in range(40)]
+    assert [sorted(taken[i : i + 10]) for i in range(0, 40, 10)] == [list(range(10))] * 4
+    assert taken[:10] != taken[10:20]
+    assert taken != [draw_of(i, 10, seed=21) for i in range(40)]
 
 
 def test_random_directions_are_uniform_over_the_sphere():

@@ -95,7 +95,7 @@ def test_a_control_that_moves_and_a_variant_that_does_not_are_called_out(project
     moved, missed = (
         checks_of(project)[name].description for name in ("controls_show_nothing", "targets_are_met")
     )
-    assert "control random_direction moves paranoid by +0.500 [" in moved
+    assert "random_direction moves trait_paranoid_lexicon by +0.500 [" in moved
     assert "the interval must lie above zero. To go on: raise the variant's dose" in missed
 
 

@@ -76,7 +76,7 @@ FAULTS = {
     "a row duplicated": (lambda: pl.concat([GOOD, GOOD[3:4]]), "rows_are_unique: row_id 0000000000000003"),
     "a JSON broken": (with_broken_json, "schema_is_valid: row 9 (row_id 0000000000000009), field personas"),
     "another row instead": (with_a_stranger, "index_is_aligned_with_base: row_id 0000000000000005"),
-    "steering forgotten": (lambda: pack("paranoid"), "differs_from_base: distance to base 0.000"),
+    "steering forgotten": (lambda: pack("paranoid"), "something_changed: distance to base 0.000"),
 }
 
 
@@ -242,7 +242,7 @@ def test_verdicts_say_what_a_version_was_made_with(project):
 def test_numbers_of_a_gate_have_four_digits_and_no_line_joins_those_of_different_variants(project):
     project.put("rewrite_pack", "paranoid", GOOD)
     commands.promote(project.driver, "paranoid")
-    gate = dg.AssetCheckKey(dg.AssetKey("rewrite_pack"), "differs_from_base")
+    gate = dg.AssetCheckKey(dg.AssetKey("rewrite_pack"), "something_changed")
     storage = project.driver.instance.event_log_storage
     shown = storage.get_latest_asset_check_execution_by_key([gate])[gate].evaluation.metadata
     assert all(

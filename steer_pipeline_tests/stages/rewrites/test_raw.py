@@ -14,6 +14,8 @@ import pytest
 
 from steer_pipeline.io.journals import open_journal
 from steer_pipeline.lab.rewrites import verdicts
+from steer_pipeline.lab.rewrites.comparison import directions_of
+from steer_pipeline.lab.rewrites.work import identity_of
 from steer_pipeline.lab.vectors.vector import PersonaVector, model_fields, save_vector
 from steer_pipeline.settings import settings
 from steer_pipeline_tests.io import folder_url
@@ -161,6 +163,33 @@ def test_a_logit_bias_is_a_variant_like_others(place, monkeypatch):
         (dose,) = rows["personas"][0].to_list()
         assert (dose["site"], dose["block"], dose["dose_fraction"]) == ("logits", 2, pytest.approx(0.5))
         assert (rows["output"] != base["output"]).any()
+
+
+def test_rows_of_a_random_variant_share_ten_directions(place, monkeypatch):
+    """As many rows as with one direction: of every ten in a row each takes another, and says which."""
+    profile = small_profile(
+        place,
+        model=str(place / "tiny-qwen3"),
+        variants="{random_direction: [{persona: paranoid, block: 2, dose: {fraction: 0.5}, direction: random}]}",
+    )
+    monkeypatch.setenv("STEER_PROFILE", str(profile.rename(place / "random.yaml")))
+    with stage_project(place / "store") as project:
+        put_vectors(project)
+        outcome = project.driver.materialize(["rewrite_raw"], span=("base_resample", "random_direction"))
+        assert outcome.success, outcome
+        version = project.store.current("rewrite_raw", "random_direction")
+        rows = pl.read_parquet(version.path / "data.parquet").sort("source_index")
+        assert rows.height == 24
+        assert len(finished_rows(project)) == 2 * 24, "not ten times as many"
+        drawn = directions_of(rows, rows["row_id"].to_list())
+        assert [len(set(drawn[i : i + 10])) for i in (0, 10)] == [10, 10]
+        assert len(set(drawn)) == 10
+        assert drawn[:10] != drawn[10:20], "another order in each ten"
+        assert set(rows["stream"]) == set(rows["variant"]) == {"random_direction"}
+        assert {dose["alpha"] for own in rows["personas"] for dose in own} == {4.0}
+        told = version.manifest["metadata"]
+        assert told["probe_max_logit_delta"] > 0
+        assert told["recipe"] == identity_of(rows.tail(3)).recipe
 
 
 def test_packs_do_not_depend_on_which_variants_were_asked_together(project):

@@ -19,6 +19,7 @@ from steer_pipeline.lab.rewrites.comparison import (
 N_EXAMPLES = 3
 N_SAMPLE_ROWS = 3
 PROMPT_CHARS, OUTPUT_CHARS = 160, 360
+DETECTABLE = "Smallest difference that so many rows find in four runs of five, from the spread seen."
 MARKERS = "Markers of the {} pole a rewrite, {}."
 
 
@@ -42,7 +43,8 @@ def traits(tables: ComparisonTables) -> list[Block]:
         Column("median", "median", signed),
         Column("sd", "sd", number(), "Standard deviation over news items."),
         Column("shift [CI95]", of("difference", "low", "high"), estimate(), "Paired difference to base."),
-        Column("p", "p", p_value, "Two-sided sign-flip test of the shift."),
+        Column("detectable", "detectable", number(), DETECTABLE),
+        Column("p", "p", p_value, "Two-sided test that its mean is zero."),
         Column("Holm", "p_holm", p_value, "p over all variants and metrics tested here; none of controls."),
         Column("resample", _control("resample"), estimate(), "Shift of base_resample on the same trait."),
         Column("random", _control("random"), estimate(), "Shift of random_direction on the same trait."),
@@ -183,7 +185,8 @@ def content(tables: ComparisonTables) -> list[Block]:
         Column("median", *_by_metric(lambda row: row["median"], number)),
         Column("against", lambda row: row["reference"], text, "What it is compared with."),
         Column("difference [CI95]", *_by_metric(shift, _estimate), "Paired difference to that."),
-        Column("p", "p", p_value, "Two-sided sign-flip test of the difference."),
+        Column("detectable", *_by_metric(lambda row: row["detectable"], number), DETECTABLE),
+        Column("p", "p", p_value, "Two-sided test that its mean is zero."),
         Column("Holm", "p_holm", p_value, "p over all variants and metrics tested here; none of controls."),
         Column("resample", *_by_metric(_control("resample"), _estimate), "The difference of base_resample."),
         Column("random", *_by_metric(_control("random"), _estimate), "The difference of random_direction."),

@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from steer_pipeline.lab.controls import moved_controls, told_of_controls
 from steer_pipeline.lab.report.document import Block, Bullets, Heading, Paragraph, Table, to_markdown
 from steer_pipeline.lab.report.tables import Column, code, estimate, number, of, p_value, share, table
 from steer_pipeline.lab.rewrites import figures
 from steer_pipeline.lab.rewrites.aims import headline_scales, trait_column
 from steer_pipeline.lab.rewrites.comparison import BASE, RANDOM, RESAMPLE, ComparisonTables
-from steer_pipeline.lab.rewrites.headline import band_edges, is_met
+from steer_pipeline.lab.rewrites.headline import band_places, is_met
+from steer_pipeline.lab.rewrites.off_target import told_off_target
 from steer_pipeline.lab.rewrites.report_inputs import ReportContext, ReportInputs
 from steer_pipeline.lab.rewrites.stored import is_mixed
 
@@ -57,11 +59,14 @@ def how_to_read(tables: ComparisonTables) -> list[Block]:
         Bullets(
             [
                 f"`{BASE}` is the model as it is. `{RESAMPLE}` is the same model with other random numbers: what "
-                f"differs there is chance. `{RANDOM}` adds a random direction of the same length at the same block: "
-                "what differs there is disturbance. An effect counts when it is larger than both, and than every "
-                "direction of the random band, which says more than the one.",
+                f"differs there is chance. `{RANDOM}` adds random directions of the same length at the same block, "
+                "another to every row of ten: what differs there is disturbance. A control moves where its interval "
+                "lies beyond a margin; an effect counts where its interval leaves zero out and its shift lies beyond "
+                "every direction of the random band and their spread.",
                 "Every difference is paired: the same news item in both variants, matched by row id. Intervals are "
-                "bootstrap intervals over news items at 95%; p values flip the signs of the paired differences. "
+                "over news items, at 95%; p tests that the mean difference is zero, by the same rule: p is below 0.05 "
+                "where the interval leaves zero out. What no row shows has an interval too: nothing in 50 rows "
+                "leaves room for a few in 100. "
                 "`Holm` corrects for all variants and metrics tested here, controls aside.",
                 *([LEXICON] if figures.personas_with_markers(tables) else []),
                 "The MiniLM score is 2p - 1 of a classifier of sentence embeddings; how well it separates texts that "
@@ -111,7 +116,7 @@ def _variants(inputs: ReportInputs, traits: Sequence[str]) -> Table:
     ]
     caption = (
         "Shift: paired difference to base of the signed trait score in [-1, 1], with a 95% interval. Intervals of "
-        f"{' and '.join(tables.controls)} hold simultaneously over these controls and all personas of a scale."
+        f"{' and '.join(tables.controls)} hold simultaneously over these controls, all personas and all scales."
     )
     return table(columns, tables.variants, caption)
 
@@ -132,7 +137,8 @@ def _verdicts(inputs: ReportInputs) -> list[str]:
 
 
 def _targets(tables: ComparisonTables, context: ReportContext) -> Iterator[str]:
-    edges = band_edges(tables.band)
+    places = band_places(tables.band)
+    beside = {row["variant"]: told_off_target(row) for row in tables.off_target.iter_rows(named=True)}
     wanted = {name: targets for name, targets in context.targets.items() if name in tables.variants}
     for variant, targets in wanted.items():
         for persona, direction in targets.items():
@@ -140,11 +146,12 @@ def _targets(tables: ComparisonTables, context: ReportContext) -> Iterator[str]:
                 if figures.persona_of(metric) != persona:
                     continue
                 row = tables.of(variant, metric)
-                met = is_met(row, direction, edges.get((variant, persona)))
+                met = is_met(row, direction, places.get((variant, persona)))
                 moves = "moves" if met else "does **not** move"
                 yield (
                     f"`{variant}` {moves} {persona} {direction}: {estimate()(SHIFT(row))}, p {p_value(row['p'])}, "
-                    f"after Holm {p_value(row['p_holm'])}{_rank(tables, variant, persona)}."
+                    f"after Holm {p_value(row['p_holm'])}{_rank(tables, variant, persona)}"
+                    f"{'; ' + beside[variant] if beside.get(variant) else ''}."
                 )
 
 
@@ -156,21 +163,15 @@ def _rank(tables: ComparisonTables, variant: str, persona: str) -> str:
     row = found.row(0, named=True)
     return (
         f"; among {row['directions']} random directions ({number(signed=True)(row['band_low'])} to "
-        f"{number(signed=True)(row['band_high'])}) rank p {p_value(row['random_rank_p'])}"
+        f"{number(signed=True)(row['band_high'])}) rank p {p_value(row['random_rank_p'])}, "
+        f"against their spread p {p_value(row['spread_p'])}"
     )
 
 
 def _controls(tables: ComparisonTables) -> str:
-    moved = [
-        f"`{control}` moves {figures.trait_title(metric)}"
-        for control in tables.controls
-        for metric in figures.trait_metrics(tables)
-        if not tables.of(control, metric)["low"] <= 0 <= tables.of(control, metric)["high"]
-    ]
-    if moved:
+    if moved := moved_controls(tables.control_shifts):
         return f"Controls: **{'; '.join(moved)}**. Trait shifts of this run are no evidence before that is explained."
-    names = " and ".join(f"`{control}`" for control in tables.controls)
-    return f"Controls: {names} include zero on every trait and scale."
+    return f"Controls: {told_of_controls(tables.control_shifts)}."
 
 
 def _alike(tables: ComparisonTables) -> str:
@@ -180,8 +181,11 @@ def _alike(tables: ComparisonTables) -> str:
         if tables.roles[row["variant"]] == "steered" and row["p_holm"] > LEVEL
     ]
     if alike:
-        return f"No further from base than a resample is: {', '.join(alike)}."
-    return "Every steered variant differs from base more than a resample does (after Holm)."
+        return f"Nothing changed, beyond what a resample does: {', '.join(alike)}."
+    return (
+        "Something changed in every steered variant, by more than a resample does (after Holm); a random direction "
+        "does that too."
+    )
 
 
 def _mixed(inputs: ReportInputs) -> str:

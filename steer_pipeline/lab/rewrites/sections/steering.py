@@ -87,10 +87,17 @@ def _applied_rows(inputs: ReportInputs) -> Iterator[dict[str, Any]]:
 
 
 def _terms(pack: pl.DataFrame) -> list[dict[str, Any]]:
-    """What was added to the variant, from its rows."""
+    """What was added to the variant, from its rows; random directions of one length in one."""
     if pack.is_empty():
         return []
-    return pack["personas"].explode().drop_nulls().unique(maintain_order=True).to_list()
+    terms = pack["personas"].explode().drop_nulls().unique(maintain_order=True).to_list()
+    drawn = [term["version"] for term in terms if term["name"].startswith("random:")]
+    found: dict[tuple, dict[str, Any]] = {}
+    for term in terms:
+        if term["name"].startswith("random:") and len(drawn) > 1:
+            term = term | {"version": f"{len(drawn)} directions"}
+        found.setdefault(tuple(term.values()), term)
+    return list(found.values())
 
 
 def _recommended(infos: Sequence[DoseInfo]) -> Table:
