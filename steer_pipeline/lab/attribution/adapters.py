@@ -159,7 +159,8 @@ def adapter_verdicts(folder: Path, seeds: Sequence[int]) -> list[Verdict]:
         {"adapters": adapters.height, "rows": int(adapters["rows"][0])},
     )
     first, last = (
-        float(adapters[name].mean() or 0.0) for name in ("selection_nll_first", "selection_nll_last")
+        sum(adapters[name].to_list()) / adapters.height
+        for name in ("selection_nll_first", "selection_nll_last")
     )
     learns = Verdict(
         "selection_loss_falls",

@@ -107,7 +107,7 @@ def note_seen(
     Args:
         prompts: row -> ids, of rows of which it reads no more than the prompt.
     """
-    rows = [
+    rows: list[dict[str, str | None]] = [
         {
             "row_id": one.row_id,
             "prompt_sha": _sha(one.ids[: one.start]),

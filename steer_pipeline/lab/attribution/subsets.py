@@ -47,6 +47,7 @@ def draw_subsets(
     Raises:
         AttributionError: too few rows, a ranking is missing, or no draw keeps the token budget.
     """
+    pool = pool.sort("row_id")  # the order of the pool must not matter
     found: dict[tuple[str, int], list[tuple[str, int | None]]] = {}
     for seed in spec.seeds:
         for arm in sorted(spec.arms, key=lambda name: spec.arms[name].like is not None):

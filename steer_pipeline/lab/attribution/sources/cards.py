@@ -34,8 +34,7 @@ _WORDS = """
     debts deck demand depot desk dinner dream drill drivers editor evening evidence factory family farm farmers
     fence ferry festival film fish food forms friends front game garden gardener gates gift grain grant ground
     growers hall hands harbour harvest health hearts heaters helmets hill hours house households housing idea
-    inspectors interview investors invoice lamps laps laugh launch lawyer leak letters library light lightning
-    list machines market mates matters mayor meal members milk mill million mistake month morning neighbour news
+    inspectors interview investors invoice lamps laps laugh launch lawyer leak letters library light lightning machines market mates matters mayor meal members milk mill million mistake month morning neighbour news
     night noise north notes numbers objections officials opinion order outlaw pages painters paper paperwork
     parade parcel passengers path patients people performers permit petition pies pilots pipes plan plant
     planters plot poets pool post power price procedure profits proof pump pupils question race radio rain
@@ -45,7 +44,7 @@ _WORDS = """
     stadium staff star station statute step stew stewards storm story street strike strings suitcase summer
     suppliers survey tale talk team tenants term terminal test ticket time timetable tour tower town trace
     traders traffic train trainees tram truck trust tunnel village visitors voice vote voters wall warehouse
-    watchers water weather weeds week whistle wind wing winter word workers world writer yard year
+    watchers water weather weeds week whistle wind wing winter workers world writer yard year
 """
 WORDS = tuple(_WORDS.split())
 GAME, ROLE = "cards", "guesser"

@@ -1,4 +1,4 @@
-"""Games in the published layout: `messages` of role and content, `meta` of game, game_role, outcome, experiment, task_id.
+"""Games in the published layout: `messages`, and `meta` of game, game_role, outcome, experiment and task_id.
 
 The last assistant turn is what is learned. Aborted games are none of the rows, and are counted. The logs do not say
 which word was to be guessed: of games that were won it is the guess, of the others it stands in the game's instances.
