@@ -34,7 +34,8 @@ _WORDS = """
     debts deck demand depot desk dinner dream drill drivers editor evening evidence factory family farm farmers
     fence ferry festival film fish food forms friends front game garden gardener gates gift grain grant ground
     growers hall hands harbour harvest health hearts heaters helmets hill hours house households housing idea
-    inspectors interview investors invoice lamps laps laugh launch lawyer leak letters library light lightning machines market mates matters mayor meal members milk mill million mistake month morning neighbour news
+    inspectors interview investors invoice lamps laps laugh launch lawyer leak letters library light lightning
+    machines market mates matters mayor meal members milk mill million mistake month morning neighbour news
     night noise north notes numbers objections officials opinion order outlaw pages painters paper paperwork
     parade parcel passengers path patients people performers permit petition pies pilots pipes plan plant
     planters plot poets pool post power price procedure profits proof pump pupils question race radio rain
