@@ -43,3 +43,9 @@ MIN_RETAINED = 0.9  # of the steered shift
 MAX_NO_EFFECT = 0.2  # of the steered shift, that the interval of an arm without effect may reach
 MIN_ANSWER_MASS = 0.5  # of base, on the answers of a forced choice together
 MAX_ON_POLICY_KL = 0.6  # of the divergence from base that supervised learning has, per unit of the trait
+
+# Sparse autoencoders.
+MIN_EXPLAINED = 0.6  # of the variance of held-out states
+MIN_LOSS_RECOVERED = 0.8  # of the loss that zeros in place of the states cost
+MAX_ACTIVE = 0.1  # of the features, at a token
+MAX_DEAD = 0.2  # of the features of one that was trained here, on its own tokens
