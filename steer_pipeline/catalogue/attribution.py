@@ -1,10 +1,14 @@
 """The profile's `attribution`: which training rows help. Every field is documented here and nowhere else."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from steer_pipeline.catalogue.attribution_scoring import AttributionScoringSpec
 from steer_pipeline.catalogue.basis import Name, Strict
+
+PREDICTED = "predicted"  # ranking that features tell
+UNTRAINED = ("base", "base_adapter")  # players that are no arms
 
 
 class CardsSpec(Strict):
@@ -191,18 +195,6 @@ def _default_arms() -> dict[str, SubsetSpec]:
     }
 
 
-class QualitySpec(Strict):
-    """How well rankings predict what training on subsets does: retrained subsets of the pool, never of eval."""
-
-    subsets: int = Field(default=64, ge=8, description="Retrained subsets a protocol.")
-    drops: list[float] = Field(
-        default=[0.5],
-        min_length=1,
-        description="Share of the pool that a subset lacks, one protocol each: 0.5 are halves, 0.05 small drops.",
-    )
-    seed: int = 95
-
-
 class AttributionSpec(Strict):
     """Rows, methods, arms and how they are judged."""
 
@@ -211,11 +203,12 @@ class AttributionSpec(Strict):
     )
     splits: SplitSpec = SplitSpec()
     learn: LearnSpec = LearnSpec()
-    methods: list[Name] = Field(
-        default=["gradient", "rds", "bm25", "loss", "length"],
-        min_length=1,
-        description="By which the pool is ranked.",
+    scoring: AttributionScoringSpec = AttributionScoringSpec()
+    direction: Name | None = Field(
+        default=None,
+        description="Persona whose vector the method `direction` asks for; null: no such method.",
     )
+    predict: Name = Field(default="gradient", description="Method whose ranks features are to tell.")
     k: int = Field(default=256, ge=2, description="Rows that an arm learns, where it does not say.")
     token_budget: float = Field(
         default=0.01, gt=0, lt=1, description="Share by which the tokens of a matched arm may differ."
@@ -227,12 +220,16 @@ class AttributionSpec(Strict):
         description="Of adapters: start, data order, and what random arms draw.",
     )
     max_new_tokens: int = Field(default=16, ge=1, description="Of a guess.")
-    quality: QualitySpec = QualitySpec()
+    references: list[Name] = Field(
+        default=["base", "base_adapter", "random", "matched", "top_length", "top_loss", "top_rds"],
+        min_length=1,
+        description="With which every other arm is compared; those that are no arms here are left out.",
+    )
     seed: int = Field(default=96, description="Of the base adapter and of all resampling.")
 
-    @field_validator("seeds", "methods")
+    @field_validator("seeds", "references")
     @classmethod
-    def _different(cls, value: list[int]) -> list[int]:
+    def _different(cls, value: list[Any]) -> list[Any]:
         if len(set(value)) < len(value):
             raise ValueError(f"{value}: each may stand there once")
         return value
@@ -240,10 +237,24 @@ class AttributionSpec(Strict):
     @model_validator(mode="after")
     def _known_names(self) -> Self:
         for name, arm in self.arms.items():
-            if name in ("base", "base_adapter"):
+            if name in UNTRAINED:
                 raise ValueError(f"arms.{name}: is what arms stand beside; rename the arm")
-            if arm.ranking is not None and arm.ranking not in self.methods:
-                raise ValueError(f"arms.{name}: ranking {arm.ranking} is none of methods; add it there")
+            if arm.ranking not in (None, PREDICTED, *self.scoring.methods):
+                raise ValueError(
+                    f"arms.{name}: ranking {arm.ranking} is none of scoring.methods; add it there"
+                )
             if arm.like is not None and (arm.like not in self.arms or self.arms[arm.like].like is not None):
                 raise ValueError(f"arms.{name}: like {arm.like} is no arm of its own rows; name another")
+        if self.predict not in self.scoring.methods:
+            raise ValueError(f"predict: {self.predict} is none of scoring.methods; add it there")
+        aimed = [name for name, method in self.scoring.methods.items() if method.kind == "direction"]
+        if aimed and self.direction is None:
+            raise ValueError(
+                f"scoring.methods.{aimed[0]}: name the persona in attribution.direction, or leave it out"
+            )
         return self
+
+    @property
+    def compared(self) -> list[str]:
+        """Those of `references` that there are."""
+        return [name for name in self.references if name in UNTRAINED or name in self.arms]
