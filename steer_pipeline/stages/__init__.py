@@ -12,8 +12,9 @@ from steer_pipeline.stages import (
     students,
     transport,
     vectors,
+    word_games,
 )
 
-STAGES = (corpus, diagnosis, personas, rewrites, vectors, behaviour, students, heal, transport, reports)
+STAGES = (corpus, diagnosis, personas, rewrites, vectors, behaviour, students, heal, transport, word_games, reports)
 
 __all__ = ["STAGES", "catalogue"]
