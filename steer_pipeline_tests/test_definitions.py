@@ -49,6 +49,7 @@ ON_GPU = {
     "heal_round_1",
     "heal_round_2",
     "heal_round_3",
+    "word_games",
 }
 
 

@@ -25,6 +25,7 @@ from steer_pipeline.catalogue.basis import Name, SamplingSpec, Strict
 from steer_pipeline.catalogue.healing import HealSpec
 from steer_pipeline.catalogue.sae import SaeSpec
 from steer_pipeline.catalogue.scale import SCALES, ScoreScale
+from steer_pipeline.catalogue.word_games import WordGamesSpec
 
 # --------------------------------------------------------------------------------------- personas
 
@@ -802,6 +803,7 @@ class Profile(Strict):
     heal: HealSpec = HealSpec()
     attribution: AttributionSpec = AttributionSpec()
     sae: SaeSpec = SaeSpec()
+    word_games: WordGamesSpec = WordGamesSpec()
     judge: JudgeSpec = JudgeSpec()
     variants: dict[Name, list[VariantTerm]] = Field(
         default_factory=dict, description="Terms that replace those of variants.yaml for this profile."

@@ -55,3 +55,7 @@ MIN_MAGIC_LDS = 0.9  # of the method that differentiates through training, at sm
 MIN_MAGIC_LDS_LOW = 0.8  # lower end of its interval
 MIN_CHEAP_LDS = 0.45  # of the best other method
 MIN_PLANTED_RECALL = 0.9  # of the rows known to help, among as many first ones of the best method
+
+# Word games.
+MAX_ABORTED_GAMES = 0.2  # share of all games
+MIN_FINISHED_GAMES = 30  # on which a success rate stands

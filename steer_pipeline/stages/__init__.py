@@ -14,6 +14,7 @@ from steer_pipeline.stages import (
     students,
     transport,
     vectors,
+    word_games,
 )
 
 STAGES = (
@@ -26,6 +27,7 @@ STAGES = (
     students,
     heal,
     transport,
+    word_games,
     attribution,
     sae,
     reports,

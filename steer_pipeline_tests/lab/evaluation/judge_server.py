@@ -21,6 +21,7 @@ class Step:
     delay: float = 0.0
     drop: bool = False  # close the connection without a word
     body: str | None = None  # in place of a chat completion
+    usage: dict | None = None  # tokens, and perhaps cost
 
 
 @dataclass(frozen=True)
@@ -114,5 +115,6 @@ def completion(step: Step) -> str:
             "created": 0,
             "model": "scripted",
             "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+            **({} if step.usage is None else {"usage": step.usage}),
         }
     )

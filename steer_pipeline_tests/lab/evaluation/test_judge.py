@@ -18,15 +18,10 @@ import pytest
 
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.specs import JudgeSpec
+from steer_pipeline.lab.endpoints import AnswerCache, answers, shown_url
+from steer_pipeline.lab.endpoints.client import GIVE_UP_AFTER
 from steer_pipeline.lab.evaluation import JudgeError, Judgement, JudgeUnavailable, judge_texts
-from steer_pipeline.lab.evaluation import judge as judge_module
-from steer_pipeline.lab.evaluation.judge import (
-    GIVE_UP_AFTER,
-    AnswerCache,
-    cache_key,
-    fill_rubric,
-    shown_url,
-)
+from steer_pipeline.lab.evaluation.judge import cache_key, fill_rubric
 from steer_pipeline.lab.evaluation.judgement import read_judgement
 from steer_pipeline_tests.lab.evaluation.judge_server import NOW, Request, ScriptedJudge, Step
 
@@ -416,7 +411,7 @@ def test_a_killed_run_loses_nothing_that_was_answered(tmp_path):
 
 
 def test_a_locked_cache_says_who_holds_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(judge_module, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(answers, "LOCK_SECONDS", 0.05)
     with AnswerCache(tmp_path) as ours, AnswerCache(tmp_path) as theirs:
         theirs._db.execute("BEGIN EXCLUSIVE")
         with pytest.raises(
