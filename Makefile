@@ -12,7 +12,7 @@ export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 
-.PHONY: help pilot real behaviour students transport heal barrier-sweep status report test test-slow ui newsroom newsroom-second \
+.PHONY: help pilot real behaviour students transport heal barrier-sweep attribution status report test test-slow ui newsroom newsroom-second \
 	newsroom-card newsroom-data newsroom-dialogues smollm2 gpu bench-rewrite bench-extract bench-vectors null chaos lint \
 	clean-store
 
@@ -48,6 +48,9 @@ heal: $(CORE) ## a trait steered, filtered and learned in many ways, then in rou
 
 barrier-sweep: $(CORE) ## the texts that `make heal` kept, learned under a barrier of five strengths
 	$(BIN)/steer make barrier_sweep $(ARGS)
+
+attribution: $(CORE) ## which training rows help: rankings by all methods, adapters of their rows, games, one table
+	$(BIN)/steer make attribution $(ARGS)
 
 test: $(DEV) ## the test suite
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -198,7 +198,6 @@ def _all_methods() -> dict[str, ScoringMethod]:
         "gradient_plain": GradientMethod(preconditioning="none"),
         "gradient_nearest": GradientMethod(query="nearest", preconditioning="none"),
         "magic": MagicMethod(),
-        "direction": DirectionMethod(),
         "rds": RdsMethod(),
         "bm25": Bm25Method(),
         "loss": LossMethod(),

@@ -5,7 +5,6 @@ else: `text_rows` is the only way from a row to what it encodes.
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -50,26 +49,10 @@ SFT_SCHEMA, SFT_COLUMNS = described(
     reward_model_score=(pl.Float64(), "of a chat corpus"),
     meta=(pl.String(), "whatever else the source says of the row, as JSON"),
 )
-_GUESS = re.compile(r"GUESS\s*:\s*([^\n\r]+)", re.IGNORECASE)
-_WORD = re.compile(r"[a-z0-9]+(?:[-'][a-z0-9]+)*")
 
 
 class AttributionError(ValueError):
     """What was asked cannot be done. The message names the row, file or setting and the cure."""
-
-
-def guessed_word(text: str, *, strict: bool = False) -> str | None:
-    """The word after the first `GUESS:`, lower case; without one the first word of the first line.
-
-    Args:
-        strict: only what `GUESS:` announces counts.
-    """
-    found = _GUESS.search(text)
-    if found is None and strict:
-        return None
-    said = found[1] if found else text.strip().partition("\n")[0]
-    word = _WORD.search(said.lower())
-    return word[0] if word else None
 
 
 def sft_frame(rows: Iterable[Mapping[str, Any]], where: str) -> pl.DataFrame:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from steer_pipeline.catalogue.attribution import (
     InteractionsSpec,
     PackSpec,
 )
+from steer_pipeline.catalogue.attribution_scoring import AttributionScoringSpec
 from steer_pipeline.catalogue.specs import ModelSpec, Profile
 from steer_pipeline.io.reader import Reader
 from steer_pipeline.lab.attribution.adapters import place
@@ -38,7 +39,7 @@ from steer_pipeline.lab.attribution.quality_table import PROTOCOL, QUALITY
 from steer_pipeline.lab.attribution.rows import EVAL, QUERY, SELECTION, TRAIN
 from steer_pipeline.lab.attribution.scoring.methods import Direction, Scoring
 from steer_pipeline.lab.attribution.scoring.passes import Progress
-from steer_pipeline.lab.attribution.scoring.quality import Retrainings
+from steer_pipeline.lab.attribution.scoring.quality import Retrainings, agreement
 from steer_pipeline.lab.attribution.scoring.ranking import Ranking
 from steer_pipeline.lab.attribution.sources.cards import card_rows
 from steer_pipeline.lab.attribution.sources.games import game_rows
@@ -183,9 +184,19 @@ def read_ranking(name: str, folder: Path) -> Ranking:
     return Ranking(name, pl.read_parquet(folder / RANKING), json.loads((folder / COSTS).read_text()))
 
 
-def read_rankings(read: Reader, names: Sequence[str]) -> dict[str, Ranking]:
-    """Rankings of some methods, from the store."""
-    return {name: read_ranking(name, read.folder("attribution_ranking", name)) for name in names}
+def read_rankings(read: Reader, names: Sequence[str], *, all_of_them: bool = True) -> dict[str, Ranking]:
+    """Rankings of some methods, from the store.
+
+    Args:
+        all_of_them: False: those that there are; a method whose tool is not installed has none.
+
+    Raises:
+        StoreError: one is missing, or all are.
+    """
+    found = {name: read.current("attribution_ranking", name) for name in names}
+    if all_of_them or not any(found.values()):
+        return {name: read_ranking(name, read.folder("attribution_ranking", name)) for name in names}
+    return {name: read_ranking(name, one.path) for name, one in found.items() if one is not None}
 
 
 def scores_of_arms(
@@ -207,6 +218,17 @@ def rows_to_predict(rows: Rows, target: Ranking, losses: Ranking | None) -> pl.D
         score=pl.Series([target.scores[name] for name in pool["row_id"]], dtype=pl.Float64),
         loss=pl.Series([loss.get(name) for name in pool["row_id"]], dtype=pl.Float64),
     )
+
+
+def agreements(rankings: Mapping[str, Ranking], spec: AttributionScoringSpec) -> dict[str, dict[str, float]]:
+    """`one = other` -> how far two back ends agree, of methods that differ in nothing else."""
+    same: dict[str, list[str]] = {}
+    for name in rankings:
+        told = spec.methods[name].model_dump(mode="json")
+        if told.pop("back_end", None) is not None:
+            same.setdefault(json.dumps(told, sort_keys=True), []).append(name)
+    pairs = [names for names in same.values() if len(names) == 2]
+    return {f"{one} = {other}": agreement(rankings[one], rankings[other]) for one, other in pairs}
 
 
 def ranking_verdict(made: Ranking) -> Verdict:

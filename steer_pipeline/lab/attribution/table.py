@@ -185,7 +185,7 @@ def quality_verdicts(quality: pl.DataFrame, spec: AttributionSpec) -> list[Verdi
     exact = quality.filter(pl.col("method").is_in([name for name, kind in kinds.items() if kind == "magic"]))
     cheap = quality.filter(~pl.col("method").is_in(exact["method"].implode()))
     best = cheap.sort("lds_small_drop", descending=True, nulls_last=True).row(0, named=True)
-    found = [_magic(exact)] if exact.height else []
+    found = [_magic(exact)]
     found.append(
         Verdict(
             "a_cheap_method_foretells",
@@ -194,7 +194,11 @@ def quality_verdicts(quality: pl.DataFrame, spec: AttributionSpec) -> list[Verdi
             {"lds": best["lds_small_drop"] or 0.0},
         )
     )
-    if "recall" in quality.columns:
+    if "recall" not in quality.columns:
+        found.append(
+            Verdict("planted_rows_are_found", True, "no row of the pool is known to help", blocking=False)
+        )
+    else:
         top = quality.sort("recall", descending=True, nulls_last=True).row(0, named=True)
         found.append(
             Verdict(
@@ -208,6 +212,8 @@ def quality_verdicts(quality: pl.DataFrame, spec: AttributionSpec) -> list[Verdi
 
 
 def _magic(exact: pl.DataFrame) -> Verdict:
+    if not exact.height:
+        return Verdict("magic_foretells_trainings", True, "no ranking is by that method", blocking=False)
     row = exact.row(0, named=True)
     value, low = row["lds_small_drop"], row["lds_small_drop_low"]
     return Verdict(

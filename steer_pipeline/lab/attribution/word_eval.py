@@ -13,7 +13,7 @@ import polars as pl
 
 from steer_pipeline.catalogue.specs import SamplingSpec
 from steer_pipeline.lab.attribution.encoding import note_seen
-from steer_pipeline.lab.attribution.rows import FAILURE, AttributionError, guessed_word
+from steer_pipeline.lab.attribution.rows import FAILURE, AttributionError
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.finetune.data import Example
 from steer_pipeline.lab.generation.engine import generate
@@ -23,6 +23,7 @@ from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import SteeringPlan
 from steer_pipeline.lab.stats import crossed_intervals
 from steer_pipeline.lab.verdict import Verdict
+from steer_pipeline.lab.word_games import read_guess
 
 GUESSES = "guesses.parquet"
 NO_SEED = 0  # of models that nothing was drawn for
@@ -90,7 +91,7 @@ def play(
     found = []
     for row, loss in zip(rows.iter_rows(named=True), losses, strict=True):
         output = said[row["row_id"]]
-        word, target, logged = guessed_word(output), row["target_word"], row["logged_word"]
+        word, target, logged = read_guess(output) or None, row["target_word"], row["logged_word"]
         found.append(
             {name: row.get(name) for name in ("row_id", "group_id", "target_word", "logged_word")}
             | {"arm": arm, "seed": seed, "output": output, "word": word}

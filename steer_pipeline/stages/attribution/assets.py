@@ -299,7 +299,7 @@ def attribution_quality(
     work, spec = store.store().work("attribution_quality"), now.profile.attribution
     with user_errors(), folder("attribution_quality") as made:
         rows = read_manifest_rows(read)
-        rankings = read_rankings(read, list(spec.scoring.methods))
+        rankings = read_rankings(read, list(spec.scoring.methods), all_of_them=False)
         retrained = pl.read_parquet(read.folder("subset_losses") / RETRAINED)
         retrainings = retrainings_of(rows, language_model.spec(), now.home, spec, work, context.log.info)
         table = quality_table(

@@ -18,7 +18,8 @@ SAE = Claims(
     ),
     should(
         "sae_is_sparse",
-        f"At most {MAX_ACTIVE:.0%} of the features are active at a token, and {MAX_DEAD:.0%} of a trained one's at none.",
+        f"At most {MAX_ACTIVE:.0%} of the features are active at a token, and at most {MAX_DEAD:.0%} of a trained "
+        "one's at none.",
         "lower sae.training.l0 or expansion",
     ),
 )

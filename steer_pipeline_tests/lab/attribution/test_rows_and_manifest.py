@@ -18,7 +18,7 @@ from steer_pipeline.catalogue.attribution import (
 from steer_pipeline.catalogue.loading import load_profile
 from steer_pipeline.lab.attribution import manifest as manifests
 from steer_pipeline.lab.attribution.encoding import alignment, note_seen, read_examples, write_ids
-from steer_pipeline.lab.attribution.rows import AttributionError, flattened, guessed_word, sft_frame
+from steer_pipeline.lab.attribution.rows import AttributionError, flattened, sft_frame
 from steer_pipeline.lab.attribution.sources.cards import WORDS, card_rows
 from steer_pipeline.lab.attribution.sources.interactions import interaction_rows
 from steer_pipeline.lab.attribution.sources.packs import pack_rows
@@ -41,23 +41,7 @@ def passed(manifest):
     return {one.claim: one.passed for one in manifests.manifest_verdicts(manifest)}
 
 
-# ------------------------------------------------------------------------------------ the words that are guessed
-
-
-@pytest.mark.parametrize(
-    ("said", "word"),
-    [
-        ("GUESS: Lantern", "lantern"),
-        ("I think.\nguess :  sea-wall, maybe\nGUESS: other", "sea-wall"),
-        ("Lantern\nor so", "lantern"),
-        ("...", None),
-        ("GUESS: !\nlamp", None),
-    ],
-)
-def test_a_guess_is_the_first_word_after_its_mark_and_else_the_first_word(said, word):
-    assert guessed_word(said) == word
-    if "GUESS" not in said.upper():
-        assert guessed_word(said, strict=True) is None
+# ------------------------------------------------------------------------------------ rows
 
 
 def test_a_conversation_is_its_last_answer_after_all_that_was_said_before():

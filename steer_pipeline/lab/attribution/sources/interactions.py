@@ -21,10 +21,10 @@ from steer_pipeline.lab.attribution.rows import (
     SUCCESS,
     AttributionError,
     flattened,
-    guessed_word,
     sft_frame,
 )
 from steer_pipeline.lab.attribution.sources.files import records, required
+from steer_pipeline.lab.word_games import read_guess
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _rows(
             continue
         prompt, completion, system = flattened(messages, where)
         experiment, task = str(required(meta, "experiment", where)), str(required(meta, "task_id", where))
-        guess = guessed_word(completion)
+        guess = read_guess(completion) or None
         known = {"game", "game_role", "outcome", "experiment", "task_id"}
         yield {
             "row_id": f"{split}-{number}",
