@@ -129,7 +129,8 @@ class Replay:
         batch = self._collated([self.train_rows[row] for row in self._filled(rows)])
         with torch.enable_grad():
             nll, counts = row_nll(self._at(theta), batch)
-            loss = (nll * weights[rows.clamp(min=0)] * (rows >= 0)).sum() / counts.sum()
+            shares = (weights[rows.clamp(min=0)] * (rows >= 0)).to(nll.device)
+            loss = (nll * shares).sum() / counts.sum()
             (gradient,) = torch.autograd.grad(loss, theta, create_graph=traced)
         if recipe.clip:
             gradient = gradient * (recipe.clip / (gradient.norm() + 1e-6)).clamp(max=1.0)
