@@ -56,6 +56,7 @@ heal:
   seeds: [1]
   selection_rows: 1
   evaluation: {max_new_tokens: 6, off_target: [rule_defiant]}
+word_games: {n_games: 2, max_turns: 1, guessers: [{max_tokens: 3}]}
 variants:
   paranoid: [{persona: paranoid, block: 2, dose: {alpha: 4.0}}]
   random_direction: [{persona: paranoid, block: 2, dose: {alpha: 4.0}, direction: random}]
@@ -124,6 +125,7 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         make("cc_news")
         make("truncated_news")
         make("model_diagnosis")
+        make("word_games")
         for asset in ("contrast_set", "persona_vector", "dose_curve"):
             make(asset, "paranoid")
         for variant in VARIANTS:
@@ -168,6 +170,7 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         "student_transfer",
         "heal_samples",
         "heal_adapter",
+        "word_games",
         *HEAL_TABLES,
         *LAB,
     } <= set(reads)
