@@ -199,21 +199,28 @@ def read_rankings(read: Reader, names: Sequence[str], *, all_of_them: bool = Tru
     return {name: read_ranking(name, one.path) for name, one in found.items() if one is not None}
 
 
-def scores_of_arms(
-    read: Reader, spec: AttributionSpec, methods: Sequence[str]
-) -> dict[str, dict[str, float]]:
+def scores_of_arms(read: Reader, spec: AttributionSpec) -> dict[str, dict[str, float]]:
     """method -> row -> score, of all rankings that arms use; that of features by their held-out predictions."""
+    used = dict.fromkeys(arm.ranking for arm in spec.arms.values() if arm.ranking is not None)
+    methods = [name for name in used if name != PREDICTED]
     found = {name: made.scores for name, made in read_rankings(read, methods).items()}
-    if any(arm.ranking == PREDICTED for arm in spec.arms.values()):
+    if PREDICTED in used:
         told = read_predictor(read.folder("rank_predictor")).predictions
         found[PREDICTED] = {name: -float(rank) for name, rank in told.select("row_id", "rank").iter_rows()}
     return found
 
 
-def rows_to_predict(rows: Rows, target: Ranking, losses: Ranking | None) -> pl.DataFrame:
-    """Rows of the pool with `score` of a ranking and `loss`, as `lab/sae` takes them; unscored rows are left out."""
-    loss = {} if losses is None else losses.scores
-    pool = rows.manifest.split(TRAIN).filter(pl.col("row_id").is_in(list(target.scores)))
+def rows_to_predict(read: Reader, spec: AttributionSpec) -> pl.DataFrame:
+    """Rows of the pool with `score` of the ranking that features are to tell, and their `loss` where a method has it.
+
+    Rows without a score are left out.
+    """
+    target = read_rankings(read, [spec.predict])[spec.predict]
+    losses = [name for name, method in spec.scoring.methods.items() if method.kind == "loss"][:1]
+    loss = {
+        name: value for made in read_rankings(read, losses).values() for name, value in made.scores.items()
+    }
+    pool = read_manifest_rows(read).manifest.split(TRAIN).filter(pl.col("row_id").is_in(list(target.scores)))
     return pool.with_columns(
         score=pl.Series([target.scores[name] for name in pool["row_id"]], dtype=pl.Float64),
         loss=pl.Series([loss.get(name) for name in pool["row_id"]], dtype=pl.Float64),

@@ -166,7 +166,7 @@ def attribution_subsets(
     read, spec = reader(context, store), settings().profile.attribution
     with user_errors(), folder("attribution_subsets") as made:
         pool = read_manifest_rows(read).manifest.split(TRAIN)
-        subsets = draw_subsets(spec, pool, scores_of_arms(read, spec, USED_METHODS))
+        subsets = draw_subsets(spec, pool, scores_of_arms(read, spec))
         table = budgets(subsets, pool, spec.arms)
         subsets.write_parquet(made / SUBSETS)
         table.write_parquet(made / BUDGETS)

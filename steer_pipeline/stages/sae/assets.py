@@ -76,7 +76,7 @@ def sae_features(
 
 
 @dg.asset(
-    code_version=made_of("1", "sae.predictor", "attribution.predict"),
+    code_version=made_of("1", "sae.predictor", "attribution.predict", "attribution.scoring.methods"),
     deps=[
         "sft_manifest",
         "sae",
@@ -93,16 +93,13 @@ def rank_predictor(
     `predictions.parquet`: one row a row with its held-out prediction. `quality.parquet`: rank correlation and overlap
     of the first rows, beside length, loss, metadata and shuffles; `gains.parquet`, `metadata.parquet`. Runs no model.
     """
-    from steer_pipeline.lab.attribution.stage import read_manifest_rows, read_rankings, rows_to_predict
+    from steer_pipeline.lab.attribution.stage import rows_to_predict
     from steer_pipeline.lab.sae.features import FEATURES
     from steer_pipeline.lab.sae.stage import make_predictor
 
     read, now = reader(context, store), settings()
     with user_errors(), folder("rank_predictor") as made:
-        rankings = read_rankings(read, list(dict.fromkeys([now.profile.attribution.predict, *LOSS])))
-        target = rankings[now.profile.attribution.predict]
-        losses = rankings[LOSS[0]] if LOSS else None
-        rows = rows_to_predict(read_manifest_rows(read), target, losses)
+        rows = rows_to_predict(read, now.profile.attribution)
         features = read.folder("sae_features") / FEATURES
         found = make_predictor(rows, features, read.folder("sae"), now.profile.sae.predictor, made)
         yield dg.Output(made, metadata=metadata.of_prediction(found))
