@@ -34,7 +34,7 @@ MANIFEST = Claims(
 )
 BASE = Claims(
     "base_adapter",
-    must("every_seed_is_trained", "There is an adapter.", "materialise base_adapter again"),
+    must("every_seed_is_trained", "There is an adapter of the whole pool.", "materialise base_adapter again"),
     should(
         "selection_loss_falls",
         "The loss on selection falls while the pool is learned.",
