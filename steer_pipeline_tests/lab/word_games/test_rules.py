@@ -93,6 +93,9 @@ def test_on_plain_sentences_the_rule_is_clembench_s():
         ("I think so.\nGUESS: oak-tree\nGUESS: other", "oak-tree"),
         ("lantern", "lantern"),
         ("an anchor, maybe", "anchor"),
+        ("**GUESS:** lantern", "lantern"),
+        ("I'm not sure, it is a lantern", ""),  # SmolLM2 says such things
+        ("Guess the word that goes with it.", ""),
         ("GUESS: a", "a"),
         ("GUESS: ...", ""),
         ("", ""),
