@@ -52,6 +52,7 @@ def test_words_that_only_begin_alike_pass_unless_the_prefix_rule_is_on():
 def test_function_words_are_never_said_but_the_word_itself_is():
     assert rules("it helps us at work", "clinic", ("us", "it")) == []  # clembench has such related words
     assert rules("what you will do", "will") == ["stem"]
+    assert rules("it will fly", "willing") == []  # though their stems are one
 
 
 @pytest.mark.parametrize("clue", ["", "   ", "...", "a warm drink", "part of a ship"])
