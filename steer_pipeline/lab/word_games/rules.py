@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 MIN_PREFIX = 4  # letters of a stem, for the prefix rule
+BARE_WORDS = 3  # of a guess that is not marked as one
 
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 _ARTICLES = ("a", "an", "the")
@@ -76,14 +77,19 @@ def read_clue(reply: str) -> str:
     """The clue of a describer's reply, on one line: what follows CLUE:, else its first line; "" where there is
     none.
     """
-    return _marked("CLUE", reply)
+    return _marked("CLUE", reply)[0]
 
 
 def read_guess(reply: str) -> str:
-    """The word of a guesser's reply, lower case: the first after GUESS:, else of its first line, articles aside; ""
-    where there is none.
+    """The word of a guesser's reply, lower case: the first after GUESS:, articles aside; "" where there is none.
+
+    A reply without GUESS: is a guess only where its first line is one of at most `BARE_WORDS` words: else "I think it
+    is" would guess "i", and rows would teach to.
     """
-    words = _words(_marked("GUESS", reply))
+    text, marked = _marked("GUESS", reply)
+    words = _words(text)
+    if not marked and len(words) > BARE_WORDS:
+        return ""
     if len(words) > 1 and words[0] in _ARTICLES:
         words = words[1:]
     return words[0] if words else ""
@@ -103,11 +109,12 @@ def is_one_word(text: str) -> bool:
     return read_guess(text) == text
 
 
-def _marked(mark: str, reply: str) -> str:
-    found = re.search(rf"{mark}\s*:\s*([^\n\r]+)", reply, re.IGNORECASE)
+def _marked(mark: str, reply: str) -> tuple[str, bool]:
+    """What follows the mark on its line, and True; else the first line that says something, and False."""
+    found = re.search(rf"{mark}[\s*_]*:[*_]*\s*([^\n\r]+)", reply, re.IGNORECASE)
     text = found[1] if found else next((line for line in reply.splitlines() if line.strip()), "")
     text = re.sub(rf"^[\s*_]*{mark}\s*:", "", text, flags=re.IGNORECASE)
-    return " ".join(text.split())
+    return " ".join(text.split()), found is not None
 
 
 def _words(text: str) -> list[str]:

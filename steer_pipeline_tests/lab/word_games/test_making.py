@@ -10,8 +10,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from steer_pipeline.catalogue import load_profile
 from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.catalogue.word_games import PlayerSpec, WordGamesSpec
+from steer_pipeline.environment import project_home
 from steer_pipeline.lab.endpoints import AnswerCache, EndpointError, EndpointUnavailable
 from steer_pipeline.lab.endpoints.client import GIVE_UP_AFTER
 from steer_pipeline.lab.generation import engine
@@ -22,9 +24,10 @@ from steer_pipeline.lab.word_games import (
     make_word_games,
     read_word_games,
 )
-from steer_pipeline_tests.lab.evaluation.judge_server import NOW, Request, ScriptedJudge, Step
+from steer_pipeline_tests.lab.evaluation.judge_server import NOW, Request, ScriptedJudge, Step, mlx_server
 from steer_pipeline_tests.tiny import tiny_model_dir
 
+NEWSROOM = project_home() / "assets_data" / "newsroom" / "model"
 WORDS = {f"{a}{b}": ["x", "y", "z", "warm", "cold"] for a in ("lan", "mor", "sul") for b in ("dak", "fen")}
 QUICK = {"requests_per_second": 2000, "timeout_s": 20, "max_retries": 1}
 PRICED = {"usd_per_million_prompt": 2.0, "usd_per_million_completion": 10.0}
@@ -288,3 +291,18 @@ def test_what_a_local_model_fails_on_is_told_and_hangs_nobody(tmp_path, tiny):
     )
     with pytest.raises(ValueError, match="positions"):
         make(tmp_path, None, long, load=lambda: tiny)
+
+
+@pytest.mark.slow
+def test_a_model_behind_a_real_server_guesses_what_it_guesses_here(tmp_path):
+    spec = load_profile("newsroom").word_games.model_copy(update={"n_games": 8, "max_turns": 1})
+    here = spec.model_copy(update={"guessers": [PlayerSpec(temperature=0.0, max_tokens=8)]})
+    there = PlayerSpec(kind="endpoint", model="default_model", temperature=0.0, max_tokens=8, timeout_s=120)
+    model = load_model(ModelSpec(path=str(NEWSROOM), dtype="float32", device="cpu"), NEWSROOM)
+    own = make(tmp_path, None, here, load=lambda: model)
+    with mlx_server(NEWSROOM, tmp_path / "log") as url:
+        served = make(tmp_path, url, spec.model_copy(update={"guessers": [there]}), name="served")
+    assert served.usage["unmetered"].to_list() == [0, 0]
+    assert served.usage["prompt_tokens"].to_list() == own.usage["prompt_tokens"].to_list()
+    guesses = [[turns[0]["guess_word"] for turns in played.games["turns"]] for played in (own, served)]
+    assert guesses[0] == guesses[1]

@@ -52,6 +52,7 @@ def test_words_that_only_begin_alike_pass_unless_the_prefix_rule_is_on():
 def test_function_words_are_never_said_but_the_word_itself_is():
     assert rules("it helps us at work", "clinic", ("us", "it")) == []  # clembench has such related words
     assert rules("what you will do", "will") == ["stem"]
+    assert rules("it will fly", "willing") == []  # though their stems are one
 
 
 @pytest.mark.parametrize("clue", ["", "   ", "...", "a warm drink", "part of a ship"])
@@ -93,6 +94,9 @@ def test_on_plain_sentences_the_rule_is_clembench_s():
         ("I think so.\nGUESS: oak-tree\nGUESS: other", "oak-tree"),
         ("lantern", "lantern"),
         ("an anchor, maybe", "anchor"),
+        ("**GUESS:** lantern", "lantern"),
+        ("I'm not sure, it is a lantern", ""),  # SmolLM2 says such things
+        ("Guess the word that goes with it.", ""),
         ("GUESS: a", "a"),
         ("GUESS: ...", ""),
         ("", ""),

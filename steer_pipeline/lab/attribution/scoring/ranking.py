@@ -76,11 +76,7 @@ def ranking(
             continue
         if row_id not in scores:
             raise ScoringError(f"{method}: row {row_id!r} has neither a score nor a reason for having none")
-        if not math.isfinite(scores[row_id]):
-            raise ScoringError(
-                f"{method}: the score of row {row_id!r} is {scores[row_id]}; look at its gradient and loss: a model in "
-                "half precision overflows (use float32), and a damaged adapter gives this for every row"
-            )
+        require_finite(row_id, scores[row_id])
     scored = [row_id for row_id in row_ids if row_id not in failed]
     order = sorted(scored, key=lambda one: (-scores[one], _tie(one)))
     ranks = {row_id: index + 1 for index, row_id in enumerate(order)}
