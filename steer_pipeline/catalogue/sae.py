@@ -16,12 +16,12 @@ class SaeTrainingSpec(Strict):
 
     kind: Literal["topk", "jumprelu"] = Field(
         default="topk",
-        description="`topk`: exactly so many features a token; `jumprelu`: a threshold a feature, so many on average.",
+        description="`topk`: as many features at each token; `jumprelu`: those above a threshold, as many on average.",
     )
     block: int | float = Field(
         default=0.5, description="Block whose output it reads: an index, or a fraction of the depth."
     )
-    expansion: float = Field(default=8.0, gt=0, description="Features, as a multiple of the model's width.")
+    expansion: float = Field(default=4.0, gt=0, description="Features, as a multiple of the model's width.")
     l0: int = Field(default=16, ge=1, description="Features active at a token.")
     tokens: int = Field(
         default=50_000,

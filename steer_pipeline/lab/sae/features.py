@@ -89,6 +89,19 @@ class _Sums:
         self.per_token = (*self.per_token, active.sum(dim=1))
 
 
+def shared_prefix(examples: Sequence[Example]) -> int:
+    """Positions, one at least, at whose beginning all rows are alike (the template's system turn), and so their states.
+
+    They are the same number of a kind in every row: to learn from, or to judge by, they are one row's.
+    """
+    first, *others = examples
+    n = len(first.ids) - 1
+    for other in others:
+        n = min(n, len(other.ids) - 1)
+        n = next((i for i in range(n) if first.ids[i] != other.ids[i]), n)
+    return max(1, n)
+
+
 def counted(example: Example, span: str = "sequence") -> slice:
     """Positions of a row that count: all of the span but the sequence's first.
 

@@ -2,8 +2,8 @@
 
 In: held-out rows as ids. Out: one row a training row, and from these the shares with intervals: the variance that the
 reconstruction explains, the loss that the model keeps when it goes on from the reconstruction (1: as without it, 0: as
-with zeros in place of the states), active features a token, features that never are. First positions are left as they
-are, and are not counted.
+with zeros in place of the states), active features a token, features that never are. First positions stay as they are;
+neither they nor a beginning that all rows share count.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,13 +22,13 @@ from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.plain import Change, plain_of
 from steer_pipeline.lab.models.sites import Site
 from steer_pipeline.lab.sae.dictionary import Sae, SaeError
-from steer_pipeline.lab.sae.features import counted
+from steer_pipeline.lab.sae.features import shared_prefix
 from steer_pipeline.lab.sae.formats import require_fit
 from steer_pipeline.lab.stats import Interval, cluster_bootstrap
 
 FIDELITY_SCHEMA, FIDELITY_COLUMNS = described(
     row_id=(pl.String(), "held-out row"),
-    n_tokens=(pl.Int64(), "tokens that count"),
+    n_tokens=(pl.Int64(), "tokens that count: behind the beginning that all rows share"),
     error=(pl.Float64(), "squared distance of states and reconstruction, summed over tokens"),
     variance=(pl.Float64(), "squared distance of states from the mean state of all rows, summed over tokens"),
     l0=(pl.Float64(), "active features a token, mean"),
@@ -89,7 +89,8 @@ def fidelity(
     site = require_fit(sae, model)
     placed = sae.to(plain_of(model).device)
     states = _state_rows(model, placed, site, examples)
-    losses = [_losses(model, placed, site, example) for example in examples]
+    begin = shared_prefix(examples)
+    losses = [_losses(model, placed, site, example, begin) for example in examples]
     rows = pl.DataFrame(
         [
             {"row_id": one.row_id, **own, **loss}
@@ -129,10 +130,11 @@ class _StateRows:
 def _state_rows(model: LoadedModel, sae: Sae, site: Site, examples: Sequence[Example]) -> _StateRows:
     """From one pass: |x - m|^2 of each row is |x|^2 - 2 m.sum(x) + t |m|^2, m being the mean over all rows."""
     found: list[dict[str, float | int]] = [{}] * len(examples)
+    begin = shared_prefix(examples)
     sums, squares = np.zeros((len(examples), model.hidden_size)), np.zeros(len(examples))
     active = torch.zeros(sae.n_features, dtype=torch.int64, device=sae.encoder.device)
     for i, whole in each_states(model, [list(one.ids) for one in examples], site.block, site.kind):
-        own = whole[counted(examples[i])].float().to(sae.encoder.device)
+        own = whole[begin:].float().to(sae.encoder.device)
         on = sae.encode(own) > 0
         active += on.sum(dim=0)
         left = (own - sae.reconstruct(own)).double()
@@ -149,8 +151,8 @@ def _state_rows(model: LoadedModel, sae: Sae, site: Site, examples: Sequence[Exa
     return _StateRows(rows, active.cpu().numpy())
 
 
-def _losses(model: LoadedModel, sae: Sae, site: Site, example: Example) -> dict[str, float]:
-    """`nll`, `nll_rebuilt` and `nll_zero` of one row."""
+def _losses(model: LoadedModel, sae: Sae, site: Site, example: Example, begin: int) -> dict[str, float]:
+    """`nll`, `nll_rebuilt` and `nll_zero` of one row, over the tokens from `begin` on."""
 
     def rebuilt(hidden: Tensor) -> Tensor:
         return _behind_first(hidden, sae.reconstruct(hidden[:, 1:]))
@@ -159,9 +161,9 @@ def _losses(model: LoadedModel, sae: Sae, site: Site, example: Example) -> dict[
         return _behind_first(hidden, torch.zeros_like(hidden[:, 1:]))
 
     return {
-        "nll": _nll(model, site, example, None),
-        "nll_rebuilt": _nll(model, site, example, rebuilt),
-        "nll_zero": _nll(model, site, example, zero),
+        "nll": _nll(model, site, example, begin, None),
+        "nll_rebuilt": _nll(model, site, example, begin, rebuilt),
+        "nll_zero": _nll(model, site, example, begin, zero),
     }
 
 
@@ -170,13 +172,13 @@ def _behind_first(hidden: Tensor, rest: Tensor) -> Tensor:
     return torch.cat([hidden[:, :1], rest.to(hidden.dtype)], dim=1)
 
 
-def _nll(model: LoadedModel, site: Site, example: Example, change: Change | None) -> float:
-    """Nats of all tokens but the first, summed."""
+def _nll(model: LoadedModel, site: Site, example: Example, begin: int, change: Change | None) -> float:
+    """Nats of the tokens from `begin` on, summed."""
     plain = plain_of(model)
     ids = torch.tensor([example.ids], device=plain.device)
     with _changed(model, site, change):
-        logits = plain.logits(ids)[0, :-1].float()
-    return float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+        logits = plain.logits(ids)[0, begin - 1 : -1].float()
+    return float(torch.nn.functional.cross_entropy(logits, ids[0, begin:], reduction="sum"))
 
 
 @contextmanager

@@ -82,6 +82,7 @@ LEVELS: Mapping[str, tuple[str, ...]] = {
 }
 N_BOOT = 500
 _INNER_FOLDS = 3
+_DIGITS = 10
 _MISSING = "<missing>"
 
 _Statistic = Callable[[np.ndarray], float]
@@ -276,7 +277,7 @@ def _cross_fitted(known: np.ndarray, targets: np.ndarray, task: _Task) -> np.nda
         mean = targets[learned].mean(axis=0)
         model.fit(known[learned], targets[learned] - mean)
         out[held_out] = model.predict(known[held_out]).reshape(-1, targets.shape[1])
-    return out
+    return out.round(_DIGITS)  # equal predictions are equal, whatever the last bits say
 
 
 def _order(predicted: np.ndarray, task: _Task) -> np.ndarray:

@@ -1,9 +1,10 @@
 """Trains a small sparse autoencoder on the states of rows: top-k, or JumpReLU, for models without a published one.
 
 In: states fp32 [tokens, hidden] of one site. Out: an `Sae` in the units of the residual stream, its decoder rows of
-length one. Top-k as Gao et al. (2024) have it, with their auxiliary loss for features that have died; JumpReLU as
-Rajamanoharan et al. (2024), with thresholds learned straight (not their logarithms, which Adam hardly moves) and a
-quadratic penalty that holds L0 at its target. Seeded: the same states on the same machine give the same bytes.
+length one. Top-k as Gao et al. (2024) have it, with their auxiliary loss for features that have died. JumpReLU by way
+of BatchTopK (Bussmann et al. 2024): the largest activations of a whole batch count, so that tokens have as many
+features as they need, and the smallest of those that count becomes the threshold. Seeded: the same states on the same
+machine give the same bytes.
 """
 
 import math
@@ -23,7 +24,7 @@ from steer_pipeline.lab.models.hidden import each_states
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import Site
 from steer_pipeline.lab.sae.dictionary import Sae, SaeError, checked, top_k
-from steer_pipeline.lab.sae.features import counted
+from steer_pipeline.lab.sae.features import counted, shared_prefix
 
 HISTORY_SCHEMA, HISTORY_COLUMNS = described(
     step=(pl.Int64(), "optimiser step, from 1"),
@@ -34,7 +35,6 @@ HISTORY_SCHEMA, HISTORY_COLUMNS = described(
 _WARMUP, _DECAY = 0.05, 0.2  # of the steps: the rate grows over the first, falls over the last
 _AUXILIARY = 1 / 32  # weight of the loss of dead features
 _DEAD_AFTER = 4096  # tokens without which a feature counts as dead
-_BANDWIDTH = 0.1  # around a threshold, in which it feels a gradient; states have unit variance
 _RECORDS = 40  # rows of the history
 _PIECE = 2048  # tokens encoded at once where nothing is learned
 
@@ -58,24 +58,28 @@ class TrainedSae:
 def collect_states(
     model: LoadedModel, examples: Sequence[Example], site: Site, tokens: int, seed: int
 ) -> Tensor:
-    """fp32 [at most `tokens`, hidden] on the CPU: states of rows in an order keyed by `seed`, first positions left out.
+    """fp32 [at most `tokens`, hidden] on the CPU: states of rows in an order keyed by `seed`.
+
+    First positions are left out, and a beginning that all rows share is taken once.
 
     Raises:
         SaeError: the rows have no token to count.
     """
-    chosen: list[Example] = []
-    room = tokens
+    if not examples:
+        raise SaeError("no row to train a sparse autoencoder on; the pool of sft_manifest is empty")
+    begin, room = shared_prefix(examples), tokens
+    chosen: list[tuple[Example, int]] = []  # with the first of its positions that is taken
     for example in in_keyed_order(examples, seed):
         if room <= 0:
             break
-        chosen.append(example)
-        room -= len(example.ids) - counted(example).start
-    if not chosen:
-        raise SaeError("no row to train a sparse autoencoder on; the pool of sft_manifest is empty")
-    starts = np.cumsum([0, *(len(one.ids) - 1 for one in chosen)])
-    states = torch.empty(int(starts[-1]), model.hidden_size)
-    for i, own in each_states(model, [list(one.ids) for one in chosen], site.block, site.kind):
-        states[starts[i] : starts[i + 1]] = own[1:].float().cpu()
+        first = begin if chosen else counted(example).start
+        chosen.append((example, first))
+        room -= len(example.ids) - first
+    ends = np.cumsum([len(one.ids) - first for one, first in chosen])
+    states = torch.empty(int(ends[-1]), model.hidden_size)
+    for i, whole in each_states(model, [list(one.ids) for one, _ in chosen], site.block, site.kind):
+        own = whole[chosen[i][1] :]
+        states[ends[i] - len(own) : ends[i]] = own.float().cpu()
     return states[:tokens]
 
 
@@ -112,7 +116,7 @@ def train_sae(
                 records.append({"step": learner.steps, **numbers})
         if progress is not None:
             progress(f"sae: epoch {epoch + 1} of {spec.epochs}, {numbers['unexplained']:.3f} unexplained")
-    sae = checked(learner.result(site, metadata or {}), "the sparse autoencoder trained here")
+    sae = checked(learner.result(states, site, metadata or {}), "the sparse autoencoder trained here")
     return TrainedSae(sae, density(sae, states), pl.DataFrame(records, schema=HISTORY_SCHEMA), len(states))
 
 
@@ -146,11 +150,7 @@ class _Learner:
         self.encoder = self.decoder.detach().T.clone().requires_grad_()
         self.encoder_bias = torch.zeros(n_features, device=device, requires_grad=True)
         self.decoder_bias = torch.zeros(hidden, device=device, requires_grad=True)
-        self.threshold = torch.zeros(n_features, device=device, requires_grad=True)
         learned = [self.decoder, self.encoder, self.encoder_bias, self.decoder_bias]
-        if spec.kind == "jumprelu":
-            self._start_thresholds(self._scaled(states[: 4 * _PIECE].to(device)))
-            learned.append(self.threshold)
         self.optimiser = torch.optim.Adam(learned, lr=spec.learning_rate, betas=(0.9, 0.999))
         self.silent = torch.zeros(n_features, device=device)  # tokens since each feature was active
 
@@ -160,32 +160,22 @@ class _Learner:
     def _raw(self, scaled: Tensor) -> Tensor:
         return (scaled - self.decoder_bias) @ self.encoder + self.encoder_bias
 
-    @torch.no_grad()
-    def _start_thresholds(self, scaled: Tensor) -> None:
-        """Each feature begins with as large a share of the tokens as L0 leaves it."""
-        share = 1 - self.spec.l0 / len(self.threshold)
-        raw = self._raw(scaled)
-        for piece in torch.arange(len(self.threshold), device=raw.device).split(_PIECE):
-            self.threshold[piece] = raw[:, piece].quantile(share, dim=0).clamp(min=0.0)
+    def _features(self, raw: Tensor) -> Tensor:
+        """What of raw values [tokens, features] counts."""
+        if self.spec.kind == "topk":
+            return top_k(raw, self.spec.l0)
+        return raw * (raw >= _least(raw.detach(), self.spec.l0))
 
     def step(self, states: Tensor, rate: float) -> dict[str, float]:
         """One optimiser step on states [tokens, hidden]; the numbers of the history."""
         scaled = self._scaled(states)
         raw = self._raw(scaled)
-        if self.spec.kind == "topk":
-            features = top_k(raw, self.spec.l0)
-            l0 = (features > 0).sum(dim=1).float().mean()
-            penalty = torch.zeros(())
-        else:
-            threshold = self.threshold.relu()
-            features = _JumpRelu.apply(raw, threshold)
-            l0 = _Step.apply(raw, threshold).sum(dim=1).mean()
-            penalty = (l0 / self.spec.l0 - 1) ** 2
+        features = self._features(raw)
         left = scaled - (features @ self.decoder + self.decoder_bias)
         variance = (scaled - scaled.mean(dim=0)).pow(2).sum().clamp(min=1e-12)
         unexplained = left.pow(2).sum() / variance
         dead = self.silent > _DEAD_AFTER
-        loss = unexplained + penalty + _AUXILIARY * self._auxiliary(raw, left.detach(), dead)
+        loss = unexplained + _AUXILIARY * self._auxiliary(raw, left.detach(), dead)
         self.optimiser.param_groups[0]["lr"] = self.spec.learning_rate * rate
         self.optimiser.zero_grad()
         loss.backward()
@@ -197,8 +187,8 @@ class _Learner:
             self.silent[(features > 0).any(dim=0)] = 0
         self.steps += 1
         return {
-            "unexplained": float(unexplained),
-            "l0": float(l0),
+            "unexplained": float(unexplained.detach()),
+            "l0": float((features > 0).sum(dim=1).float().mean()),
             "dead": float(dead.float().mean()),
         }
 
@@ -219,17 +209,26 @@ class _Learner:
         gradient -= (gradient * self.decoder).sum(dim=1, keepdim=True) * self.decoder
 
     @torch.no_grad()
-    def result(self, site: Site, metadata: dict[str, Any]) -> Sae:
-        """In the units of the states: features and thresholds are lengths along unit directions."""
-        jump = self.spec.kind == "jumprelu"
+    def result(self, states: Tensor, site: Site, metadata: dict[str, Any]) -> Sae:
+        """In the units of the states: features and thresholds are lengths along unit directions.
+
+        Args:
+            states: of training, from some of which the threshold is read.
+        """
+        threshold = None
+        if self.spec.kind == "jumprelu":
+            some = self._scaled(
+                states[torch.linspace(0, len(states) - 1, _PIECE).long()].to(self.mean.device)
+            )
+            threshold = _least(self._raw(some), self.spec.l0).expand(self.decoder.shape[0]) / self.scale
         return Sae(
             encoder=self.encoder.detach().cpu().clone(),
             decoder=self.decoder.detach().cpu().clone(),
             encoder_bias=(self.encoder_bias / self.scale).cpu(),
             decoder_bias=(self.decoder_bias / self.scale + self.mean).cpu(),
             activation=self.spec.kind,
-            threshold=(self.threshold.relu() / self.scale).cpu() if jump else None,
-            k=None if jump else self.spec.l0,
+            threshold=None if threshold is None else threshold.cpu().clone(),
+            k=self.spec.l0 if threshold is None else None,
             site=site,
             metadata=metadata,
         )
@@ -239,35 +238,6 @@ def _unit_rows(matrix: Tensor) -> Tensor:
     return matrix / matrix.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def _near(raw: Tensor, threshold: Tensor) -> Tensor:
-    """Rectangle kernel: where raw values [tokens, n] lie within the band of their threshold [n], over its width."""
-    return ((raw - threshold).abs() < _BANDWIDTH / 2).to(raw.dtype) / _BANDWIDTH
-
-
-class _JumpRelu(torch.autograd.Function):
-    """raw where it is above the threshold, else 0; the threshold's gradient is a kernel estimate."""
-
-    @staticmethod
-    def forward(ctx: Any, raw: Tensor, threshold: Tensor) -> Tensor:
-        ctx.save_for_backward(raw, threshold)
-        return raw * (raw > threshold)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        raw, threshold = ctx.saved_tensors
-        (gradient,) = gradients
-        return gradient * (raw > threshold), -(threshold * _near(raw, threshold) * gradient).sum(dim=0)
-
-
-class _Step(torch.autograd.Function):
-    """1 where raw is above the threshold, else 0; gradients reach the threshold alone."""
-
-    @staticmethod
-    def forward(ctx: Any, raw: Tensor, threshold: Tensor) -> Tensor:
-        ctx.save_for_backward(raw, threshold)
-        return (raw > threshold).to(raw.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        raw, threshold = ctx.saved_tensors
-        return None, -(_near(raw, threshold) * gradients[0]).sum(dim=0)
+def _least(raw: Tensor, l0: int) -> Tensor:
+    """The smallest of the activations that count in a batch [tokens, features]: `l0` a token, and none below zero."""
+    return raw.flatten().topk(len(raw) * l0, sorted=False).values.min().clamp(min=0.0)
