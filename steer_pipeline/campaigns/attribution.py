@@ -17,7 +17,7 @@ from steer_pipeline.campaigns.errors import NoSuchName, Stopped
 from steer_pipeline.campaigns.heal import VECTOR
 from steer_pipeline.campaigns.pilot import CORPUS
 from steer_pipeline.campaigns.progress import Place
-from steer_pipeline.catalogue.attribution import UNTRAINED
+from steer_pipeline.catalogue.attribution import UNTRAINED, compared
 from steer_pipeline.partitions import ATTRIBUTION, LEARNER, METHOD
 from steer_pipeline.settings import settings
 
@@ -135,7 +135,7 @@ def chosen(only: Sequence[str]) -> list[str]:
     arms = LEARNER.get_partition_keys()
     if unknown := [name for name in only if name not in arms]:
         raise NoSuchName(f"{', '.join(unknown)}: no arm; the profile's attribution has {', '.join(arms)}")
-    return [arm for arm in arms if not only or arm in only or arm in ATTRIBUTION.compared]
+    return [arm for arm in arms if not only or arm in only or arm in compared(ATTRIBUTION)]
 
 
 def make_attribution(

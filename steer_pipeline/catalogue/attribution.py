@@ -254,7 +254,7 @@ class AttributionSpec(Strict):
             )
         return self
 
-    @property
-    def compared(self) -> list[str]:
-        """Those of `references` that there are."""
-        return [name for name in self.references if name in UNTRAINED or name in self.arms]
+
+def compared(spec: AttributionSpec) -> list[str]:
+    """Players that every arm is compared with: those of `references` that there are."""
+    return [name for name in spec.references if name in UNTRAINED or name in spec.arms]

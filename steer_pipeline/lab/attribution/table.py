@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from steer_pipeline.catalogue.attribution import UNTRAINED, AttributionSpec
+from steer_pipeline.catalogue.attribution import UNTRAINED, AttributionSpec, compared
 from steer_pipeline.lab.attribution.word_eval import accuracies, best_reference, effects, measure_of
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.limits import (
@@ -87,7 +87,7 @@ def make_results(
     """
     arms = accuracies(guesses, seed=spec.seed)
     played = set(arms["arm"])
-    references = [name for name in spec.compared if name in played]
+    references = [name for name in compared(spec) if name in played]
     found = [
         effects(guesses, arm, [name for name in references if name != arm], seed=spec.seed)
         for arm in spec.arms

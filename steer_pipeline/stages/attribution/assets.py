@@ -174,7 +174,7 @@ def attribution_subsets(
 
 
 @dg.asset(
-    code_version=made_of("1", *LEARNED, "attribution.arms", "attribution.seed"),
+    code_version=made_of("1", *LEARNED, "attribution.arms", "attribution.seed", "attribution.seeds"),
     deps=[*WEIGHTS, "sft_manifest", "attribution_subsets", "base_adapter"],
     partitions_def=LEARNER,
     **BUNDLE,
@@ -210,7 +210,14 @@ def continuation_adapter(
 
 
 @dg.asset(
-    code_version=made_of("1", *MODEL, "attribution.arms", "attribution.max_new_tokens", "attribution.seed"),
+    code_version=made_of(
+        "1",
+        *MODEL,
+        "attribution.arms",
+        "attribution.max_new_tokens",
+        "attribution.seed",
+        "attribution.seeds",
+    ),
     deps=[
         *WEIGHTS,
         "sft_manifest",
@@ -247,7 +254,13 @@ def word_eval(
 
 
 @dg.asset(
-    code_version=made_of("1", *MODEL, "attribution.scoring.replay", "attribution.scoring.quality"),
+    code_version=made_of(
+        "1",
+        *MODEL,
+        "attribution.scoring.batch_tokens",
+        "attribution.scoring.replay",
+        "attribution.scoring.quality",
+    ),
     deps=[*WEIGHTS, "sft_manifest", "base_adapter"],
     **BUNDLE,
 )

@@ -17,6 +17,7 @@ from steer_pipeline.campaigns.attribution import (
     chosen,
 )
 from steer_pipeline.campaigns.errors import NoSuchName
+from steer_pipeline.catalogue.attribution import compared
 from steer_pipeline.lab.attribution.scoring import bergson
 from steer_pipeline.lab.attribution.stage import Rows
 from steer_pipeline.lab.attribution.table import read_results
@@ -135,7 +136,7 @@ def test_the_plan_knows_every_step_in_order(monkeypatch):
 
 
 def test_arms_of_comparison_are_always_among_those_that_are_asked_for():
-    assert set(chosen(["top_magic"])) == {"top_magic", *ATTRIBUTION.compared} - {"base", "base_adapter"}
+    assert set(chosen(["top_magic"])) == {"top_magic", *compared(ATTRIBUTION)} - {"base", "base_adapter"}
     assert chosen([]) == list(ATTRIBUTION.arms)
     with pytest.raises(NoSuchName, match="nobody: no arm"):
         chosen(["nobody"])
