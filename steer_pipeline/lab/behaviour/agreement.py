@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 import numpy as np
 import polars as pl
-from scipy.stats import rankdata
 
 from steer_pipeline.catalogue.scale import SCALES
 from steer_pipeline.lab.behaviour.schema import JUDGE, MINILM, TRUTH
 from steer_pipeline.lab.evaluation.judgement import STATUSES
 from steer_pipeline.lab.stats import auc_interval, cluster_bootstrap
+from steer_pipeline.lab.stats.correlation import spearman
 
 PAIRS = ((MINILM, TRUTH), (JUDGE, TRUTH), (MINILM, JUDGE))
 N_BOOT = 400
@@ -76,14 +76,6 @@ def _interval(
 
     interval = cluster_bootstrap(drawn, questions, seed=seed, n_boot=N_BOOT)
     return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation with ties at their mean rank; NaN if one side is constant."""
-    x, y = rankdata(a), rankdata(b)
-    x, y = x - x.mean(), y - y.mean()
-    size = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / size) if size > 0 else float("nan")
 
 
 def quadratic_kappa(a: np.ndarray, b: np.ndarray) -> float:

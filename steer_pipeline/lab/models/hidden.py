@@ -65,10 +65,7 @@ def collect_means(
         ValueError: a span is empty or outside its sequence (with its index), a block is outside the model,
         or the plan or kind does not fit it.
     """
-    if kind not in ("output", *INNER):
-        raise ValueError(f"site kind {kind!r}; output, attention and mlp can be read")
-    if kind in INNER and model.backend == "mlx":
-        raise ValueError(f"site kind {kind!r}: {NOT_IN_MLX}")
+    _require_readable(model, kind)
     wanted = list(range(model.n_blocks)) if blocks is None else list(blocks)
     if not wanted or len(set(wanted)) != len(wanted) or not all(0 <= b < model.n_blocks for b in wanted):
         raise ValueError(f"blocks {wanted}: give different blocks from 0 to {model.n_blocks - 1}")
@@ -107,15 +104,31 @@ def collect_means(
 
 
 def each_states(
-    model: LoadedModel, sequences: Sequence[list[int]], block: int
+    model: LoadedModel, sequences: Sequence[list[int]], block: int, kind: str = "output"
 ) -> Iterator[tuple[int, Tensor]]:
-    """(i, states [t, hidden]) of each sequence at the output of a block, in no order."""
+    """(i, states [t, hidden]) of each sequence at the output of a block, or what its attention or MLP adds (`kind`, see
+    `Site`), in no order.
+    """
+    _require_readable(model, kind)
     runner = _runner(model, None)
+    seen: list[Tensor] = []
+
+    def read(at_block: int, hidden: Tensor, _at: Tensor) -> None:
+        if at_block == block:
+            seen[:] = [hidden]
 
     for rows, ids in runner.batches(sequences):
-        hidden = runner.run(ids, np.zeros(len(rows)), stop_after=block)
-        for states, row in zip(hidden, rows.tolist(), strict=True):
+        own = read if kind in INNER else None
+        hidden = runner.run(ids, np.zeros(len(rows)), own, stop_after=block, kind=kind)
+        for states, row in zip(hidden if own is None else seen[0], rows.tolist(), strict=True):
             yield row, states[: len(sequences[row])]
+
+
+def _require_readable(model: LoadedModel, kind: str) -> None:
+    if kind not in ("output", *INNER):
+        raise ValueError(f"site kind {kind!r}; output, attention and mlp can be read")
+    if kind in INNER and model.backend == "mlx":
+        raise ValueError(f"site kind {kind!r}: {NOT_IN_MLX}")
 
 
 def projections(
