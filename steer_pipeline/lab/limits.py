@@ -47,3 +47,7 @@ MAX_ON_POLICY_KL = 0.6  # of the divergence from base that supervised learning h
 # Word games.
 MAX_ABORTED_GAMES = 0.2  # share of all games
 MIN_FINISHED_GAMES = 30  # on which a success rate stands
+
+# Sanity of attributions.
+MAX_SHUFFLED_CORRELATION = 0.5  # of scores with those of a model whose weights were shuffled
+MAX_COPY_GAP = 0.05  # of the ranking, between a row and its copy
