@@ -1,7 +1,5 @@
 """Sound scores pass the sanity tests and unsound ones fail: made-up scores first, then the native gradients'."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 
@@ -11,8 +9,9 @@ from steer_pipeline.lab.attribution.scoring.gradients import Gradients, row_loss
 from steer_pipeline.lab.attribution.scoring.rivals import length_scores
 from steer_pipeline.lab.attribution.scoring.similarity import Task, similarities
 from steer_pipeline.lab.finetune.data import Example, TextRow, encode_examples
+from steer_pipeline.lab.finetune.training import finetune
 from steer_pipeline.lab.models.loading import load_model, load_tokenizer
-from steer_pipeline_tests.lab.finetune.rows import spec_of
+from steer_pipeline_tests.lab.finetune.rows import FAST, spec_of
 from steer_pipeline_tests.tiny import SENTENCES, lora, tiny_model_dir
 
 POOL = [Example(f"r{i}", (1, 2, 3 + i), 2) for i in range(40)]
@@ -144,6 +143,21 @@ def base(tmp_path_factory):
     return tiny_model_dir(tmp_path_factory.mktemp("sanity"))
 
 
+def similarity(path, adapter) -> sanity.Scorer:
+    model = load_model(spec_of(path, adapter=str(adapter)), path.parent)
+    method = GradientMethod(projection=0, preconditioning="none")
+
+    def score(pool, queries):
+        task = Task(Gradients(model, side=0), pool, queries, row_loss("mean"), 512)
+        return similarities(task, method)[0]
+
+    return score
+
+
+def length(pool, queries):
+    return length_scores(pool)
+
+
 @pytest.fixture(scope="module")
 def native(base):
     """A scoring function of plain gradient similarity on the base with a random LoRA, and one with shuffled weights."""
@@ -152,33 +166,29 @@ def native(base):
         sanity.shuffled(base, base.parent / "shuffled", 1),
         sanity.shuffled(adapter, base.parent / "gone", 1),
     )
-    method = GradientMethod(projection=0, preconditioning="none")
-
-    @cache
-    def scorer(path, adapter) -> sanity.Scorer:
-        model = load_model(spec_of(path, adapter=str(adapter)), base.parent)
-
-        def score(pool, queries):
-            task = Task(Gradients(model, side=0), pool, queries, row_loss("mean"), 512)
-            return similarities(task, method)[0]
-
-        return score
-
-    return scorer(base, adapter), scorer(*other)
+    return similarity(base, adapter), similarity(*other)
 
 
 def encoded(base, rows) -> list[Example]:
     return encode_examples(load_tokenizer(spec_of(base), base.parent), rows)
 
 
-def test_gradients_pass_where_something_is_planted_and_length_does_not(base, native):
-    score, _ = native
-    texts, wrong = sanity.mislabelled(asked(0, 80), 20, 5)
+def test_rows_that_taught_a_model_wrong_answers_have_the_wrong_gradients_and_no_wrong_length(base, tmp_path):
+    texts, wrong = sanity.mislabelled(asked(0, 60), 15, 5)
     pool, queries = encoded(base, texts), encoded(base, asked(100, 8))
-    length: sanity.Scorer = lambda pool, queries: length_scores(pool)  # noqa: E731
+    recipe = FAST.model_copy(
+        update={"max_steps": 60, "learning_rate": 1e-2, "batch_rows": 8, "rows_at_once": 8}
+    )
+    finetune(spec_of(base), base.parent, pool, queries, recipe, tmp_path / "learned", work=tmp_path / "work")
+    score = similarity(base, tmp_path / "learned")
     found = sanity.mislabelled_rows_score_low(score, pool, queries, wrong)
     assert found.passed, found.message
     assert not sanity.mislabelled_rows_score_low(length, pool, queries, wrong).passed
+
+
+def test_gradients_score_copies_alike_and_find_a_shortcut(base, native):
+    score, _ = native
+    pool, queries = encoded(base, asked(0, 32)), encoded(base, asked(100, 8))
     copies = sanity.copies_score_alike(score, pool, queries, n=6, first=8, seed=5)
     assert copies.passed, copies.message
     planted, marked = sanity.with_shortcut(asked(0, 32), 8, 5, mark="Rules", completion="Tokyo")
@@ -194,5 +204,4 @@ def test_shuffling_takes_what_the_scores_stood_on(base, native):
     pool, queries = encoded(base, asked(0, 40)), encoded(base, asked(100, 4))
     verdict = sanity.scores_follow_the_model(score, of_shuffled, pool, queries, seed=5)
     assert verdict.passed, verdict.message
-    length: sanity.Scorer = lambda pool, queries: length_scores(pool)  # noqa: E731
     assert not sanity.scores_follow_the_model(length, length, pool, queries, seed=5).passed
