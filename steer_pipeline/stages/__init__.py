@@ -15,6 +15,18 @@ from steer_pipeline.stages import (
     word_games,
 )
 
-STAGES = (corpus, diagnosis, personas, rewrites, vectors, behaviour, students, heal, transport, word_games, reports)
+STAGES = (
+    corpus,
+    diagnosis,
+    personas,
+    rewrites,
+    vectors,
+    behaviour,
+    students,
+    heal,
+    transport,
+    word_games,
+    reports,
+)
 
 __all__ = ["STAGES", "catalogue"]
