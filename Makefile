@@ -12,7 +12,7 @@ export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 
-.PHONY: help pilot real behaviour students transport heal barrier-sweep status report test test-slow ui newsroom newsroom-second \
+.PHONY: help pilot real behaviour students transport heal analysis barrier-sweep status report test test-slow ui newsroom newsroom-second \
 	newsroom-card newsroom-data newsroom-dialogues smollm2 gpu bench-rewrite bench-extract bench-vectors null chaos lint \
 	clean-store
 
@@ -45,6 +45,9 @@ transport: $(CORE) ## vectors carried to a second model, beside its own and rand
 
 heal: $(CORE) ## a trait steered, filtered and learned in many ways, then in rounds; again: only what changed
 	$(BIN)/steer make heal $(ARGS)
+
+analysis: $(CORE) ## which directions are in the weights of tuned models; again: only what changed
+	$(BIN)/steer make analysis $(ARGS)
 
 barrier-sweep: $(CORE) ## the texts that `make heal` kept, learned under a barrier of five strengths
 	$(BIN)/steer make barrier_sweep $(ARGS)

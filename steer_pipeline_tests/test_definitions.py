@@ -49,6 +49,11 @@ ON_GPU = {
     "heal_round_1",
     "heal_round_2",
     "heal_round_3",
+    "analysis_basis",
+    "weight_susceptibility",
+    "mlp_interpretation",
+    "attention_patterns",
+    "clean_students",
 }
 
 

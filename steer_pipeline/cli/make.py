@@ -1,7 +1,8 @@
-"""`steer make`: brings the pilot, the behaviour lab, students, carried vectors or the heal loop up to date.
+"""`steer make`: brings the pilot, the behaviour lab, students, carried vectors, the heal loop or the analysis up to
+date.
 
-Progress goes to stdout, its last line is one JSON object with the numbers; what went wrong goes to stderr, and then the
-exit status is 1.
+Progress goes to stdout, its last line is one JSON object with the numbers; what went wrong goes to stderr, and then
+the exit status is 1.
 """
 
 import json
@@ -126,6 +127,22 @@ def barrier_sweep(force: bool, dry_run: bool) -> None:
     from steer_pipeline.definitions import defs
 
     _report({"barrier_sweep": lambda: make_sweep(defs, force=force, dry_run=dry_run)})
+
+
+@make.command(epilog=examples("steer make analysis", "steer make analysis --pairs paranoid"))
+@names("Pairs of the profile's `analysis`", "--pairs", "--only", "pairs")
+@FORCE
+@DRY_RUN
+def analysis(pairs: list[str], force: bool, dry_run: bool) -> None:
+    """Look into weights: which directions are in tuned models?
+
+    Where a tuned model reacts to a direction otherwise than its base, within random directions and clean students.
+    Students that are missing are trained first.
+    """
+    from steer_pipeline.campaigns.analysis import make_analysis
+    from steer_pipeline.definitions import defs
+
+    _report({"analysis": lambda: make_analysis(defs, pairs, force=force, dry_run=dry_run)})
 
 
 @make.command(name="all", epilog=examples("steer make all", "steer make all --dry-run"))

@@ -43,3 +43,6 @@ MIN_RETAINED = 0.9  # of the steered shift
 MAX_NO_EFFECT = 0.2  # of the steered shift, that the interval of an arm without effect may reach
 MIN_ANSWER_MASS = 0.5  # of base, on the answers of a forced choice together
 MAX_ON_POLICY_KL = 0.6  # of the divergence from base that supervised learning has, per unit of the trait
+
+# What tuning changed.
+MAX_FALSE_FINDINGS = 0.05  # of pairs of two clean students

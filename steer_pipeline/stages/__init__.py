@@ -1,6 +1,7 @@
 """What is made, from what, and what must hold of it: a package a stage, each with ASSETS and CHECKS."""
 
 from steer_pipeline.stages import (
+    analysis,
     behaviour,
     catalogue,
     corpus,
@@ -14,6 +15,18 @@ from steer_pipeline.stages import (
     vectors,
 )
 
-STAGES = (corpus, diagnosis, personas, rewrites, vectors, behaviour, students, heal, transport, reports)
+STAGES = (
+    corpus,
+    diagnosis,
+    personas,
+    rewrites,
+    vectors,
+    behaviour,
+    students,
+    heal,
+    transport,
+    analysis,
+    reports,
+)
 
 __all__ = ["STAGES", "catalogue"]

@@ -245,12 +245,23 @@ def _placed(own: Sequence[np.ndarray], null: Sequence[np.ndarray]) -> list[dict[
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def attention_table(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
-    """`ATTENTION_SCHEMA` of all blocks of a pair. Only self rows are tested: crossed ones are picked for size."""
-    table = pl.DataFrame(rows, schema=without(ATTENTION_SCHEMA, "_holm"))
-    own = table.filter(pl.col("query") == pl.col("key"))
-    own = corrected(own, "delta_p", "kind", "state", "distance", "query")
-    crossed = table.filter(pl.col("query") != pl.col("key")).with_columns(
-        delta_p=pl.lit(None, pl.Float64()), delta_p_holm=pl.lit(None, pl.Float64())
-    )
-    return pl.concat([own, crossed.select(own.columns)]).select(ATTENTION_SCHEMA.names())
+class Attentions:
+    """Gathers a pair block by block, upwards: `see` each, then `table`."""
+
+    def __init__(self, directions: Directions, neutral: Neutral, asked: Asked):
+        self._directions, self._neutral, self._asked = directions, neutral, asked
+        self._rows: list[dict[str, Any]] = []
+
+    def see(self, pair: PairBlock) -> None:
+        """One block; nothing of block 0, which reads embeddings."""
+        self._rows += attention_block(pair, self._directions, self._neutral, self._asked)
+
+    def table(self) -> pl.DataFrame:
+        """`ATTENTION_SCHEMA`. Only self rows are tested: crossed ones are picked for size."""
+        table = pl.DataFrame(self._rows, schema=without(ATTENTION_SCHEMA, "_holm"))
+        own = table.filter(pl.col("query") == pl.col("key"))
+        own = corrected(own, "delta_p", "kind", "state", "distance", "query")
+        crossed = table.filter(pl.col("query") != pl.col("key")).with_columns(
+            delta_p=pl.lit(None, pl.Float64()), delta_p_holm=pl.lit(None, pl.Float64())
+        )
+        return pl.concat([own, crossed.select(own.columns)]).select(ATTENTION_SCHEMA.names())

@@ -21,11 +21,20 @@ from steer_pipeline.lab.analysis.directions import Directions
 from steer_pipeline.lab.analysis.neutral import Neutral
 from steer_pipeline.lab.analysis.nulls import placed
 from steer_pipeline.lab.analysis.pairs import PairBlock
-from steer_pipeline.lab.analysis.susceptibility import ANGLE, CHANGE, LENGTH, corrected, measured, without
+from steer_pipeline.lab.analysis.susceptibility import (
+    ANGLE,
+    CHANGE,
+    LENGTH,
+    Sums,
+    corrected,
+    measured,
+    without,
+)
 from steer_pipeline.lab.columns import described
 
 REALISTIC, ALONE = STATES = ("realistic", "alone")
 MEAN_STATE, REST = "mean state", "rest"
+PUSHES = "pushes"
 MLP_SCHEMA, MLP_COLUMNS = described(
     block=(pl.Int64(), "whose MLP"),
     direction=(pl.String(), "kind:name, at the input of the block"),
@@ -56,47 +65,67 @@ PROJECTION_SCHEMA, PROJECTION_COLUMNS = described(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class MlpRows:
-    """Rows of one block: `MLP_SCHEMA` without corrections, and `PROJECTION_SCHEMA`."""
+@dataclass(frozen=True, eq=False)
+class MlpTables:
+    """Of one pair: `MLP_SCHEMA`, `PROJECTION_SCHEMA`, and `FOUND_SCHEMA` of which way the mean state is pushed."""
 
-    rows: list[dict[str, Any]]
-    projections: list[dict[str, Any]]
+    rows: pl.DataFrame
+    projections: pl.DataFrame
+    pushed: pl.DataFrame
 
 
-def mlp_block(
-    pair: PairBlock, directions: Directions, neutral: Neutral, *, fraction: float, shown: int = 5
-) -> MlpRows:
-    """Of one block; none of block 0, which reads embeddings.
+class Mlps:
+    """Gathers a pair block by block, upwards: `see` each, then `tables`."""
 
-    Args:
+    def __init__(self, directions: Directions, neutral: Neutral, fraction: float, shown: int = 5):
+        """Args:
         fraction: length of a direction, as a share of the mean length of the stream.
-        shown: directions with the largest shares that each change of a direction is projected on; the others are one
-            row.
-    """
-    if pair.index == 0:
-        return MlpRows([], [])
-    names, units = directions.reading(pair.index)
-    null = neutral.matched(pair.index - 1)
-    length = neutral.length(pair.index, fraction)
-    mean = torch.from_numpy(neutral.mlp_input(pair.index)).to(pair.base.weight("down").device)
-    rows: list[dict[str, Any]] = []
-    changes = {MEAN_STATE: _moved(pair, mean)}
-    for state in STATES:
-        own, band = (
-            _both(pair, some, length, mean if state == REALISTIC else None) for some in (units, null)
+        shown: directions with the largest shares that the change of a direction is projected on; others are one row.
+        """
+        self._directions, self._neutral = directions, neutral
+        self._fraction, self._shown = fraction, shown
+        self._rows: list[dict[str, Any]] = []
+        self._projections: list[dict[str, Any]] = []
+        self._sums = Sums(neutral.n_null)
+
+    def see(self, pair: PairBlock) -> None:
+        """One block; nothing of block 0, which reads embeddings."""
+        if pair.index == 0:
+            return
+        neutral, directions = self._neutral, self._directions
+        names, units = directions.reading(pair.index)
+        null, length = neutral.matched(pair.index - 1), neutral.length(pair.index, self._fraction)
+        mean = torch.from_numpy(neutral.mlp_input(pair.index)).to(pair.base.weight("down").device)
+        changes = {MEAN_STATE: _moved(pair, mean)}
+        for state in STATES:
+            own, band = (
+                _both(pair, some, length, mean if state == REALISTIC else None) for some in (units, null)
+            )
+            self._rows += _rows(pair.index, state, names, units * length, own, null * length, band)
+            if state == REALISTIC:
+                changes |= dict(zip(names, (own[1] - own[0]).double().cpu().numpy(), strict=True))
+        self._project(pair.index, changes)
+
+    def _project(self, block: int, changes: dict[str, np.ndarray]) -> None:
+        names, axes = self._directions.writing(block)
+        null = self._neutral.matched(block)
+        for changed, change in changes.items():
+            few = None if changed == MEAN_STATE else self._shown
+            self._projections += projected(block, changed, change, names, axes, null, few)
+        push = changes[MEAN_STATE]
+        z = placed(axes @ push, null @ push)[0]
+        self._sums.see(PUSHES, block, "mlp", names, z, placed(null @ push, null @ push)[0])
+
+    def tables(self, level: float = 0.05) -> MlpTables:
+        """Args: level of the verdicts in `pushed`."""
+        rows = pl.DataFrame(self._rows, schema=without(MLP_SCHEMA, "_holm"))
+        for measure in ("change", "parallel"):
+            rows = corrected(rows, f"{measure}_p", "direction", "state")
+        return MlpTables(
+            rows.select(MLP_SCHEMA.names()),
+            pl.DataFrame(self._projections, schema=PROJECTION_SCHEMA),
+            self._sums.table(level, "two-sided"),
         )
-        rows += _rows(pair.index, state, names, units * length, own, null * length, band)
-        if state == REALISTIC:
-            reacted = (own[1] - own[0]).double().cpu().numpy()
-            changes |= dict(zip(names, reacted, strict=True))
-    written, axes = directions.writing(pair.index)
-    written_null = neutral.matched(pair.index)
-    projections: list[dict[str, Any]] = []
-    for name, change in changes.items():
-        few = None if name == MEAN_STATE else shown
-        projections += projected(pair.index, name, change, written, axes, written_null, few)
-    return MlpRows(rows, projections)
 
 
 def reaction(block: Block, units: np.ndarray, length: float, mean: Tensor | None) -> Tensor:
@@ -212,12 +241,3 @@ def projected(
             "p": p[at],
         }
     yield {"block": block, "changed": name, "direction": REST, "share": 1.0 - shares[order].sum()}
-
-
-def mlp_tables(blocks: Sequence[MlpRows]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """`MLP_SCHEMA` with its corrections, and `PROJECTION_SCHEMA`, of all blocks of a pair."""
-    rows = pl.DataFrame([row for one in blocks for row in one.rows], schema=without(MLP_SCHEMA, "_holm"))
-    for measure in ("change", "parallel"):
-        rows = corrected(rows, f"{measure}_p", "direction", "state")
-    projections = [row for one in blocks for row in one.projections]
-    return rows.select(MLP_SCHEMA.names()), pl.DataFrame(projections, schema=PROJECTION_SCHEMA)

@@ -9,7 +9,7 @@ random mixture of base's states, the same mixture at every block, as a persona's
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -44,8 +44,9 @@ SUSCEPTIBILITY_SCHEMA, SUSCEPTIBILITY_COLUMNS = described(
 )  # fmt: skip
 FOUND_SCHEMA, FOUND_COLUMNS = described(
     direction=(pl.String(), "kind:name"),
-    side=(pl.String(), "reads: q, k, v, gate, up | writes: o, down"),
-    mean_z=(pl.Float64(), "of `change`, over the side's modules and all blocks"),
+    side=(pl.String(), "reads: change of q, k, v, gate, up | writes: change of o, down | pushes: of MLPs at the mean "
+          "state, with its sign"),
+    mean_z=(pl.Float64(), "over the side's modules and all blocks"),
     z=(pl.Float64(), "of that mean, within those of the null directions"),
     block=(pl.Int64(), "where z is largest"),
     module=(pl.String(), "where z is largest"),
@@ -53,7 +54,7 @@ FOUND_SCHEMA, FOUND_COLUMNS = described(
     p=(pl.Float64(), "rank over n + 1"),
     p_holm=(pl.Float64(), "corrected over directions and sides"),
     found=(pl.Boolean(), "p_holm is at most the level"),
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class Susceptibilities:
         self._isotropic = neutral.isotropic()
         self._rows: list[dict[str, Any]] = []
         self._weights: list[dict[str, Any]] = []
-        self._sums = _Sums(neutral.n_null)
+        self._sums = Sums(neutral.n_null)
 
     def see(self, block: PairBlock) -> None:
         """All modules of a block."""
@@ -133,7 +134,8 @@ class Susceptibilities:
             z_iso, p_iso = placed(values, scaled(measure, everywhere[measure]), sided)
             low, high = np.quantile(matched[measure], [0.025, 0.975])
             if measure == CHANGE:
-                self._sums.see(block.index, module, names, z, placed(band, band, sided)[0])
+                side = READS if reads else WRITES
+                self._sums.see(side, block.index, module, names, z, placed(band, band, sided)[0])
             for at, name in enumerate(names):
                 yield {
                     "block": block.index,
@@ -166,34 +168,39 @@ def without(schema: pl.Schema, ending: str) -> pl.Schema:
     return pl.Schema({name: kind for name, kind in schema.items() if not name.endswith(ending)})
 
 
-class _Sums:
-    """Of every direction and null direction z of `change` by cell (module and block), and their means over a side."""
+class Sums:
+    """Of every direction and null direction z by cell (block and module), and their means over a side."""
 
     def __init__(self, n: int) -> None:
         self._n = n
-        self._null: dict[tuple[int, str], np.ndarray] = {}
+        self._null: dict[tuple[str, int, str], np.ndarray] = {}
         self._own: dict[tuple[str, str], dict[tuple[int, str], float]] = {}
 
-    def see(self, block: int, module: str, names: Sequence[str], z: np.ndarray, null: np.ndarray) -> None:
-        side = READS if module in READS_AT else WRITES
-        self._null[block, module] = null
+    def see(
+        self, side: str, block: int, module: str, names: Sequence[str], z: np.ndarray, null: np.ndarray
+    ) -> None:
+        """Args: z of the directions, and [n] of the null directions."""
+        self._null[side, block, module] = null
         for name, value in zip(names, z.tolist(), strict=True):
             self._own.setdefault((name, side), {})[block, module] = value
 
-    def table(self, level: float) -> pl.DataFrame:
+    def table(self, level: float, sided: Literal["two-sided", "greater"] = "greater") -> pl.DataFrame:
         """`FOUND_SCHEMA`, likeliest first. A direction's mean over its cells stands among the null directions' means
         over the same cells, so that all modules and blocks of a side cost one test.
         """
         rows: list[tuple[Any, ...]] = []
         for (name, side), cells in self._own.items():
             mean = float(np.mean(list(cells.values())))
-            (z,), (p,) = placed([mean], np.mean([self._null[cell] for cell in cells], axis=0), "greater")
-            block, module = max(cells, key=cells.__getitem__)
+            band = np.mean([self._null[side, *cell] for cell in cells], axis=0)
+            (z,), (p,) = placed([mean], band, sided)
+            block, module = max(
+                cells, key=lambda cell, at=cells: abs(at[cell]) if sided == "two-sided" else at[cell]
+            )
             rows.append((name, side, mean, float(z), block, module, round(p * (self._n + 1)), float(p)))
         adjusted = holm([row[-1] for row in rows]).tolist()
         complete = [(*row, adjust, adjust <= level) for row, adjust in zip(rows, adjusted, strict=True)]
         table = pl.DataFrame(complete, schema=FOUND_SCHEMA, orient="row")
-        return table.sort("p", "z", descending=[False, True], maintain_order=True)
+        return table.sort("p", "direction", maintain_order=True)
 
 
 def susceptibility(
