@@ -56,6 +56,8 @@ heal:
   seeds: [1]
   selection_rows: 1
   evaluation: {max_new_tokens: 6, off_target: [rule_defiant]}
+analysis:
+  {pairs: {paranoid: {student: paranoid}, healed: {heal: nll}}, texts: 4, n_null: 200, clean_pairs: 1, components: 1}
 variants:
   paranoid: [{persona: paranoid, block: 2, dose: {alpha: 4.0}}]
   random_direction: [{persona: paranoid, block: 2, dose: {alpha: 4.0}, direction: random}]
@@ -72,6 +74,14 @@ HEAL_TABLES = (
     "heal_round_2",
     "heal_round_3",
     "heal_trajectory",
+)
+
+ANALYSIS = (
+    "model_pair",
+    "weight_susceptibility",
+    "mlp_interpretation",
+    "attention_patterns",
+    "pair_report",
 )
 
 
@@ -148,6 +158,11 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         for asset in HEAL_TABLES:
             make(asset)
 
+        make("analysis_basis")
+        make("clean_students")
+        for asset in ANALYSIS:
+            make(asset, "paranoid", "healed")
+
         graph = driver.asset_graph
         declared = {
             name: tuple(sections_of(node.code_version or ""))
@@ -168,6 +183,9 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         "student_transfer",
         "heal_samples",
         "heal_adapter",
+        "analysis_basis",
+        "clean_students",
+        *ANALYSIS,
         *HEAL_TABLES,
         *LAB,
     } <= set(reads)

@@ -4,7 +4,7 @@ them.
 In: statistics of pairs, one number a direction and kind. Out: verdicts; how often the same rule finds something in
 pairs of two clean students. A direction that base itself uses is touched by any training: among random directions it
 stands out in clean students, too. So both must hold: no chance among random directions, and no place among clean
-students.
+students. Both must hold of both statistics of a direction, so that one odd adapter is no finding.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from steer_pipeline.lab.analysis.directions import COMPONENT, Directions
 from steer_pipeline.lab.analysis.mlp import PUSHES, Mlps
 from steer_pipeline.lab.analysis.neutral import Neutral
 from steer_pipeline.lab.analysis.pairs import ModelPair
-from steer_pipeline.lab.analysis.susceptibility import WRITES, Susceptibilities
+from steer_pipeline.lab.analysis.susceptibility import WRITES, Susceptibilities, without
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.stats import holm
 
@@ -42,14 +42,14 @@ FINDING_SCHEMA, FINDING_COLUMNS = described(
     statistic=(pl.String(), "written | pushed"),
     value=(pl.Float64(), "mean z within random directions"),
     null_p=(pl.Float64(), "among random directions"),
-    null_p_holm=(pl.Float64(), "corrected over directions and statistics"),
+    null_p_holm=(pl.Float64(), "of the direction: the larger p of its statistics, corrected over directions"),
     clean_mean=(pl.Float64(), "of clean pairs"),
     clean_sd=(pl.Float64(), "their standard deviation"),
     clean_n=(pl.Int64(), "how many"),
     clean_t=(pl.Float64(), "distance from them in units of their prediction error"),
     clean_p=(pl.Float64(), "of a further clean pair lying as far"),
-    clean_p_holm=(pl.Float64(), "corrected over directions and statistics"),
-    found=(pl.Boolean(), "both corrected p are at most the level"),
+    clean_p_holm=(pl.Float64(), "of the direction, in the same way"),
+    found=(pl.Boolean(), "of the direction: both corrected p are at most the level"),
 )
 
 
@@ -104,13 +104,23 @@ def judged(pair: str, own: pl.DataFrame, clean: pl.DataFrame, *, level: float = 
     for row in own.iter_rows(named=True):
         values = clean.filter(direction=row["direction"], statistic=row["statistic"])["value"].to_numpy()
         rows.append({"pair": pair, **row, **_among(row["value"], row["statistic"], values)})
-    adjusted = holm([row["null_p"] for row in rows])
-    ps = [row["clean_p"] for row in rows]
-    clean_adjusted = holm(ps) if rows and None not in ps else [None] * len(rows)
-    for row, null_p, clean_p in zip(rows, adjusted, clean_adjusted, strict=True):
-        row |= {"null_p_holm": float(null_p), "clean_p_holm": clean_p}
-        row["found"] = bool(null_p <= level and (clean_p is None or clean_p <= level))
-    return pl.DataFrame(rows, schema=FINDING_SCHEMA)
+    table = pl.DataFrame(rows, schema=without(FINDING_SCHEMA, "_holm")).drop("found")
+    for name in ("null_p", "clean_p"):
+        table = _corrected(table, name)
+    clean_fits = (pl.col("clean_p_holm") <= level).fill_null(value=True)
+    return table.with_columns(found=(pl.col("null_p_holm") <= level) & clean_fits).select(
+        FINDING_SCHEMA.names()
+    )
+
+
+def _corrected(table: pl.DataFrame, name: str) -> pl.DataFrame:
+    """With `<name>_holm`: the larger p of a direction's statistics, corrected over directions; null where one is."""
+    worst = table.group_by("direction", maintain_order=True).agg(
+        pl.when(pl.col(name).is_null().any()).then(None).otherwise(pl.col(name).max()).alias("worst")
+    )
+    known = worst.drop_nulls("worst")
+    adjusted = known.select("direction", pl.Series(f"{name}_holm", holm(known["worst"].to_numpy())))
+    return table.join(adjusted, on="direction", how="left", maintain_order="left")
 
 
 def _among(value: float, statistic: str, clean: np.ndarray) -> dict[str, Any]:
