@@ -1,4 +1,4 @@
-"""Claims about the dictionary: no two directions share a name, all files are read, scalers are undone, absences are told.
+"""Claims about the dictionary: no two directions share a name, all files are read, scalers undone, absences told.
 
 Faults of the system that this replaces: names that are both role and trait lost in a merge; only the first file of
 components read; components taken from scaled space; one shared direction that dominates every role.
