@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from steer_pipeline.catalogue.analysis import AnalysisSpec
+from steer_pipeline.catalogue.auditing import AuditingSpec
 from steer_pipeline.catalogue.basis import Name, SamplingSpec, Strict
 from steer_pipeline.catalogue.healing import HealSpec
 from steer_pipeline.catalogue.scale import SCALES, ScoreScale
@@ -800,6 +801,7 @@ class Profile(Strict):
     )
     heal: HealSpec = HealSpec()
     analysis: AnalysisSpec = AnalysisSpec()
+    auditing: AuditingSpec = AuditingSpec()
     judge: JudgeSpec = JudgeSpec()
     variants: dict[Name, list[VariantTerm]] = Field(
         default_factory=dict, description="Terms that replace those of variants.yaml for this profile."

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import beta, t
 
+from steer_pipeline.lab.analysis.architecture import WRITES_AT
 from steer_pipeline.lab.analysis.directions import COMPONENT, Directions
 from steer_pipeline.lab.analysis.mlp import PUSHES, Mlps
 from steer_pipeline.lab.analysis.neutral import Neutral
@@ -69,7 +70,8 @@ class Rate:
 
 def statistics_of(pair: ModelPair, directions: Directions, neutral: Neutral, fraction: float) -> pl.DataFrame:
     """direction, statistic, value, null_p of one pair, in one pass over its blocks."""
-    weights, mlps = Susceptibilities(directions, neutral), Mlps(directions, neutral, fraction)
+    weights = Susceptibilities(directions, neutral, tuple(WRITES_AT))
+    mlps = Mlps(directions, neutral, fraction)
     for block in pair.blocks(check=False):
         weights.see(block)
         mlps.see(block)

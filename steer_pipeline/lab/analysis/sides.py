@@ -113,3 +113,23 @@ def _pair(told: dict[str, Any], home: Path, folder: Path, device: str = "cpu") -
     on_top = (folder / ADAPTER,) if told["adapter"] else ()
     sides = [CheckpointSpec.model_validate(told[name]) for name in ("base", "tuned")]
     return ModelPair(side_of(sides[0], home), side_of(sides[1], home, on_top), device)
+
+
+def specs_of(folder: Path, model: ModelSpec, home: Path) -> tuple[ModelSpec, ModelSpec]:
+    """Base and tuned as models to load, with all else as the profile's model has it.
+
+    Raises:
+        PairError: as `read_pair`.
+    """
+    pair = read_pair(folder, home)
+    sides = [
+        model.model_copy(
+            update={
+                "path": str(side.folder),
+                "revision": None,
+                "adapter": tuple(map(str, side.adapters)) or None,
+            }
+        )
+        for side in (pair.base, pair.tuned)
+    ]
+    return sides[0], sides[1]

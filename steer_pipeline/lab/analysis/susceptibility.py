@@ -95,8 +95,8 @@ def scaled(measure: str, values: np.ndarray) -> np.ndarray:
 class Susceptibilities:
     """Gathers a pair block by block, upwards: `see` each, then `tables`."""
 
-    def __init__(self, directions: Directions, neutral: Neutral):
-        self._directions, self._neutral = directions, neutral
+    def __init__(self, directions: Directions, neutral: Neutral, modules: Sequence[str] = tuple(LINEAR)):
+        self._directions, self._neutral, self._modules = directions, neutral, modules
         self._isotropic = neutral.isotropic()
         self._rows: list[dict[str, Any]] = []
         self._weights: list[dict[str, Any]] = []
@@ -105,7 +105,7 @@ class Susceptibilities:
     def see(self, block: PairBlock) -> None:
         """All modules of a block."""
         self._weights += weight_rows(block)
-        for module in LINEAR:
+        for module in self._modules:
             self._rows += self._module(block, module)
 
     def tables(self, level: float = 0.05) -> Susceptibility:

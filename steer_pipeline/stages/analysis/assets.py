@@ -4,6 +4,7 @@ One partition a pair of the profile's `analysis.pairs`. Weights are read block b
 nothing else runs a model. Clean students say what training does to any model.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ from steer_pipeline.stages.analysis import metadata
 from steer_pipeline.stages.kit import cpu, folder, gpu, reader, user_errors
 
 if TYPE_CHECKING:
+    from steer_pipeline.catalogue.specs import Persona
+    from steer_pipeline.lab.analysis.audit_steps import Lab
     from steer_pipeline.lab.analysis.pairs import ModelPair
     from steer_pipeline.lab.vectors.vector import PersonaVector
 
@@ -268,6 +271,168 @@ def pair_report(
         yield dg.Output(made, metadata=metadata.of_report(tables, plots))
 
 
+# ------------------------------------------------------------------------ activations, audit, screening
+
+TEXTS = ("rewrites.prompt", "rewrites.system", *MODEL, "model.chat_template", "vector.seed", "scales")
+READ: list[Any] = [
+    "model_weights",
+    "tokenizer",
+    "chat_template",
+    "truncated_news",
+    dg.AssetDep("persona_vector", partition_mapping=OF_DICTIONARY),
+    dg.AssetDep("contrast_set", partition_mapping=OF_DICTIONARY),
+    dg.AssetDep("persona_scale", partition_mapping=OF_DICTIONARY),
+]
+
+
+def _personas() -> "dict[str, Persona]":
+    """All personas whose files are sound."""
+    from steer_pipeline.catalogue.loading import read_personas
+
+    return read_personas(profile=settings().profile)[0]
+
+
+def _lab(read: Reader, language_model: LanguageModelResource) -> "Lab":
+    """Vectors, scales and news of the dictionary."""
+    from steer_pipeline.lab.analysis.audit_steps import Lab
+    from steer_pipeline.lab.students.scoring import student_scorers
+
+    profile, versions = settings().profile, dict[str, str]()
+    vectors = {name: _vector(read, "persona", name, versions) for name in DICTIONARY}
+    scales = student_scorers(read, DICTIONARY, profile)
+    return Lab(
+        language_model.load,
+        {name: vector for name, vector in vectors.items() if vector is not None},
+        {name: next(iter(own.values())) for name, own in scales.items() if own},
+        read.made_rows("truncated_news"),
+        profile,
+        settings().home,
+    )
+
+
+@dg.asset(
+    code_version=made_of(
+        "1",
+        *TEXTS,
+        "auditing.activation",
+        "auditing.screening",
+        "auditing.plant.sampling",
+        "analysis.personas",
+    ),
+    deps=READ,
+    **OF_PAIR,
+)
+def activation_difference(
+    context: dg.AssetExecutionContext,
+    model_pair: Path,
+    store: ArtifactStoreResource,
+    language_model: LanguageModelResource,
+) -> Iterator[dg.Output[Path]]:
+    """How tuning moves the stream on texts that have nothing to do with what was taught, first tokens apart.
+
+    `activation.parquet`: one row a block, position and direction: cosine of the mean difference within random
+    directions, projection with interval. `steered.parquet`: what base says when it is steered with the difference.
+    """
+    from steer_pipeline.lab.analysis.audit_steps import write_activation
+    from steer_pipeline.lab.analysis.sides import specs_of
+    from steer_pipeline.lab.models.loading import load_model
+
+    read = reader(context, store)
+    with user_errors(who=context.partition_key), folder("activation_difference") as made:
+        base, tuned = specs_of(model_pair, language_model.spec(), settings().home)
+        home = settings().home
+        table = write_activation(
+            _lab(read, language_model), load_model(base, home), lambda: load_model(tuned, home), made
+        )
+        yield dg.Output(made, metadata=metadata.of_activation(table, made))
+
+
+@dg.asset(
+    code_version=made_of("1", *TEXTS, "auditing.plant", "analysis.personas"),
+    deps=[*READ, "persona_spec"],
+    **BUNDLE,
+)
+def planted_adapters(
+    context: dg.AssetExecutionContext, store: ArtifactStoreResource, language_model: LanguageModelResource
+) -> Iterator[dg.Output[Path]]:
+    """Adapters whose content is known: they learn texts that known vectors have steered, at known doses, or clean
+    ones.
+
+    `plants.parquet`: what each was taught; `texts.parquet`, `lessons.parquet`; a PEFT directory an adapter. Clean
+    ones are brought to the norms of planted ones. A killed run goes on with those that are missing.
+    """
+    from steer_pipeline.lab.analysis.audit_steps import write_planted
+
+    read, work = reader(context, store), store.store().work("planted_adapters")
+    with user_errors(), folder("planted_adapters") as made:
+        lab = _lab(read, language_model)
+        plants = write_planted(lab, _personas(), made, work=work, progress=context.log.info)
+        yield dg.Output(made, metadata=metadata.of_plants(plants))
+    shutil.rmtree(work, ignore_errors=True)  # the store has it all by now
+
+
+@dg.asset(code_version=made_of("1", *TEXTS, "auditing", "analysis.personas"), deps=READ, **BUNDLE)
+def checkpoint_audit(
+    context: dg.AssetExecutionContext,
+    planted_adapters: Path,
+    store: ArtifactStoreResource,
+    language_model: LanguageModelResource,
+) -> Iterator[dg.Output[Path]]:
+    """Which known directions are in checkpoints, judged by clean adapters of their norm, tried on planted ones.
+
+    `audits.parquet`: one row an adapter and direction. `detection.parquet`: AUC, false alarms and dose recovered, by
+    the share of steered rows in the training data.
+    """
+    from steer_pipeline.lab.analysis.audit_steps import write_audit
+
+    read = reader(context, store)
+    with user_errors(), folder("checkpoint_audit") as made:
+        table = write_audit(_lab(read, language_model), planted_adapters, made)
+        yield dg.Output(made, metadata=metadata.of_audit(table))
+
+
+@dg.asset(code_version=made_of("1", *TEXTS, "auditing", "analysis.personas"), deps=READ, **BUNDLE)
+def data_screening(
+    context: dg.AssetExecutionContext,
+    planted_adapters: Path,
+    store: ArtifactStoreResource,
+    language_model: LanguageModelResource,
+) -> Iterator[dg.Output[Path]]:
+    """Whether the projection of training rows on persona vectors predicts what training on them does.
+
+    `shifts.parquet`: predicted and actual, a student and direction. `correlations.parquet`: r with interval over
+    students. `gate.parquet`: precision and recall of flags on rows that are known; `flags.parquet`,
+    `projections.parquet`: by row.
+    """
+    from steer_pipeline.lab.analysis.audit_steps import write_screening
+
+    read = reader(context, store)
+    with user_errors(), folder("data_screening") as made:
+        correlations, gate = write_screening(_lab(read, language_model), planted_adapters, made)
+        yield dg.Output(made, metadata=metadata.of_screening(correlations, gate))
+
+
+@dg.asset(
+    code_version=made_of("1", *TEXTS, "auditing", "analysis.personas"), deps=[*READ, "persona_spec"], **BUNDLE
+)
+def preventative_steering(
+    context: dg.AssetExecutionContext, store: ArtifactStoreResource, language_model: LanguageModelResource
+) -> Iterator[dg.Output[Path]]:
+    """One trait kept out while another is learned from the same rows: a vector added in training, and its rivals.
+
+    `prevention.parquet`: one row an arm: both traits against the clean arm, loss, verdict. `arms.parquet`: one row a
+    student; `students/`: their adapters; `texts.parquet`, `written.parquet`.
+    """
+    from steer_pipeline.lab.analysis.audit_steps import write_prevention
+
+    read, work = reader(context, store), store.store().work("preventative_steering")
+    with user_errors(), folder("preventative_steering") as made:
+        lab = _lab(read, language_model)
+        table = write_prevention(lab, _personas(), made, work=work, progress=context.log.info)
+        yield dg.Output(made, metadata=metadata.of_prevention(table))
+    shutil.rmtree(work, ignore_errors=True)
+
+
 ASSETS = (
     [
         analysis_basis,
@@ -276,7 +441,12 @@ ASSETS = (
         mlp_interpretation,
         attention_patterns,
         clean_students,
+        activation_difference,
         pair_report,
+        planted_adapters,
+        checkpoint_audit,
+        data_screening,
+        preventative_steering,
     ]
     if ANALYSIS.pairs
     else []

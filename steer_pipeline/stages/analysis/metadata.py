@@ -94,3 +94,54 @@ def of_report(tables: "PairTables", plots: Mapping[str, Path]) -> dict[str, Any]
         "found": ", ".join(found) or "nothing",
         **show.rounded(plotted),
     }
+
+
+def of_activation(table: pl.DataFrame, folder: Path) -> dict[str, Any]:
+    """Findings, the largest z, and what base says when it is steered with the difference."""
+    from steer_pipeline.lab.analysis.activation import ACTIVATION_COLUMNS, STEERED_COLUMNS
+    from steer_pipeline.lab.analysis.audit_steps import STEERED
+
+    top = table.sort(pl.col("z").abs(), descending=True).head(10)
+    steered = folder / STEERED
+    told = show.markdown_table(pl.read_parquet(steered), STEERED_COLUMNS) if steered.is_file() else None
+    return {
+        "furthest": show.markdown_table(top, ACTIVATION_COLUMNS),
+        **({} if told is None else {"steered": told}),
+        "found": int(table["found"].sum()),
+    }
+
+
+def of_plants(plants: pl.DataFrame) -> dict[str, Any]:
+    """What was planted."""
+    from steer_pipeline.lab.analysis.audit import PLANT_COLUMNS
+
+    return {"plants": show.markdown_table(plants, PLANT_COLUMNS), "adapters": plants.height}
+
+
+def of_audit(table: pl.DataFrame) -> dict[str, Any]:
+    """Detection by share of steered rows."""
+    from steer_pipeline.lab.analysis.audit import DETECTION_COLUMNS
+
+    return {
+        "detection": show.markdown_table(table, DETECTION_COLUMNS),
+        "auc": show.significant(table["auc"][0]),
+    }
+
+
+def of_screening(correlations: pl.DataFrame, gate: pl.DataFrame) -> dict[str, Any]:
+    """r of predicted and actual shifts, and the gate's precision and recall."""
+    from steer_pipeline.lab.screening.gate import GATE_COLUMNS
+    from steer_pipeline.lab.screening.predicting import CORRELATION_COLUMNS
+
+    return {
+        "correlations": show.markdown_table(correlations, CORRELATION_COLUMNS),
+        "gate": show.markdown_table(gate, GATE_COLUMNS),
+        **{name: show.significant(value) for name, value in gate.select("measure", "value").iter_rows()},
+    }
+
+
+def of_prevention(table: pl.DataFrame) -> dict[str, Any]:
+    """Every arm against the clean one."""
+    from steer_pipeline.lab.screening.preventing import PREVENTION_COLUMNS
+
+    return {"arms": show.markdown_table(table, PREVENTION_COLUMNS)}
