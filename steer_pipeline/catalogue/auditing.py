@@ -100,7 +100,7 @@ class AuditSpec(Strict):
         "prompts of the kind that was taught, where a trace is several times as large.",
     )
     blocks: list[int | float] = Field(
-        default=[0.5, 0.7],
+        default=[0.4, 0.5, 0.7],
         min_length=1,
         description="Blocks, or fractions of depth, at whose output differences are decomposed; means over them.",
     )

@@ -3,7 +3,10 @@
 In: a base model, a checkpoint or adapter on it, clean adapters of the same norm, named directions. Out: one row a
 direction: its coefficient in the least-squares decomposition of how the checkpoint moves the stream, its share of what
 the update writes, and a verdict against the clean adapters. Fine-tuning on anything moves the stream, and along some
-directions more than along others: only adapters that were taught nothing of the kind say how far.
+directions more than along others: only adapters that were taught nothing of the kind say how far. Two questions are
+kept apart. Is something in it? The size of the coefficients at the same norm of weights says so. What is it? What was
+taught one thing moves the stream further than what was taught nothing, along everything a little, so that sizes would
+blame directions that are not in it; shares of the movement's length do not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +24,7 @@ from steer_pipeline.lab.analysis.activation import Directions, Reading
 from steer_pipeline.lab.analysis.updates import updates_of
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.models.sites import resolve_site
-from steer_pipeline.lab.stats import Interval, auc_interval, holm, mean_intervals
+from steer_pipeline.lab.stats import auc_interval, holm, mean_intervals
 from steer_pipeline.lab.verdict import Verdict
 
 MIN_CLEAN = 8
@@ -32,16 +35,21 @@ AUDIT_SCHEMA, AUDIT_COLUMNS = described(
     direction=(pl.String(), "of the dictionary"),
     coefficient=(
         pl.Float64(),
-        "of the least-squares decomposition of the mean difference, over the mean residual norm; mean over blocks",
+        "size: of the least-squares decomposition of the mean difference, over the residual norm; mean over blocks",
     ),
     low=(pl.Float64(), "its 95% interval over texts"),
     high=(pl.Float64(), "its upper end"),
-    clean_mean=(pl.Float64(), "of the clean adapters' coefficients"),
-    clean_sd=(pl.Float64(), "their standard deviation"),
-    z=(pl.Float64(), "distance from their mean in standard deviations of a further clean adapter"),
+    size_z=(
+        pl.Float64(),
+        "distance from the clean adapters' mean size, in deviations of a further clean adapter",
+    ),
+    size_p=(pl.Float64(), "two-sided, Student's t, after Holm over the directions of the checkpoint"),
+    suspicious=(pl.Boolean(), "of the checkpoint: whether any size is beyond the level"),
+    share=(pl.Float64(), "the coefficient over the length of the mean difference; mean over blocks"),
+    z=(pl.Float64(), "of the share, as size_z of the size"),
     p=(pl.Float64(), "two-sided, Student's t"),
     p_holm=(pl.Float64(), "corrected over the directions of the checkpoint"),
-    found=(pl.Boolean(), "whether that is below the level"),
+    found=(pl.Boolean(), "the verdict: whether that is below the level"),
     write_share=(
         pl.Float64(),
         "share of what the update writes into the stream that lies along it, times the width: 1 is by chance; null "
@@ -49,7 +57,7 @@ AUDIT_SCHEMA, AUDIT_COLUMNS = described(
     ),
     write_low=(pl.Float64(), "its 95% interval over matrices"),
     write_high=(pl.Float64(), "its upper end"),
-    write_z=(pl.Float64(), "of the share among those of the clean adapters"),
+    write_z=(pl.Float64(), "of its logarithm, as size_z of the size"),
 )
 PLANT_SCHEMA, PLANT_COLUMNS = described(
     checkpoint=(pl.String(), "its name"),
@@ -61,13 +69,13 @@ PLANT_SCHEMA, PLANT_COLUMNS = described(
 )
 DETECTION_SCHEMA, DETECTION_COLUMNS = described(
     share=(pl.Float64(), "of rows that are steered; 1: all"),
-    measure=(pl.String(), "activation | weights"),
+    measure=(pl.String(), "size | share | weights: see the audit's size_z, z and write_z"),
     adapters=(pl.Int64(), "that have something planted"),
     clean=(pl.Int64(), "that have not"),
     auc=(pl.Float64(), "of the largest |z| over directions, planted against clean adapters"),
     auc_low=(pl.Float64(), "its 95% interval"),
     auc_high=(pl.Float64(), "its upper end"),
-    found=(pl.Float64(), "share of adapters whose planted direction is found"),
+    found=(pl.Float64(), "share of adapters whose planted direction is beyond the level; null of weights"),
     named=(pl.Float64(), "share whose largest |z| is of the planted direction"),
     signed=(pl.Float64(), "share whose coefficient has the sign of the dose"),
     false_alarms=(pl.Float64(), "share of clean adapters in which anything is found"),
@@ -83,11 +91,13 @@ class Measured:
 
     Attributes:
         coefficients: float64 [texts, k], fractions of the residual norm.
+        shares: float64 [k], of the length of the mean difference.
         writes: float64 [matrices, k], shares times width; None where there are no low-rank weights.
     """
 
     names: tuple[str, ...]
     coefficients: np.ndarray
+    shares: np.ndarray
     writes: np.ndarray | None = None
 
 
@@ -106,15 +116,17 @@ def measure(
     blocks = [resolve_site(block, shifts.shape[2]).block for block in spec.blocks]
     duals = {block: _dual(directions, block) for block in blocks}
     moved = np.nanmean(shifts.astype(np.float64), axis=1)  # [texts, blocks, hidden]
-    coefficients = np.mean(
-        [moved[:, block] @ duals[block].T / float(base.norms[block]) for block in blocks], axis=0
-    )
+    sizes, shares = [], []
+    for block in blocks:
+        mean = moved[:, block].mean(axis=0)
+        sizes.append(moved[:, block] @ duals[block].T / float(base.norms[block]))
+        shares.append(duals[block] @ mean / max(float(np.linalg.norm(mean)), 1e-30))
     writes = None
     if adapter is not None:
         own = [one for one in updates_of(adapter) if one.writes and one.block in duals]
         if own:
             writes = np.array([one.along(duals[one.block]) for one in own]) * shifts.shape[3]
-    return Measured(tuple(directions), coefficients, writes)
+    return Measured(tuple(directions), np.mean(sizes, axis=0), np.mean(shares, axis=0), writes)
 
 
 def _dual(directions: Directions, block: int) -> np.ndarray:
@@ -147,35 +159,35 @@ def checkpoint_audit(name: str, own: Measured, clean: Sequence[Measured], spec: 
     if len(clean) < MIN_CLEAN:
         raise ValueError(f"{name}: {len(clean)} clean adapters; at least {MIN_CLEAN} are needed to judge by")
     intervals = mean_intervals(own.coefficients, seed=spec.seed, n_boot=2_000)
-    estimates = np.array([one.estimate for one in intervals])
-    others = np.array([one.coefficients.mean(axis=0) for one in clean])
-    z, p, mean, sd = _against(estimates, others)
-    writes = _written(own, clean, spec)
-    table = pl.DataFrame(
-        {
-            "checkpoint": [name] * len(own.names),
-            "direction": list(own.names),
-            "coefficient": estimates,
-            "low": [one.low for one in intervals],
-            "high": [one.high for one in intervals],
-            "clean_mean": mean,
-            "clean_sd": sd,
-            "z": z,
-            "p": p,
-            "p_holm": holm(p),
-            "found": holm(p) < spec.level,
-            **writes,
-        }
-    )
-    return table.select(pl.col(column).cast(kind) for column, kind in AUDIT_SCHEMA.items())
+    sizes = np.array([one.estimate for one in intervals])
+    size_z, size_p = _against(sizes, np.array([one.coefficients.mean(axis=0) for one in clean]))
+    z, p = _against(own.shares, np.array([one.shares for one in clean]))
+    size_holm, corrected = holm(size_p), holm(p)
+    columns = {
+        "checkpoint": [name] * len(own.names),
+        "direction": list(own.names),
+        "coefficient": sizes,
+        "low": [one.low for one in intervals],
+        "high": [one.high for one in intervals],
+        "size_z": size_z,
+        "size_p": size_holm,
+        "suspicious": [bool((size_holm < spec.level).any())] * len(own.names),
+        "share": own.shares,
+        "z": z,
+        "p": p,
+        "p_holm": corrected,
+        "found": corrected < spec.level,
+        **_written(own, clean, spec),
+    }
+    return pl.DataFrame(columns).select(pl.col(column).cast(kind) for column, kind in AUDIT_SCHEMA.items())
 
 
-def _against(values: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """z, p, mean and standard deviation: values [k] as one more draw beside those of clean adapters [n, k]."""
+def _against(values: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """z and p: values [k] as one more draw beside those of clean adapters [n, k]."""
     n = len(clean)
-    mean, sd = clean.mean(axis=0), clean.std(axis=0, ddof=1)
-    z = (values - mean) / np.maximum(sd * np.sqrt(1 + 1 / n), 1e-300)
-    return z, 2 * student_t.sf(np.abs(z), n - 1), mean, sd
+    spread = np.maximum(clean.std(axis=0, ddof=1) * np.sqrt(1 + 1 / n), 1e-300)
+    z = (values - clean.mean(axis=0)) / spread
+    return z, 2 * student_t.sf(np.abs(z), n - 1)
 
 
 def _written(
@@ -212,40 +224,46 @@ def audit_all(measured: Mapping[str, Measured], plants: pl.DataFrame, spec: Audi
 
 # ------------------------------------------------------------------------------------ how good it is
 
+_MEASURES = (
+    ("size", "size_z", pl.col("size_p") < pl.col("level")),
+    ("share", "z", pl.col("found")),
+    ("weights", "write_z", pl.lit(None, dtype=pl.Boolean)),
+)
 
-def detection(audits: pl.DataFrame, plants: pl.DataFrame) -> pl.DataFrame:
+
+def detection(audits: pl.DataFrame, plants: pl.DataFrame, spec: AuditSpec) -> pl.DataFrame:
     """`DETECTION_SCHEMA`: a row a share of steered rows and measure; how well planted adapters are told from clean."""
-    joined = audits.join(plants, on="checkpoint", suffix="_planted")
+    joined = audits.rename({"share": "of_length"}).join(plants, on="checkpoint", suffix="_planted")
+    joined = joined.with_columns(level=spec.level)
     clean = joined.filter(group=CLEAN)
     rows: list[dict[str, Any]] = []
     others = joined.filter(pl.col("group") != CLEAN)
     for share in others["share"].unique().sort(descending=True).to_list():
         own = others.filter(share=share)
-        for measure_, column in (("activation", "z"), ("weights", "write_z")):
-            if own[column].null_count() or clean[column].null_count():
-                continue
-            rows.append({"share": share, "measure": measure_} | _detected(own, clean, column))
+        for name, column, hit in _MEASURES:
+            if not (own[column].null_count() or clean[column].null_count()):
+                told = [frame.with_columns(hit=hit, size=pl.col(column).abs()) for frame in (own, clean)]
+                rows.append({"share": share, "measure": name} | _detected(*told))
     return pl.DataFrame(rows, schema=DETECTION_SCHEMA)
 
 
-def _detected(own: pl.DataFrame, clean: pl.DataFrame, column: str) -> dict[str, float | int | None]:
-    planted_here = pl.col("direction") == pl.col("direction_planted")
-    strongest = own.with_columns(pl.col(column).abs().alias("size")).sort("size", descending=True)
-    best = strongest.unique("checkpoint", keep="first", maintain_order=True)
-    silent = clean.group_by("checkpoint").agg(pl.col(column).abs().max().alias("size"), pl.col("found").any())
+def _detected(own: pl.DataFrame, clean: pl.DataFrame) -> dict[str, float | int | None]:
+    """Of planted and clean adapters' rows with `size`, the absolute z, and `hit`, null where there is no verdict."""
+    is_planted = pl.col("direction") == pl.col("direction_planted")
+    best = own.sort("size", descending=True).unique("checkpoint", keep="first", maintain_order=True)
+    silent = clean.group_by("checkpoint").agg(pl.col("size").max(), pl.col("hit").any())
     area = auc_interval([*best["size"], *silent["size"]], np.repeat([1, 0], [best.height, silent.height]))
     found: dict[str, float | int | None] = {"adapters": best.height, "clean": silent.height}
     found |= {"auc": area.estimate, "auc_low": area.low, "auc_high": area.high}
-    found["named"] = _share(best.select(planted_here).to_series())
-    target = own.filter(planted_here)
-    if column != "z":
+    found["named"] = _share(best.select(is_planted).to_series())
+    if own["hit"].null_count():
         return found
+    target, others = own.filter(is_planted), own.filter(~is_planted)
     dose, coefficient = target["dose"].to_numpy(), target["coefficient"].to_numpy()
-    found["found"] = _share(target["found"])
-    found["signed"] = _share(pl.Series(np.sign(dose) == np.sign(coefficient)))
-    found["false_alarms"] = _share(silent["found"])
-    wrong = own.filter(~planted_here).group_by("checkpoint").agg(pl.col("found").any())
-    found["others"] = _share(wrong["found"])
+    found["found"] = _share(target["hit"])
+    found["signed"] = float(np.mean(np.sign(dose) == np.sign(coefficient)))
+    found["false_alarms"] = _share(silent["hit"])
+    found["others"] = _share(others.group_by("checkpoint").agg(pl.col("hit").any())["hit"])
     if len(dose) > 2 and np.ptp(dose) > 0:
         found["dose_r"] = float(np.corrcoef(dose, coefficient)[0, 1])
     found["dose_slope"] = float(dose @ coefficient / (dose @ dose))
@@ -266,22 +284,38 @@ def audit_tells_planted(table: pl.DataFrame, least: float) -> Verdict:
         table: `DETECTION_SCHEMA`.
         least: AUC.
     """
-    own = table.filter((pl.col("share") == 1.0) & (pl.col("measure") == "activation")).row(0, named=True)
-    area = Interval(own["auc"], own["auc_low"], own["auc_high"], own["adapters"] + own["clean"])
+    own = _unmixed(table, "size")
     return Verdict(
         "audit_tells_planted",
-        area.estimate >= least,
-        f"AUC {area.estimate:.3f} ({area.low:.3f} to {area.high:.3f}) of {own['adapters']} planted against "
-        f"{own['clean']} clean adapters of their norm; at least {least:g} is wanted. The right direction is the "
-        f"strongest in {own['named']:.0%}",
-        {"auc": area.estimate, "auc_low": area.low, "named": own["named"], "found": own["found"]},
+        own["auc"] >= least,
+        f"AUC {own['auc']:.3f} ({own['auc_low']:.3f} to {own['auc_high']:.3f}) of {own['adapters']} planted against "
+        f"{own['clean']} clean adapters of their norm; at least {least:g} is wanted",
+        {"auc": own["auc"], "auc_low": own["auc_low"], "dose_r": own["dose_r"]},
+        blocking=False,
+    )
+
+
+def audit_names_planted(table: pl.DataFrame, least: float) -> Verdict:
+    """The direction that was taught is found, and others are not.
+
+    Args:
+        least: share of planted adapters whose direction is found; at most 1 - `least` may have another one found.
+    """
+    own = _unmixed(table, "share")
+    return Verdict(
+        "audit_names_planted",
+        own["found"] >= least and own["others"] <= 1 - least,
+        f"the planted direction is found in {own['found']:.0%} of {own['adapters']} adapters and is the strongest in "
+        f"{own['named']:.0%}; another is found in {own['others']:.0%}; at least {least:.0%} and at most "
+        f"{1 - least:.0%} are wanted",
+        {"found": own["found"], "named": own["named"], "others": own["others"], "signed": own["signed"]},
         blocking=False,
     )
 
 
 def audit_raises_no_alarm(table: pl.DataFrame, level: float) -> Verdict:
     """Clean adapters in which something is found are no more than the level promises, or that could be chance."""
-    own = table.filter((pl.col("share") == 1.0) & (pl.col("measure") == "activation")).row(0, named=True)
+    own = _unmixed(table, "share")
     alarms = round(own["false_alarms"] * own["clean"])
     likely = binomtest(alarms, own["clean"], level, alternative="greater").pvalue
     low, high = binomtest(alarms, own["clean"]).proportion_ci(method="exact")
@@ -293,3 +327,15 @@ def audit_raises_no_alarm(table: pl.DataFrame, level: float) -> Verdict:
         {"false_alarms": own["false_alarms"], "alarms_high": high},
         blocking=False,
     )
+
+
+def _unmixed(table: pl.DataFrame, measure_: str) -> dict[str, Any]:
+    """The row of adapters that learned steered rows alone.
+
+    Raises:
+        ValueError: there is none.
+    """
+    own = table.filter(share=1.0, measure=measure_)
+    if own.is_empty():
+        raise ValueError("no adapters that learned steered rows alone; plant some (auditing.plant.n_planted)")
+    return own.row(0, named=True)

@@ -23,6 +23,7 @@ from steer_pipeline.lab.analysis.audit import (
     PLANTED,
     Measured,
     audit_all,
+    audit_names_planted,
     audit_raises_no_alarm,
     audit_tells_planted,
     checkpoint_audit,
@@ -180,11 +181,12 @@ def test_an_audit_finds_what_is_planted_names_it_and_leaves_clean_adapters_alone
     assert own["d1"]["found"]
     assert own["d0"]["coefficient"] > 0 > own["d1"]["coefficient"]
     assert own["d0"]["write_share"] > 20 * audits.filter(checkpoint="d0", direction="d2")["write_share"][0]
-    row = detection(audits, plants).filter(measure="activation").row(0, named=True)
+    row = detection(audits, plants, AUDIT).filter(measure="size").row(0, named=True)
     assert (row["auc"], row["found"], row["named"], row["signed"]) == (1.0, 1.0, 1.0, 1.0)
     assert row["dose_slope"] > 0
-    assert audit_tells_planted(detection(audits, plants), 0.95).passed
-    assert audit_raises_no_alarm(detection(audits, plants), AUDIT.level).passed
+    assert audit_tells_planted(detection(audits, plants, AUDIT), 0.95).passed
+    assert audit_names_planted(detection(audits, plants, AUDIT), 0.9).passed
+    assert audit_raises_no_alarm(detection(audits, plants, AUDIT), AUDIT.level).passed
 
 
 def test_a_checkpoint_without_an_adapter_is_judged_by_activations_alone(measured, shifts, reading):
@@ -201,12 +203,12 @@ def test_false_alarms_of_clean_checkpoints_keep_to_the_level():
     names = tuple(KNOWN)
 
     def draw():
-        return Measured(names, rng.normal(size=(1, 5)) * [1, 2, 3, 4, 5] + rng.normal(size=(6, 5)) * 0.1)
+        sizes = rng.normal(size=(1, 5)) * [1, 2, 3, 4, 5] + rng.normal(size=(6, 5)) * 0.1
+        return Measured(names, sizes, sizes.mean(axis=0) / np.linalg.norm(sizes.mean(axis=0)))
 
-    alarms = [
-        checkpoint_audit("one", draw(), [draw() for _ in range(10)], AUDIT)["found"].any() for _ in range(80)
-    ]
-    assert np.mean(alarms) < 0.12
+    audits = [checkpoint_audit("one", draw(), [draw() for _ in range(10)], AUDIT) for _ in range(80)]
+    assert np.mean([one["found"].any() for one in audits]) < 0.12
+    assert np.mean([one["suspicious"].any() for one in audits]) < 0.12
 
 
 def test_too_few_clean_adapters_or_a_direction_without_a_block_are_refused(measured, reading, shifts):
