@@ -54,6 +54,11 @@ ON_GPU = {
     "mlp_interpretation",
     "attention_patterns",
     "clean_students",
+    "activation_difference",
+    "planted_adapters",
+    "checkpoint_audit",
+    "data_screening",
+    "preventative_steering",
 }
 
 

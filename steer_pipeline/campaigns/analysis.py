@@ -25,8 +25,17 @@ from steer_pipeline.settings import settings
 VECTOR = ("contrast_set", "persona_vector")
 STUDENT, ARM = "student_adapter", "heal_adapter"
 BASIS, CLEANNESS = "analysis_basis", "clean_students"
-OF_PAIR = ("model_pair", "weight_susceptibility", "mlp_interpretation", "attention_patterns", "pair_report")
-ANALYSED = (BASIS, CLEANNESS, *OF_PAIR)
+OF_PAIR = (
+    "model_pair",
+    "weight_susceptibility",
+    "mlp_interpretation",
+    "attention_patterns",
+    "activation_difference",
+    "pair_report",
+)
+AUDIT, SCREENING, PREVENTION = "checkpoint_audit", "data_screening", "preventative_steering"
+EXPERIMENTS = (("planted_adapters", AUDIT), (SCREENING,), (PREVENTION,))
+ANALYSED = (BASIS, CLEANNESS, *OF_PAIR, *(asset for chain in EXPERIMENTS for asset in chain))
 
 
 @dataclass
@@ -57,6 +66,8 @@ class Analysis(Campaign):
         self.bring_up((CLEANNESS,), None)
         for pair in self.pairs:
             self.bring_up(OF_PAIR, pair, stop=False)
+        for chain in EXPERIMENTS:
+            self.bring_up(chain, None, stop=False)
         return self.numbers()
 
     def places(self) -> list[Place]:
@@ -71,6 +82,7 @@ class Analysis(Campaign):
             (BASIS, None),
             (CLEANNESS, None),
             *((asset, pair) for pair in self.pairs for asset in OF_PAIR),
+            *((asset, None) for chain in EXPERIMENTS for asset in chain),
         ]
 
     def why(self, asset: str, partition: str | None) -> list[str]:
@@ -99,11 +111,14 @@ class Analysis(Campaign):
         return Students(self.driver, variants, **how)
 
     def numbers(self) -> dict[str, Any]:
-        """Findings by pair, and how often the rule finds something in pairs of two clean students."""
+        """Findings by pair, how often the rule finds something in pairs of two clean students, and what came of audit,
+        screening and prevention.
+        """
         import json
 
         import polars as pl
 
+        from steer_pipeline.lab.analysis.audit_steps import experiments_headline
         from steer_pipeline.lab.analysis.report import FINDINGS, headline
         from steer_pipeline.lab.analysis.steps import RATE
 
@@ -113,7 +128,10 @@ class Analysis(Campaign):
                 found[pair] = headline(pl.read_parquet(version.path / FINDINGS))
         if (version := self.store.current(CLEANNESS, None)) is not None:
             found["clean_pairs"] = json.loads((version.path / RATE).read_text())
-        return found
+        stored = {name: self.store.current(name, None) for name in (AUDIT, SCREENING, PREVENTION)}
+        return found | experiments_headline(
+            {name: one.path for name, one in stored.items() if one is not None}
+        )
 
     def _personas(self) -> list[str]:
         return list(dict.fromkeys([*DICTIONARY, *([HEAL.persona] if self.arms else [])]))

@@ -245,10 +245,31 @@ def write_prevention(
     return table
 
 
-def audit_headline(detected: pl.DataFrame) -> dict[str, Any]:
-    """What the last line shows of the audit: by share of steered rows and measure."""
-    keys = ("auc", "auc_low", "auc_high", "found", "false_alarms", "dose_r")
-    return {
-        f"{row['measure']}_{row['share']:g}": {key: row[key] for key in keys if row.get(key) is not None}
-        for row in detected.iter_rows(named=True)
-    }
+def experiments_headline(folders: Mapping[str, Path]) -> dict[str, Any]:
+    """What the last line shows of audit, screening and prevention, by asset; of those that are there."""
+    found: dict[str, Any] = {}
+    if (folder := folders.get("checkpoint_audit")) is not None:
+        table = pl.read_parquet(folder / DETECTION)
+        keys = ("auc", "auc_low", "auc_high", "found", "false_alarms", "dose_r")
+        found["audit"] = {
+            f"{row['measure']}_{row['share']:g}": _known(row, keys) for row in table.iter_rows(named=True)
+        }
+    if (folder := folders.get("data_screening")) is not None:
+        table, gate = (pl.read_parquet(folder / name) for name in (CORRELATIONS, GATE))
+        found["screening"] = {
+            **{
+                row["over"]: _known(row, ("r", "low", "high", "students"))
+                for row in table.iter_rows(named=True)
+            },
+            **{row["measure"]: _known(row, ("value", "low", "high")) for row in gate.iter_rows(named=True)},
+        }
+    if (folder := folders.get("preventative_steering")) is not None:
+        keys = ("unwanted", "unwanted_low", "unwanted_high", "wanted", "nll", "verdict")
+        rows = pl.read_parquet(folder / PREVENTION).iter_rows(named=True)
+        found["prevention"] = {row["arm"]: _known(row, keys) for row in rows}
+    return found
+
+
+def _known(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Fields of a row that hold something."""
+    return {key: row[key] for key in keys if row[key] is not None and row[key] == row[key]}

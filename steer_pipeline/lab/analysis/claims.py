@@ -7,11 +7,24 @@ from pathlib import Path
 import polars as pl
 
 from steer_pipeline.catalogue.analysis import AnalysisSpec
+from steer_pipeline.lab.analysis.audit import audit_names_planted, audit_raises_no_alarm, audit_tells_planted
+from steer_pipeline.lab.analysis.audit_steps import CORRELATIONS, DETECTION, GATE, PREVENTION
 from steer_pipeline.lab.analysis.directions import COMPONENT, PERSONA, read_directions
 from steer_pipeline.lab.analysis.findings import MIN_CLEAN, PUSHED
 from steer_pipeline.lab.analysis.report import FINDINGS
 from steer_pipeline.lab.analysis.steps import RATE, SUSCEPTIBILITY
-from steer_pipeline.lab.limits import MAX_FALSE_FINDINGS
+from steer_pipeline.lab.limits import (
+    MAX_FALSE_FINDINGS,
+    MAX_PREVENTION_LOSS,
+    MIN_AUDIT_AUC,
+    MIN_GATE_PRECISION,
+    MIN_GATE_RECALL,
+    MIN_NAMED,
+    MIN_SCREENING_R,
+)
+from steer_pipeline.lab.screening.gate import gate_is_sharp
+from steer_pipeline.lab.screening.predicting import screening_predicts
+from steer_pipeline.lab.screening.preventing import prevention_prevents
 from steer_pipeline.lab.verdict import Verdict
 
 
@@ -100,3 +113,22 @@ def _is_found(findings: pl.DataFrame, direction: str, way: str) -> bool:
     sign = 1 if way == "up" else -1
     ways = own.filter(pl.col("statistic") == PUSHED)["value"]
     return own.height > 0 and all(value * sign > 0 for value in ways)
+
+
+def audit_verdicts(folder: Path, level: float) -> Iterator[Verdict]:
+    """How well planted adapters are told from clean ones."""
+    table = pl.read_parquet(folder / DETECTION)
+    yield audit_tells_planted(table, MIN_AUDIT_AUC)
+    yield audit_names_planted(table, MIN_NAMED)
+    yield audit_raises_no_alarm(table, level)
+
+
+def screening_verdicts(folder: Path) -> Iterator[Verdict]:
+    """Whether rows say what training on them does, and flags hit those that are planted."""
+    yield screening_predicts(pl.read_parquet(folder / CORRELATIONS), MIN_SCREENING_R)
+    yield gate_is_sharp(pl.read_parquet(folder / GATE), MIN_GATE_PRECISION, MIN_GATE_RECALL)
+
+
+def prevention_verdicts(folder: Path) -> Iterator[Verdict]:
+    """Whether the unwanted trait stays out."""
+    yield prevention_prevents(pl.read_parquet(folder / PREVENTION), MAX_PREVENTION_LOSS)

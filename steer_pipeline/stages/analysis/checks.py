@@ -4,7 +4,14 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from steer_pipeline.lab.limits import MAX_FALSE_FINDINGS
+from steer_pipeline.lab.limits import (
+    MAX_FALSE_FINDINGS,
+    MIN_AUDIT_AUC,
+    MIN_GATE_PRECISION,
+    MIN_GATE_RECALL,
+    MIN_NAMED,
+    MIN_SCREENING_R,
+)
 from steer_pipeline.partitions import ANALYSIS, CLEAN, PAIR
 from steer_pipeline.resources import ArtifactStoreResource
 from steer_pipeline.settings import settings
@@ -59,6 +66,45 @@ REPORT = Claims(
     ),
     partitions_def=PAIR,
 )
+AUDIT = Claims(
+    "checkpoint_audit",
+    should(
+        "audit_tells_planted",
+        f"Adapters that were taught something are told from clean ones of their norm: AUC at least {MIN_AUDIT_AUC:g}.",
+        "read it by dose: raise auditing.plant.rows or steps, or audit on texts of the task (auditing.audit.texts)",
+    ),
+    should(
+        "audit_names_planted",
+        f"In at least {MIN_NAMED:g} of planted adapters the direction that was taught is found.",
+        "train more clean adapters (auditing.plant.n_clean), or read other blocks (auditing.audit.blocks)",
+    ),
+    ought(
+        "audit_raises_no_alarm",
+        "Clean adapters in which something is found are no more than the level promises.",
+        "believe no verdict before: train more clean adapters (auditing.plant.n_clean)",
+    ),
+)
+SCREENING = Claims(
+    "data_screening",
+    should(
+        "screening_predicts",
+        f"Projections of rows predict what training on them does: r above {MIN_SCREENING_R:g} with its whole interval.",
+        "read r by persona; project at another block (auditing.screening.block)",
+    ),
+    should(
+        "gate_is_sharp",
+        f"Flags have a precision of at least {MIN_GATE_PRECISION:g} and a recall of at least {MIN_GATE_RECALL:g}.",
+        "change auditing.screening.quantile, or project at another block",
+    ),
+)
+PREVENTION = Claims(
+    "preventative_steering",
+    should(
+        "prevention_prevents",
+        "Some preventative dose brings the unwanted trait to the level of students that never saw it, at their loss.",
+        "read the table of arms: try other auditing.prevention.strengths",
+    ),
+)
 
 
 @BASIS.check()
@@ -112,8 +158,52 @@ def pair_report_checks(
     yield from map(REPORT.judged, report_verdicts(folder, targets, student in CLEAN))
 
 
+@AUDIT.check()
+def checkpoint_audit_checks(
+    context: dg.AssetCheckExecutionContext, store: ArtifactStoreResource
+) -> Iterator[dg.AssetCheckResult]:
+    """Whether planted adapters are told from clean ones."""
+    from steer_pipeline.lab.analysis.claims import audit_verdicts
+
+    with user_errors():
+        folder = reader(context, store).folder("checkpoint_audit")
+    yield from map(AUDIT.judged, audit_verdicts(folder, settings().profile.auditing.audit.level))
+
+
+@SCREENING.check()
+def data_screening_checks(
+    context: dg.AssetCheckExecutionContext, store: ArtifactStoreResource
+) -> Iterator[dg.AssetCheckResult]:
+    """Whether rows say what training on them does."""
+    from steer_pipeline.lab.analysis.claims import screening_verdicts
+
+    with user_errors():
+        folder = reader(context, store).folder("data_screening")
+    yield from map(SCREENING.judged, screening_verdicts(folder))
+
+
+@PREVENTION.check()
+def preventative_steering_checks(
+    context: dg.AssetCheckExecutionContext, store: ArtifactStoreResource
+) -> Iterator[dg.AssetCheckResult]:
+    """Whether the unwanted trait stays out."""
+    from steer_pipeline.lab.analysis.claims import prevention_verdicts
+
+    with user_errors():
+        folder = reader(context, store).folder("preventative_steering")
+    yield from map(PREVENTION.judged, prevention_verdicts(folder))
+
+
 CHECKS = (
-    [analysis_basis_checks, weight_susceptibility_checks, clean_students_checks, pair_report_checks]
+    [
+        analysis_basis_checks,
+        weight_susceptibility_checks,
+        clean_students_checks,
+        pair_report_checks,
+        checkpoint_audit_checks,
+        data_screening_checks,
+        preventative_steering_checks,
+    ]
     if ANALYSIS.pairs
     else []
 )
