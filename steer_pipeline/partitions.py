@@ -132,3 +132,6 @@ DICTIONARY = [name for name in PERSONA.get_partition_keys() if name in (ANALYSIS
 OF_DICTIONARY = dg.SpecificPartitionsPartitionMapping(DICTIONARY)
 CLEAN = [BASE, *(name for name in settings().profile.students.controls if name in settings().variants)]
 OF_CLEAN = dg.SpecificPartitionsPartitionMapping(CLEAN)
+# What is tried on adapters of our own, and these.
+_PLANTED = bool({"checkpoint_audit", "data_screening"} & set(ANALYSIS.experiments))
+EXPERIMENTS = [*(["planted_adapters"] if _PLANTED else []), *ANALYSIS.experiments]

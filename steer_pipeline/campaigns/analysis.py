@@ -19,7 +19,7 @@ from steer_pipeline.campaigns.heal import DATA
 from steer_pipeline.campaigns.pilot import CORPUS
 from steer_pipeline.campaigns.progress import Place
 from steer_pipeline.campaigns.students import KEEP, Students
-from steer_pipeline.partitions import ANALYSIS, CLEAN, DICTIONARY, HEAL
+from steer_pipeline.partitions import ANALYSIS, CLEAN, DICTIONARY, EXPERIMENTS, HEAL
 from steer_pipeline.settings import settings
 
 VECTOR = ("contrast_set", "persona_vector")
@@ -34,8 +34,7 @@ OF_PAIR = (
     "pair_report",
 )
 AUDIT, SCREENING, PREVENTION = "checkpoint_audit", "data_screening", "preventative_steering"
-EXPERIMENTS = (("planted_adapters", AUDIT), (SCREENING,), (PREVENTION,))
-ANALYSED = (BASIS, CLEANNESS, *OF_PAIR, *(asset for chain in EXPERIMENTS for asset in chain))
+ANALYSED = (BASIS, CLEANNESS, *OF_PAIR, *EXPERIMENTS)
 
 
 @dataclass
@@ -66,8 +65,8 @@ class Analysis(Campaign):
         self.bring_up((CLEANNESS,), None)
         for pair in self.pairs:
             self.bring_up(OF_PAIR, pair, stop=False)
-        for chain in EXPERIMENTS:
-            self.bring_up(chain, None, stop=False)
+        for asset in EXPERIMENTS:
+            self.bring_up((asset,), None, stop=False)
         return self.numbers()
 
     def places(self) -> list[Place]:
@@ -82,7 +81,7 @@ class Analysis(Campaign):
             (BASIS, None),
             (CLEANNESS, None),
             *((asset, pair) for pair in self.pairs for asset in OF_PAIR),
-            *((asset, None) for chain in EXPERIMENTS for asset in chain),
+            *((asset, None) for asset in EXPERIMENTS),
         ]
 
     def why(self, asset: str, partition: str | None) -> list[str]:

@@ -1,6 +1,6 @@
 """The profile's `analysis`: what tuning changed in weights. Every field is documented here and nowhere else."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -90,6 +90,10 @@ class AnalysisSpec(Strict):
         description="Pairs of two clean students at most, drawn by `seed`: how often nothing is found in them is the "
         "level of the verdicts.",
     )
+    experiments: list[Literal["checkpoint_audit", "data_screening", "preventative_steering"]] = Field(
+        default=["checkpoint_audit", "data_screening", "preventative_steering"],
+        description="What is tried on adapters of our own (`auditing`), dozens of which are trained for it.",
+    )
     seed: int = Field(default=80, description="Keys null directions, texts and the draw of clean pairs.")
 
     @field_validator("distances")
@@ -99,7 +103,7 @@ class AnalysisSpec(Strict):
             raise ValueError(f"{value}: different numbers of positions, none below 0")
         return value
 
-    @field_validator("personas")
+    @field_validator("personas", "experiments")
     @classmethod
     def _each_once(cls, value: list[Any] | None) -> list[Any] | None:
         if value is not None and len(set(value)) < len(value):

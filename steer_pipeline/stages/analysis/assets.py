@@ -17,6 +17,7 @@ from steer_pipeline.partitions import (
     ANALYSIS,
     CLEAN,
     DICTIONARY,
+    EXPERIMENTS,
     OF_CLEAN,
     OF_DICTIONARY,
     PAIR,
@@ -433,6 +434,7 @@ def preventative_steering(
     shutil.rmtree(work, ignore_errors=True)
 
 
+TRIED = (planted_adapters, checkpoint_audit, data_screening, preventative_steering)
 ASSETS = (
     [
         analysis_basis,
@@ -443,10 +445,7 @@ ASSETS = (
         clean_students,
         activation_difference,
         pair_report,
-        planted_adapters,
-        checkpoint_audit,
-        data_screening,
-        preventative_steering,
+        *(own for own in TRIED if own.key.path[-1] in EXPERIMENTS),
     ]
     if ANALYSIS.pairs
     else []

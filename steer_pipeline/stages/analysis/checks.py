@@ -12,7 +12,7 @@ from steer_pipeline.lab.limits import (
     MIN_NAMED,
     MIN_SCREENING_R,
 )
-from steer_pipeline.partitions import ANALYSIS, CLEAN, PAIR
+from steer_pipeline.partitions import ANALYSIS, CLEAN, EXPERIMENTS, PAIR
 from steer_pipeline.resources import ArtifactStoreResource
 from steer_pipeline.settings import settings
 from steer_pipeline.stages.kit import Claims, must, ought, reader, should, user_errors
@@ -194,15 +194,18 @@ def preventative_steering_checks(
     yield from map(PREVENTION.judged, prevention_verdicts(folder))
 
 
+TRIED = {
+    "checkpoint_audit": checkpoint_audit_checks,
+    "data_screening": data_screening_checks,
+    "preventative_steering": preventative_steering_checks,
+}
 CHECKS = (
     [
         analysis_basis_checks,
         weight_susceptibility_checks,
         clean_students_checks,
         pair_report_checks,
-        checkpoint_audit_checks,
-        data_screening_checks,
-        preventative_steering_checks,
+        *(check for name, check in TRIED.items() if name in EXPERIMENTS),
     ]
     if ANALYSIS.pairs
     else []
