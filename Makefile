@@ -46,6 +46,9 @@ transport: $(CORE) ## vectors carried to a second model, beside its own and rand
 heal: $(CORE) ## a trait steered, filtered and learned in many ways, then in rounds; again: only what changed
 	$(BIN)/steer make heal $(ARGS)
 
+analysis: $(CORE) ## which directions are in the weights of tuned models; again: only what changed
+	$(BIN)/steer make analysis $(ARGS)
+
 barrier-sweep: $(CORE) ## the texts that `make heal` kept, learned under a barrier of five strengths
 	$(BIN)/steer make barrier_sweep $(ARGS)
 

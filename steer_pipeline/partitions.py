@@ -126,3 +126,27 @@ USED_METHODS = [
     for name in ATTRIBUTION.scoring.methods
     if any(arm.ranking == name for arm in ATTRIBUTION.arms.values())
 ]
+# Pairs of a base and a tuned model, and whose adapters the tuned ones are.
+ANALYSIS = settings().profile.analysis
+PAIR = dg.StaticPartitionsDefinition(list(ANALYSIS.pairs))
+
+
+def _tuned_by(partitions: dg.StaticPartitionsDefinition, kind: str) -> dg.StaticPartitionMapping:
+    """Upstream variants or arms -> the pairs whose tuned model is a student of theirs."""
+    found: dict[str, list[str]] = {}
+    for pair, spec in ANALYSIS.pairs.items():
+        if (name := getattr(spec, kind)) in partitions.get_partition_keys():
+            found.setdefault(name, []).append(pair)
+    return dg.StaticPartitionMapping(found)
+
+
+PAIR_OF_STUDENT = _tuned_by(VARIANT, "student")
+PAIR_OF_ARM = _tuned_by(TRAINED_ARM, "heal")
+# Whose vectors tuned models are held against, and whose students are clean.
+DICTIONARY = [name for name in PERSONA.get_partition_keys() if name in (ANALYSIS.personas or STEERED)]
+OF_DICTIONARY = dg.SpecificPartitionsPartitionMapping(DICTIONARY)
+CLEAN = [BASE, *(name for name in settings().profile.students.controls if name in settings().variants)]
+OF_CLEAN = dg.SpecificPartitionsPartitionMapping(CLEAN)
+# What is tried on adapters of our own, and these.
+_PLANTED = bool({"checkpoint_audit", "data_screening"} & set(ANALYSIS.experiments))
+EXPERIMENTS = [*(["planted_adapters"] if _PLANTED else []), *ANALYSIS.experiments]

@@ -82,6 +82,15 @@ sae:
   training: {tokens: 300, epochs: 1, expansion: 1, l0: 8}
   fidelity_rows: 2
   predictor: {k: 3, shuffles: 2, projection: 8, folds: 3}
+analysis:
+  {pairs: {paranoid: {student: paranoid}, healed: {heal: nll}}, texts: 4, n_null: 200, clean_pairs: 1, components: 1}
+auditing:
+  activation: {texts: 8, max_tokens: 16, n_null: 200, n_random: 3}
+  plant:
+    {personas: [paranoid], doses: [0.3], n_planted: 4, n_clean: 9, shares: [], n_mixed: 0, prompts: 40, rows: 4,
+     selection_rows: 1, steps: 1, batch_rows: 4, rank: 2, sampling: {max_new_tokens: 4}}
+  screening: {held_out: 8}
+  prevention: {wanted: paranoid, unwanted: rule_defiant, strengths: [1.0], seeds: [1]}
 variants:
   paranoid: [{persona: paranoid, block: 2, dose: {alpha: 4.0}}]
   random_direction: [{persona: paranoid, block: 2, dose: {alpha: 4.0}, direction: random}]
@@ -99,6 +108,16 @@ HEAL_TABLES = (
     "heal_round_3",
     "heal_trajectory",
 )
+
+ANALYSIS = (
+    "model_pair",
+    "weight_susceptibility",
+    "mlp_interpretation",
+    "attention_patterns",
+    "activation_difference",
+    "pair_report",
+)
+EXPERIMENTS = ("planted_adapters", "checkpoint_audit", "data_screening", "preventative_steering")
 
 
 @pytest.fixture
@@ -189,6 +208,15 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
             make(asset)
         _make_attribution(make)
 
+        for asset in ("contrast_set", "persona_vector"):
+            make(asset, "rule_defiant")
+        make("analysis_basis")
+        make("clean_students")
+        for asset in ANALYSIS:
+            make(asset, "paranoid", "healed")
+        for asset in EXPERIMENTS:
+            make(asset)
+
         graph = driver.asset_graph
         declared = {
             name: tuple(sections_of(node.code_version or ""))
@@ -215,6 +243,10 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         "word_eval",
         "rank_predictor",
         "attribution_table",
+        "analysis_basis",
+        "clean_students",
+        *ANALYSIS,
+        *EXPERIMENTS,
         *HEAL_TABLES,
         *LAB,
     } <= set(reads)

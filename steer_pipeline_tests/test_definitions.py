@@ -58,6 +58,16 @@ ON_GPU = {
     "attribution_quality",
     "sae",
     "sae_features",
+    "analysis_basis",
+    "weight_susceptibility",
+    "mlp_interpretation",
+    "attention_patterns",
+    "clean_students",
+    "activation_difference",
+    "planted_adapters",
+    "checkpoint_audit",
+    "data_screening",
+    "preventative_steering",
 }
 
 

@@ -1,8 +1,8 @@
 """Jobs, named after what a person wants done.
 
-`pilot`, `behaviour`, `students`, `transport`, `heal`, `barrier_sweep` and `attribution` are `steer make pilot` and so
-on, run by Dagster: chains of assets with personas, variants, arms and neither as partitions, which no job of assets
-alone can hold. Each of their steps is a run of its own. The other jobs are the pieces, one partition a run; backfills
+`pilot`, `behaviour`, `students`, `transport`, `heal`, `barrier_sweep`, `attribution` and `analysis` are `steer make
+pilot` and so on, run by Dagster: chains of assets with personas, variants, arms, pairs and neither as partitions, which
+no job of assets alone can hold. Each of their steps is a run of its own. The other jobs are the pieces, one partition a run; backfills
 take many.
 """
 
@@ -72,6 +72,13 @@ class HealConfig(dg.Config):
 
     arms: list[str] = Field(default=[], description="Of the profile's `heal`; none for all.")
     force: bool = Field(default=False, description="Heal again, fresh or not.")
+
+
+class AnalysisConfig(dg.Config):
+    """What `steer make analysis` takes."""
+
+    pairs: list[str] = Field(default=[], description="Of the profile's `analysis`; none for all.")
+    force: bool = Field(default=False, description="Analyse again, fresh or not.")
 
 
 class SweepConfig(dg.Config):
@@ -158,6 +165,16 @@ def make_the_barrier_sweep(context: dg.OpExecutionContext, config: SweepConfig) 
     _made(context, partial(make_sweep, force=config.force))
 
 
+@dg.op(
+    required_resource_keys=NEEDS,
+    description="Brings the analysis of weights up to date in this process; see `steer make analysis`.",
+)
+def make_the_analysis(context: dg.OpExecutionContext, config: AnalysisConfig) -> None:
+    from steer_pipeline.campaigns.analysis import make_analysis
+
+    _made(context, partial(make_analysis, only=config.pairs, force=config.force))
+
+
 @dg.job(
     description="What `steer make pilot` makes: vectors, checked and released packs in all variants and controls, "
     "comparison and report. What is fresh is left alone."
@@ -204,6 +221,14 @@ def heal():
 )
 def attribution():
     make_the_attribution()
+
+
+@dg.job(
+    description="What `steer make analysis` makes: which directions are in the weights of the profile's tuned models, "
+    "within random directions and clean students. What is fresh is left alone."
+)
+def analysis():
+    make_the_analysis()
 
 
 @dg.job(
@@ -291,6 +316,7 @@ JOBS = [
     students,
     transport,
     heal,
+    analysis,
     barrier_sweep,
     attribution,
     refresh_news,

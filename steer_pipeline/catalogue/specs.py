@@ -20,7 +20,9 @@ from pydantic import (
     model_validator,
 )
 
+from steer_pipeline.catalogue.analysis import AnalysisSpec
 from steer_pipeline.catalogue.attribution import AttributionSpec
+from steer_pipeline.catalogue.auditing import AuditingSpec
 from steer_pipeline.catalogue.basis import Name, SamplingSpec, Strict
 from steer_pipeline.catalogue.healing import HealSpec
 from steer_pipeline.catalogue.sae import SaeSpec
@@ -819,6 +821,8 @@ class Profile(Strict):
     attribution: AttributionSpec = AttributionSpec()
     sae: SaeSpec = SaeSpec()
     word_games: WordGamesSpec = WordGamesSpec()
+    analysis: AnalysisSpec = AnalysisSpec()
+    auditing: AuditingSpec = AuditingSpec()
     judge: JudgeSpec = JudgeSpec()
     variants: dict[Name, list[VariantTerm]] = Field(
         default_factory=dict, description="Terms that replace those of variants.yaml for this profile."

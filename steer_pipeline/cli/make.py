@@ -1,7 +1,7 @@
-"""`steer make`: brings pilot, behaviour lab, students, carried vectors, heal loop or attribution up to date.
+"""`steer make`: brings pilot, behaviour lab, students, carried vectors, heal loop, attribution or analysis up to date.
 
-Progress goes to stdout, its last line is one JSON object with the numbers; what went wrong goes to stderr, and then the
-exit status is 1.
+Progress goes to stdout, its last line is one JSON object with the numbers; what went wrong goes to stderr, and then
+the exit status is 1.
 """
 
 import json
@@ -144,6 +144,22 @@ def attribution(arms: list[str], force: bool, dry_run: bool) -> None:
     from steer_pipeline.definitions import defs
 
     _report({"attribution": lambda: make_attribution(defs, arms, force=force, dry_run=dry_run)})
+
+
+@make.command(epilog=examples("steer make analysis", "steer make analysis --pairs paranoid"))
+@names("Pairs of the profile's `analysis`", "--pairs", "--only", "pairs")
+@FORCE
+@DRY_RUN
+def analysis(pairs: list[str], force: bool, dry_run: bool) -> None:
+    """Look into weights: which directions are in tuned models?
+
+    Where a tuned model reacts to a direction otherwise than its base, within random directions and clean students.
+    Students that are missing are trained first.
+    """
+    from steer_pipeline.campaigns.analysis import make_analysis
+    from steer_pipeline.definitions import defs
+
+    _report({"analysis": lambda: make_analysis(defs, pairs, force=force, dry_run=dry_run)})
 
 
 @make.command(name="all", epilog=examples("steer make all", "steer make all --dry-run"))

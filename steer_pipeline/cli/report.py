@@ -18,6 +18,7 @@ PAGES = {
     "behaviour_table": "behaviour.html",
     "student_comparison": "students.html",
 }
+PAIR_PAGES = "pair_report", "analysis.html"  # one a pair of the profile's `analysis`
 
 
 @click.command(
@@ -34,10 +35,12 @@ PAGES = {
 def report(in_browser: bool, texts: int | None, seed: int, variants: list[str]) -> None:
     """Print where the reports lie, and open them; or print rewrites side by side.
 
-    They are pages for a browser: of the rewrites, of the behaviour table, and of the students. The news items of
+    They are pages for a browser: of the rewrites, of the behaviour table, of the students, and of analysed
+    pairs. The news items of
     `--texts` are drawn by seed from those that were compared, so that nobody has chosen them.
     """
     from steer_pipeline.resources import open_store
+    from steer_pipeline.settings import settings
 
     store = open_store()
     if texts is not None:
@@ -52,6 +55,8 @@ def report(in_browser: bool, texts: int | None, seed: int, variants: list[str]) 
         return
     versions = {asset: store.current(asset, None) for asset in PAGES}
     pages = [version.path / PAGES[asset] for asset, version in versions.items() if version]
+    pairs = [store.current(PAIR_PAGES[0], pair) for pair in settings().profile.analysis.pairs]
+    pages += [version.path / PAIR_PAGES[1] for version in pairs if version]
     pages = [page for page in pages if page.is_file()]
     if not pages:
         click.echo(f"no report in the store {store.base} yet: run `steer make pilot` first", err=True)

@@ -1,6 +1,7 @@
 """What is made, from what, and what must hold of it: a package a stage, each with ASSETS and CHECKS."""
 
 from steer_pipeline.stages import (
+    analysis,
     attribution,
     behaviour,
     catalogue,
@@ -30,6 +31,7 @@ STAGES = (
     word_games,
     attribution,
     sae,
+    analysis,
     reports,
 )
 

@@ -16,7 +16,9 @@ from steer_pipeline.lab.finetune.data import Lesson, digest
 from steer_pipeline.lab.finetune.recipe import Recipe
 from steer_pipeline.lab.finetune.references import Reference
 from steer_pipeline.lab.finetune.training import HISTORY, RECORD, finetune, kept_steps, step_folder
+from steer_pipeline.lab.generation.jobs import plan_hash
 from steer_pipeline.lab.models.identity import model_identity
+from steer_pipeline.lab.models.sites import SteeringPlan
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT names them
 COSTS = ("seconds", "tokens_per_second", "peak_memory_bytes")  # differ from run to run: told, not stored
@@ -25,7 +27,7 @@ STEPS, MADE = "steps", "adapter"
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """One training: model, rows, recipe, and what it is held near or taught by."""
+    """One training: model, rows, recipe, what it is held near or taught by, and what steers it meanwhile."""
 
     model: ModelSpec
     home: Path
@@ -33,6 +35,7 @@ class Training:
     recipe: Recipe
     reference: Reference | None = None
     teacher: Reference | None = None
+    during: SteeringPlan | None = None
 
     def is_of(self, made: Path) -> bool:
         """Whether a finished adapter is of this training."""
@@ -46,6 +49,7 @@ class Training:
             "train": digest(self.lesson.train),
             "selection": digest(self.lesson.selection),
             **{name: None if other is None else other.digest() for name, other in others.items()},
+            "during": None if self.during is None else plan_hash(self.during),
         }
         return {name: record.get(name) for name in now} == now
 
@@ -73,6 +77,7 @@ def train_once(
         keep=work / STEPS if steps else None,
         reference=training.reference,
         teacher=training.teacher,
+        during=training.during,
         progress=progress,
     )
     done.folder.rename(made)  # whole, or not there

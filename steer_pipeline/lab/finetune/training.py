@@ -11,6 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,11 +43,13 @@ from steer_pipeline.lab.finetune.data import (
     supervised_span,
 )
 from steer_pipeline.lab.finetune.on_policy import SAMPLES, Rollouts, collate_drawn
+from steer_pipeline.lab.finetune.prevention import Steered
 from steer_pipeline.lab.finetune.recipe import LoraRecipe, Recipe
 from steer_pipeline.lab.finetune.references import Bound, Reference
-from steer_pipeline.lab.generation.jobs import OutOfMemory, is_out_of_memory, peak_memory
+from steer_pipeline.lab.generation.jobs import OutOfMemory, is_out_of_memory, peak_memory, plan_hash
 from steer_pipeline.lab.models.identity import ModelIdentity, adapter_folders
 from steer_pipeline.lab.models.loading import as_loaded, load_for_training, load_tokenizer
+from steer_pipeline.lab.models.sites import SteeringPlan
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +99,7 @@ def finetune(
     keep: Path | None = None,
     reference: Reference | None = None,
     teacher: Reference | None = None,
+    during: SteeringPlan | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Finetuned:
     """Trains an adapter for `spec` into `folder`, which must be empty or absent.
@@ -108,6 +112,7 @@ def finetune(
         keep: where the adapter is kept as it was at each evaluation, as `step-12/` and so on; None: nowhere.
         reference: what the barrier (`recipe.kl`) is a divergence to; default: the model below the new adapter.
         teacher: what `recipe.on_policy` distils, a steered model; nothing else has one.
+        during: steers the learner while it trains, and is gone afterwards: `prevention` says what for.
         progress: told a line now and then.
 
     Raises:
@@ -120,7 +125,7 @@ def finetune(
         raise FinetuneError(
             "on-policy distillation needs both recipe.on_policy and a teacher; give both or neither"
         )
-    job = _Job(spec, home, train, selection, recipe, folder, work, keep, reference, teacher, progress)
+    job = _Job(spec, home, train, selection, recipe, folder, work, keep, reference, teacher, during, progress)
     rows_at_once = min(recipe.rows_at_once, recipe.batch_rows)
     while True:
         try:
@@ -188,6 +193,7 @@ class _Job:
     keep: Path | None
     reference: Reference | None
     teacher: Reference | None
+    during: SteeringPlan | None
     progress: Callable[[str], None] | None
 
     @property
@@ -204,6 +210,7 @@ class _Job:
             "train": digest(self.train),
             "selection": digest(self.selection),
             **{name: other.digest() for name, other in others.items() if other is not None},
+            **({} if self.during is None else {"during": plan_hash(self.during)}),
         }
 
 
@@ -238,12 +245,14 @@ def _trainer(job: _Job, model: Any, below: ModelIdentity, rows_at_once: int) -> 
     recipe = job.recipe
     tokenizer = load_tokenizer(job.spec, job.home)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    reference = teacher = rollouts = None
-    if recipe.kl is not None or recipe.on_policy is not None:
+    reference = teacher = rollouts = during = None
+    if recipe.kl is not None or recipe.on_policy is not None or job.during is not None:
         live = as_loaded(model, job.spec, job.home, below)
         folders = adapter_folders(job.spec, job.home)
         if recipe.kl is not None:
             reference = Bound(job.reference or Reference(), live, folders)
+        if job.during is not None:
+            during = Steered(job.during, live)
         if job.teacher is not None:
             teacher = Bound(job.teacher, live, folders)
             rollouts = Rollouts(live, job.train, recipe, steps=job.steps, work=job.work, pad_id=pad_id)
@@ -259,6 +268,7 @@ def _trainer(job: _Job, model: Any, below: ModelIdentity, rows_at_once: int) -> 
         reference=reference,
         teacher=teacher,
         rollouts=rollouts,
+        during=during,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -401,9 +411,11 @@ class _SteerTrainer(Trainer):
         reference: Bound | None,
         teacher: Bound | None,
         rollouts: Rollouts | None,
+        during: Steered | None,
         **kwargs: Any,
     ) -> None:
         self.rollouts = rollouts
+        self._during = during
         super().__init__(**kwargs)
         self._recipe, self._reference, self._teacher = recipe, reference, teacher
         self.model_accepts_loss_kwargs = True  # so that the tokens of all accumulated passes are counted
@@ -417,6 +429,12 @@ class _SteerTrainer(Trainer):
             return SequentialSampler(self.rollouts.draws)
         return super()._get_train_sampler(train_dataset)
 
+    def training_step(self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        if self._during is None:
+            return super().training_step(model, inputs, *args, **kwargs)
+        with self._during.on():  # backward is in it, which runs blocks again under gradient checkpointing
+            return super().training_step(model, inputs, *args, **kwargs)
+
     def compute_loss(
         self,
         model: Any,
@@ -428,6 +446,8 @@ class _SteerTrainer(Trainer):
             assert self.rollouts is not None
             said, num_items_in_batch = self.rollouts.batch(inputs["draw"], self.state.global_step)
             inputs = self._prepare_inputs(said)
+        if self._during is not None:
+            self._during.reads(inputs["labels"] != IGNORED)
         logits, targets = self._logits(model, inputs)
         total = len(targets) if num_items_in_batch is None else num_items_in_batch
         loss, terms = self._learned(model, inputs, logits, targets, total)
@@ -481,8 +501,12 @@ class _SteerTrainer(Trainer):
         return kl.weight * losses.hinge(found, kl.tau) * share, terms
 
     def _said(self, reference: Bound, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        with torch.no_grad(), reference.on(inputs["labels"] != IGNORED):
+        with torch.no_grad(), self._unsteered(), reference.on(inputs["labels"] != IGNORED):
             return self._logits(model, inputs)[0]
+
+    def _unsteered(self) -> Any:
+        """What others than the learner say is not steered."""
+        return nullcontext() if self._during is None else self._during.paused()
 
     def _logits(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         keep = supervised_span(inputs["labels"]) + 1

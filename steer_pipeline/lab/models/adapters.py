@@ -118,7 +118,7 @@ def attach(model: Any, adapter: Adapter, name: str) -> Any:
     from peft import PeftModel, set_peft_model_state_dict
 
     where = f"adapter {adapter.folder}"
-    config, tensors = _config(adapter.folder), _tensors(adapter.folder)
+    config, tensors = adapter_config(adapter.folder), adapter_tensors(adapter.folder)
     if adapter_identity(adapter.folder) != adapter.sha:
         raise ModelLoadError(
             f"{where}: its files have changed since {short_sha(adapter.sha)}; load the model again"
@@ -188,7 +188,7 @@ def _base(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _config(folder: Path) -> Any:
+def adapter_config(folder: Path) -> Any:
     from peft import PeftConfig
 
     try:
@@ -215,7 +215,7 @@ def _config(folder: Path) -> Any:
     return config
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
+def adapter_tensors(folder: Path) -> dict[str, Tensor]:
     """The adapter's weights on the CPU, halves as fp32. Pickles are read as plain tensors only."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -78,7 +78,7 @@ class Blocks:
     """The parts of a decoder, found once. Use `blocks_of(model)`."""
 
     def __init__(self, causal_lm: Any):
-        inner = _decoder(causal_lm)
+        inner = decoder_of(causal_lm)
         self.config = inner.config
         self.embed = inner.embed_tokens
         self.layers = list(inner.layers[: self.config.num_hidden_layers])
@@ -310,7 +310,7 @@ def _checked(model: LoadedModel) -> Blocks:
     return blocks
 
 
-def _decoder(causal_lm: Any) -> Any:
+def decoder_of(causal_lm: Any) -> Any:
     """The module that owns embed_tokens and layers, under PEFT wrappers and multimodal shells."""
     base = causal_lm.get_base_model() if hasattr(causal_lm, "get_base_model") else causal_lm
     inner = base.get_decoder() if hasattr(base, "get_decoder") else base.model

@@ -66,9 +66,7 @@ def collect_means(
         or the plan or kind does not fit it.
     """
     _require_readable(model, kind)
-    wanted = list(range(model.n_blocks)) if blocks is None else list(blocks)
-    if not wanted or len(set(wanted)) != len(wanted) or not all(0 <= b < model.n_blocks for b in wanted):
-        raise ValueError(f"blocks {wanted}: give different blocks from 0 to {model.n_blocks - 1}")
+    wanted = _wanted_blocks(model, blocks)
     for i, request in enumerate(requests):
         if not 0 <= request.start < request.stop <= len(request.ids):
             raise ValueError(
@@ -101,6 +99,52 @@ def collect_means(
     for rows, ids in runner.batches([request.ids for request in different]):
         work(rows, ids)
     return out if len(different) == len(requests) else out[same]
+
+
+def span_means(
+    model: LoadedModel,
+    sequences: Sequence[list[int]],
+    spans: Sequence[tuple[int, int]],
+    *,
+    blocks: Sequence[int] | None = None,
+) -> np.ndarray:
+    """fp32 [n, spans, blocks read, hidden]: block outputs averaged over the same spans [start, stop) of each sequence.
+
+    A span counts as far as a sequence has it; where it has nothing of it, the row is NaN. Each sequence is run once.
+
+    Raises:
+        ValueError: an empty span, or a block outside the model.
+    """
+    wanted = _wanted_blocks(model, blocks)
+    if empty := [span for span in spans if not 0 <= span[0] < span[1]]:
+        raise ValueError(f"span {empty[0]}: give start and stop of at least one position")
+    place = {block: i for i, block in enumerate(wanted)}
+    out = np.full((len(sequences), len(spans), len(wanted), model.hidden_size), np.nan, dtype=np.float32)
+    runner = _runner(model, None)
+    bounds = torch.tensor(list(spans), device=runner.device)[:, :, None]  # [spans, 2, 1]
+
+    def work(rows: np.ndarray, ids: Tensor) -> None:
+        lengths = torch.tensor([len(sequences[row]) for row in rows], device=ids.device)[:, None, None]
+
+        def read(block: int, hidden: Tensor, at: Tensor) -> None:
+            if block in place:
+                own = at[:, None]  # [n or 1, 1, t]
+                inside = ((own >= bounds[:, 0]) & (own < bounds[:, 1]) & (own < lengths)).float()
+                mean = (inside @ hidden.float()) / inside.sum(-1, keepdim=True)
+                out[rows, :, place[block]] = mean.cpu().numpy()
+
+        runner.run(ids, np.zeros(len(rows)), read, stop_after=max(wanted))
+
+    for rows, ids in runner.batches(sequences):
+        work(rows, ids)
+    return out
+
+
+def _wanted_blocks(model: LoadedModel, blocks: Sequence[int] | None) -> list[int]:
+    wanted = list(range(model.n_blocks)) if blocks is None else list(blocks)
+    if not wanted or len(set(wanted)) != len(wanted) or not all(0 <= b < model.n_blocks for b in wanted):
+        raise ValueError(f"blocks {wanted}: give different blocks from 0 to {model.n_blocks - 1}")
+    return wanted
 
 
 def each_states(

@@ -273,7 +273,7 @@ def _eos_ids(folder: Path, config: dict[str, Any], tokenizer: Any, chat: bool) -
     return frozenset(ids)
 
 
-def _pick_device(wanted: str) -> str:
+def pick_device(wanted: str) -> str:
     import torch
 
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -292,7 +292,7 @@ def _load_torch(source: str, spec: ModelSpec) -> tuple[Any, dict[str, Any], str,
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
-    device = _pick_device(spec.device)
+    device = pick_device(spec.device)
     # "auto" is the checkpoint's own type on accelerators; on CPUs bf16 is slower than fp32 and fp16 is not
     # exact
     dtype: Any = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
