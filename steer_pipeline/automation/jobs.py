@@ -1,9 +1,9 @@
 """Jobs, named after what a person wants done.
 
 `pilot`, `behaviour`, `students`, `transport`, `heal`, `barrier_sweep`, `attribution` and `analysis` are `steer make
-pilot` and so on, run by Dagster: chains of assets with personas, variants, arms, pairs and neither as partitions, which
-no job of assets alone can hold. Each of their steps is a run of its own. The other jobs are the pieces, one partition a run; backfills
-take many.
+pilot` and so on, run by Dagster: chains of assets with personas, variants, arms, pairs and neither as partitions,
+which no job of assets alone can hold. Each of their steps is a run of its own. The other jobs are the pieces, one
+partition a run; backfills take many.
 """
 
 from collections.abc import Callable
