@@ -130,6 +130,7 @@ class BehaviourTables:
         agreement: one row a persona and pair of scales.
         judged: one row a persona and arm: answers scored, refusal, invalid, missing, not_asked.
         scorers: one row a persona: the MiniLM scorer's report.
+        corrected: `correction.CORRECTED_SCHEMA`: what the judge says, corrected by gold; empty without judge or truth.
     """
 
     rows: pl.DataFrame
@@ -137,6 +138,7 @@ class BehaviourTables:
     agreement: pl.DataFrame
     judged: pl.DataFrame
     scorers: pl.DataFrame = field(default_factory=pl.DataFrame)
+    corrected: pl.DataFrame = field(default_factory=pl.DataFrame)
 
     @property
     def personas(self) -> list[str]:
