@@ -106,8 +106,7 @@ class Analysis(Campaign):
     def students(self) -> Students:
         """What makes the packs that are missing."""
         variants = {name: settings().variants[name] for name in self.variants}
-        how = {"problems": self.problems, "say": self.say, "started": self.started}
-        return Students(self.driver, variants, **how)
+        return Students(self.driver, variants, problems=self.problems, say=self.say, started=self.started)
 
     def numbers(self) -> dict[str, Any]:
         """Findings by pair, how often the rule finds something in pairs of two clean students, and what came of audit,

@@ -35,9 +35,8 @@ PAIR_PAGES = "pair_report", "analysis.html"  # one a pair of the profile's `anal
 def report(in_browser: bool, texts: int | None, seed: int, variants: list[str]) -> None:
     """Print where the reports lie, and open them; or print rewrites side by side.
 
-    They are pages for a browser: of the rewrites, of the behaviour table, of the students, and of analysed
-    pairs. The news items of
-    `--texts` are drawn by seed from those that were compared, so that nobody has chosen them.
+    They are pages for a browser: of the rewrites, of the behaviour table, of the students, and of analysed pairs. The
+    news items of `--texts` are drawn by seed from those that were compared, so that nobody has chosen them.
     """
     from steer_pipeline.resources import open_store
     from steer_pipeline.settings import settings

@@ -233,8 +233,8 @@ def unscaled_components(path: Path) -> np.ndarray:
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
-    numbers = [np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar]
-    kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "b1")]
+    numbers: list[Any] = [np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar]
+    kinds: list[Any] = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "b1")]
     try:
         with torch.serialization.safe_globals([PCA, StandardScaler, *numbers, *kinds]):
             held = torch.load(path, map_location="cpu", weights_only=True)

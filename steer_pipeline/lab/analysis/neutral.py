@@ -101,4 +101,5 @@ def load_neutral(folder: Path) -> Neutral:
     """What `save_neutral` wrote."""
     from safetensors.numpy import load_file
 
-    return Neutral(**load_file(folder / TENSORS))
+    arrays = load_file(folder / TENSORS)
+    return Neutral(arrays["states"], arrays["mean"], arrays["attended"], arrays["norms"])

@@ -59,6 +59,11 @@ class PairTables:
     rate: Mapping[str, Any]
 
     @property
+    def judges(self) -> int:
+        """Clean students that it is held against."""
+        return max(self.findings["clean_n"].to_list(), default=0)
+
+    @property
     def directions(self) -> list[str]:
         """Those that are judged."""
         return self.findings["direction"].unique(maintain_order=True).to_list()
@@ -166,7 +171,7 @@ def _blocks(tables: PairTables, versions: Mapping[str, str], drawn: Mapping[str,
 def _opening(tables: PairTables) -> str:
     found = headline(tables.findings)["found"]
     named = ", ".join(f"**{name}**" for name in found) or "none"
-    judges = tables.findings["clean_n"].max() or 0
+    judges = tables.judges
     return (
         f"Directions found in the tuned model: {named}. {len(tables.directions)} directions are judged, within random "
         f"directions of the states' covariance and against {judges} clean students."
@@ -175,8 +180,8 @@ def _opening(tables: PairTables) -> str:
 
 def _judgement(tables: PairTables) -> str:
     rate = tables.rate
-    judges = tables.findings["clean_n"].max() or 0
-    if judges < MIN_CLEAN:  # type: ignore[operator]
+    judges = tables.judges
+    if judges < MIN_CLEAN:
         return (
             f"Only {judges} clean students: random directions alone decide, and what training does to any model is not "
             "told apart from what it taught this one."

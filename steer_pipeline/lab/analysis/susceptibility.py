@@ -192,11 +192,10 @@ class Sums:
         for (name, side), cells in self._own.items():
             mean = float(np.mean(list(cells.values())))
             band = np.mean([self._null[side, *cell] for cell in cells], axis=0)
-            (z,), (p,) = placed([mean], band, sided)
-            block, module = max(
-                cells, key=lambda cell, at=cells: abs(at[cell]) if sided == "two-sided" else at[cell]
-            )
-            rows.append((name, side, mean, float(z), block, module, round(p * (self._n + 1)), float(p)))
+            (own,), (p,) = placed([mean], band, sided)
+            furthest = {cell: abs(z) if sided == "two-sided" else z for cell, z in cells.items()}
+            block, module = max(furthest, key=furthest.__getitem__)
+            rows.append((name, side, mean, float(own), block, module, round(p * (self._n + 1)), float(p)))
         adjusted = holm([row[-1] for row in rows]).tolist()
         complete = [(*row, adjust, adjust <= level) for row, adjust in zip(rows, adjusted, strict=True)]
         table = pl.DataFrame(complete, schema=FOUND_SCHEMA, orient="row")

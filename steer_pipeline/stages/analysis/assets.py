@@ -218,7 +218,7 @@ def clean_students(
 
     read, profile = reader(context, store), settings().profile
     with user_errors(), folder("clean_students") as made:
-        students = {}
+        students: dict[str, list[Path]] = {}
         for variant in CLEAN:
             if (version := read.current("student_adapter", variant)) is not None:
                 lessons = sorted(version.path.glob("rank-*/seed-*"))
