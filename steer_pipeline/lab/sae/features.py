@@ -42,6 +42,7 @@ FEATURE_SCHEMA, FEATURE_COLUMNS = described(
         pl.String(),
         "16 hex digits of the row's token ids and boundary, as `finetune.data.digest` has them",
     ),
+    length=(pl.Int64(), "tokens of the row, prompt and all"),
     n_tokens=(pl.Int64(), "tokens that count: of the span, without the first position"),
     active_entry_share=(pl.Float64(), "share of all pairs of token and feature that are active"),
     active_feature_share=(pl.Float64(), "share of the features that are active at some token"),
@@ -102,7 +103,7 @@ def shared_prefix(examples: Sequence[Example]) -> int:
     return max(1, n)
 
 
-def counted(example: Example, span: str = "sequence") -> slice:
+def counted(example: Example, span: str = "completion") -> slice:
     """Positions of a row that count: all of the span but the sequence's first.
 
     Raises:
@@ -115,7 +116,7 @@ def counted(example: Example, span: str = "sequence") -> slice:
 
 
 def row_features(
-    model: LoadedModel, sae: Sae, examples: Sequence[Example], span: str = "sequence"
+    model: LoadedModel, sae: Sae, examples: Sequence[Example], span: str = "completion"
 ) -> Iterator[pl.DataFrame]:
     """`FEATURE_SCHEMA`, some rows at a time, in the order given.
 
@@ -133,7 +134,8 @@ def row_features(
             sums = _Sums.empty(sae.n_features, states.device)
             for piece in states[spans[begin + i]].split(max(1, _CELLS // sae.n_features)):
                 sums.add(placed.encode(piece))
-            found[i] = {"row_id": some[i].row_id, "ids": digest([some[i]]), **_row(sums)}
+            own = {"row_id": some[i].row_id, "ids": digest([some[i]]), "length": len(some[i].ids)}
+            found[i] = {**own, **_row(sums)}
         yield pl.DataFrame(found, schema=FEATURE_SCHEMA)
 
 

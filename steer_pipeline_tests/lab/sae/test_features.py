@@ -74,6 +74,7 @@ def test_lists_and_statistics_are_those_of_a_dense_computation(loaded, span):
         active = every > 0
         seen = np.flatnonzero(active.any(axis=0))
         assert row["feature"] == seen.tolist()
+        assert row["length"] == len(example.ids)
         assert row["tokens"] == active.sum(axis=0)[seen].tolist()
         np.testing.assert_allclose(row["mean"], every.mean(axis=0)[seen], rtol=2e-3, atol=1e-5)
         np.testing.assert_allclose(row["max"], every.max(axis=0)[seen], rtol=2e-3, atol=1e-5)

@@ -27,7 +27,16 @@ def feature_rows(strengths, lengths):
         seen = np.flatnonzero(own)
         statistics = dict.fromkeys(STATISTICS, 1.0) | {"n_tokens": int(length)}
         lists = {"feature": seen.tolist(), "mean": own[seen].tolist(), "max": own[seen].tolist()}
-        rows.append({"row_id": f"r{i}", "ids": "0", **statistics, **lists, "tokens": [1] * len(seen)})
+        rows.append(
+            {
+                "row_id": f"r{i}",
+                "ids": "0",
+                "length": int(length) + 20,
+                **statistics,
+                **lists,
+                "tokens": [1] * len(seen),
+            }
+        )
     return pl.DataFrame(rows, schema=FEATURE_SCHEMA)
 
 
@@ -134,6 +143,15 @@ def test_what_knows_nothing_is_not_held_to_err():
     assert np.isnan(quality(found, "sae")["spearman"])
     assert found.predictions["predicted"].abs().max() < 1e-9
     assert quality(found, "sae")["overlap"] == pytest.approx(SPEC.k / N, abs=0.15)
+
+
+def test_shuffles_deal_out_whole_groups():
+    groups = np.repeat(["a", "b", "c", "d"], 5)[np.random.default_rng(1).permutation(20)]
+    dealt = predictor._dealt(groups, np.random.default_rng(2))
+    assert sorted(dealt) == list(range(20))
+    assert not np.array_equal(dealt, np.arange(20))
+    for name in "abcd":
+        assert len(np.unique(groups[dealt[groups == name]])) == 1
 
 
 def test_more_features_than_columns_are_projected_and_still_tell():
