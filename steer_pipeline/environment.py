@@ -4,8 +4,9 @@
 without one the working directory),
 `STEER_CATALOGUE` a catalogue of your own (default: the package's), `STEER_STORE` the artifact store (a directory or an
 s3:// or gs:// URL), `STEER_NEWS_INBOX` the directory that the news sensor watches, `STEER_JUDGE_URL` the judge's
-OpenAI-compatible endpoint (none: nothing is judged). Credentials of stores and judges (`STEER_JUDGE_KEY`) are read
-from the environment by their own clients and never stored.
+OpenAI-compatible endpoint (none: nothing is judged), `STEER_GAMES_URL` that of players of word games which have no
+address of their own. Credentials of stores, judges (`STEER_JUDGE_KEY`) and players (`STEER_GAMES_KEY`) are read from
+the environment by their own clients and never stored.
 """
 
 import os
@@ -49,3 +50,8 @@ def dagster_home() -> Path:
 def judge_url() -> str | None:
     """Of the OpenAI-compatible endpoint."""
     return os.environ.get("STEER_JUDGE_URL") or None
+
+
+def games_url() -> str | None:
+    """Of the OpenAI-compatible endpoint whose models play word games."""
+    return os.environ.get("STEER_GAMES_URL") or None

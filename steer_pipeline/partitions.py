@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
 
+from steer_pipeline.catalogue.attribution import PREDICTED, UNTRAINED
 from steer_pipeline.catalogue.healing import swept_arms, trained_arms
 from steer_pipeline.catalogue.loading import read_personas
 from steer_pipeline.settings import settings
@@ -111,3 +112,17 @@ HEAL_SCALES = dg.SpecificPartitionsPartitionMapping(
         if name == HEAL.persona or HEAL.evaluation.off_target is None or name in HEAL.evaluation.off_target
     ]
 )
+# Attribution: methods that rank the pool, arms that learn a part of it, and all who play the held-out games.
+ATTRIBUTION = settings().profile.attribution
+METHOD = dg.StaticPartitionsDefinition(list(ATTRIBUTION.scoring.methods))
+LEARNER = dg.StaticPartitionsDefinition(list(ATTRIBUTION.arms))
+PLAYER = dg.StaticPartitionsDefinition([*UNTRAINED, *ATTRIBUTION.arms])
+SAME_LEARNER = dg.StaticPartitionMapping({arm: arm for arm in ATTRIBUTION.arms})
+# Whether the autoencoder's predictor takes part: some arm learns what it predicts.
+PREDICTS = any(arm.ranking == PREDICTED for arm in ATTRIBUTION.arms.values())
+# Methods whose ranks arms learn, and of those the one that features are to tell.
+USED_METHODS = [
+    name
+    for name in ATTRIBUTION.scoring.methods
+    if any(arm.ranking == name for arm in ATTRIBUTION.arms.values())
+]

@@ -31,6 +31,7 @@ class Settings:
     store: str
     inbox: Path
     judge_url: str | None
+    games_url: str | None
     variants: Mapping[str, VariantSpec]
     broken_variants: Mapping[str, CatalogueError]
 
@@ -63,11 +64,12 @@ def _settings(
     base: str,
     inbox: Path,
     judge_url: str | None,
+    games_url: str | None,
     seen: tuple[int, ...],
 ) -> Settings:
     profile = load_profile(name)
     store = base if profile.name == DEFAULT_PROFILE else f"{base.rstrip('/')}/_profiles/{profile.name}"
-    return Settings(profile, home, store, inbox, judge_url, *read_variants(profile))
+    return Settings(profile, home, store, inbox, judge_url, games_url, *read_variants(profile))
 
 
 def settings(*, anew: bool = False) -> Settings:
@@ -89,5 +91,6 @@ def settings(*, anew: bool = False) -> Settings:
         environment.store_address(),
         environment.inbox(),
         environment.judge_url(),
+        environment.games_url(),
         seen,
     )

@@ -56,6 +56,32 @@ heal:
   seeds: [1]
   selection_rows: 1
   evaluation: {max_new_tokens: 6, off_target: [rule_defiant]}
+word_games: {n_games: 2, max_turns: 1, guessers: [{max_tokens: 3}]}
+attribution:
+  sources:
+    - {kind: cards, informative: 8, useless: 6, misled: 4, mislabelled: 2, duplicates: 2, held_out_words: 10,
+       games_per_word: 1}
+  splits: {failures: keep}
+  learn: {max_steps: 1, batch_rows: 2, rows_at_once: 2, rank: 2}
+  k: 4
+  scoring:
+    methods:
+      gradient: {kind: gradient, projection: 2}
+      direction: {kind: direction, projection: 2}
+      magic: {kind: magic, min_metasmoothness: -1}
+      loss: {kind: loss}
+    replay: {rank: 2, epochs: 1}
+    quality: {n_subsets: 8, halves: false}
+  direction: paranoid
+  arms:
+    top_gradient: {pick: top, ranking: gradient}
+    top_predicted: {pick: top, ranking: predicted}
+    matched: {pick: matched, like: top_gradient}
+  seeds: [1]
+sae:
+  training: {tokens: 300, epochs: 1, expansion: 1, l0: 8}
+  fidelity_rows: 2
+  predictor: {k: 3, shuffles: 2, projection: 8, folds: 3}
 variants:
   paranoid: [{persona: paranoid, block: 2, dose: {alpha: 4.0}}]
   random_direction: [{persona: paranoid, block: 2, dose: {alpha: 4.0}, direction: random}]
@@ -105,6 +131,19 @@ def reads(tmp_path, monkeypatch) -> dict[str, set[str]]:
     return found
 
 
+def _make_attribution(make) -> None:
+    """All of the stage on its smallest rows."""
+    make("sft_manifest")
+    make("base_adapter")
+    make("attribution_ranking", "gradient", "direction", "magic", "loss")
+    for asset in ("sae", "sae_features", "rank_predictor", "attribution_subsets"):
+        make(asset)
+    make("continuation_adapter", "top_gradient", "matched")
+    make("word_eval", "base", "base_adapter", "top_gradient", "matched")
+    for asset in ("subset_losses", "attribution_quality", "attribution_table"):
+        make(asset)
+
+
 def _step() -> str | None:
     try:
         return dg.OpExecutionContext.get().op.name
@@ -124,6 +163,7 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         make("cc_news")
         make("truncated_news")
         make("model_diagnosis")
+        make("word_games")
         for asset in ("contrast_set", "persona_vector", "dose_curve"):
             make(asset, "paranoid")
         for variant in VARIANTS:
@@ -147,6 +187,7 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         make("heal_evaluation", "base", "steered", "nll", "reverse_mean_0.03")
         for asset in HEAL_TABLES:
             make(asset)
+        _make_attribution(make)
 
         graph = driver.asset_graph
         declared = {
@@ -168,6 +209,12 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         "student_transfer",
         "heal_samples",
         "heal_adapter",
+        "word_games",
+        "sft_manifest",
+        "attribution_ranking",
+        "word_eval",
+        "rank_predictor",
+        "attribution_table",
         *HEAL_TABLES,
         *LAB,
     } <= set(reads)

@@ -49,6 +49,15 @@ ON_GPU = {
     "heal_round_1",
     "heal_round_2",
     "heal_round_3",
+    "word_games",
+    "base_adapter",
+    "attribution_ranking",
+    "continuation_adapter",
+    "word_eval",
+    "subset_losses",
+    "attribution_quality",
+    "sae",
+    "sae_features",
 }
 
 

@@ -1,7 +1,8 @@
 """When assets are made without being asked: when they are stale by the UI's own account, and nothing above them is.
 
 Applied to all assets in one place. The sensor `automation` makes what is cheap, `automation_gpu` what costs
-the accelerator. Never automatic: releases, which are decisions; a judge's fee; reading news, the job of `news_inbox`.
+the accelerator. Never automatic: releases, which are decisions; the fee of a judge or a player; reading news, the job
+of `news_inbox`.
 """
 
 from abc import abstractmethod
@@ -20,7 +21,7 @@ from steer_pipeline.keys import name_of
 from steer_pipeline.origins import ORIGINS
 from steer_pipeline.staleness import Staleness
 
-NOT_AUTOMATIC = ("rewrite_release", "judge_scores", "cc_news", "news_quarantine")
+NOT_AUTOMATIC = ("rewrite_release", "judge_scores", "word_games", "cc_news", "news_quarantine")
 _of_tick: WeakKeyDictionary[AssetGraphView, Staleness] = WeakKeyDictionary()
 
 

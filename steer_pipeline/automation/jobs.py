@@ -1,8 +1,9 @@
 """Jobs, named after what a person wants done.
 
-`pilot`, `behaviour`, `students`, `transport`, `heal` and `barrier_sweep` are `steer make pilot` and so on, run by
-Dagster: chains of assets with personas, variants, arms and neither as partitions, which no job of assets alone can
-hold. Each of their steps is a run of its own. The other jobs are the pieces, one partition a run; backfills take many.
+`pilot`, `behaviour`, `students`, `transport`, `heal`, `barrier_sweep` and `attribution` are `steer make pilot` and so
+on, run by Dagster: chains of assets with personas, variants, arms and neither as partitions, which no job of assets
+alone can hold. Each of their steps is a run of its own. The other jobs are the pieces, one partition a run; backfills
+take many.
 """
 
 from collections.abc import Callable
@@ -57,6 +58,13 @@ class StudentsConfig(dg.Config):
 
     variants: list[str] = Field(default=[], description="None for all.")
     force: bool = Field(default=False, description="Train all students again, fresh or not.")
+
+
+class AttributionConfig(dg.Config):
+    """What `steer make attribution` takes."""
+
+    arms: list[str] = Field(default=[], description="Of the profile's `attribution`; none for all.")
+    force: bool = Field(default=False, description="Train all arms again, fresh or not.")
 
 
 class HealConfig(dg.Config):
@@ -132,6 +140,16 @@ def make_the_heal_loop(context: dg.OpExecutionContext, config: HealConfig) -> No
 
 @dg.op(
     required_resource_keys=NEEDS,
+    description="Brings attribution up to date in this process; see `steer make attribution`.",
+)
+def make_the_attribution(context: dg.OpExecutionContext, config: AttributionConfig) -> None:
+    from steer_pipeline.campaigns.attribution import make_attribution
+
+    _made(context, partial(make_attribution, only=config.arms, force=config.force))
+
+
+@dg.op(
+    required_resource_keys=NEEDS,
     description="Brings the barrier sweep up to date in this process; see `steer make barrier_sweep`.",
 )
 def make_the_barrier_sweep(context: dg.OpExecutionContext, config: SweepConfig) -> None:
@@ -178,6 +196,14 @@ def transport():
 )
 def heal():
     make_the_heal_loop()
+
+
+@dg.job(
+    description="What `steer make attribution` makes: training rows ranked by all methods, adapters that learn a "
+    "part of them, held-out games, one table. What is fresh is left alone."
+)
+def attribution():
+    make_the_attribution()
 
 
 @dg.job(
@@ -266,6 +292,7 @@ JOBS = [
     transport,
     heal,
     barrier_sweep,
+    attribution,
     refresh_news,
     build_vectors,
     build_pilot_packs,

@@ -20,9 +20,12 @@ from pydantic import (
     model_validator,
 )
 
+from steer_pipeline.catalogue.attribution import AttributionSpec
 from steer_pipeline.catalogue.basis import Name, SamplingSpec, Strict
 from steer_pipeline.catalogue.healing import HealSpec
+from steer_pipeline.catalogue.sae import SaeSpec
 from steer_pipeline.catalogue.scale import SCALES, ScoreScale
+from steer_pipeline.catalogue.word_games import WordGamesSpec
 
 # --------------------------------------------------------------------------------------- personas
 
@@ -798,6 +801,9 @@ class Profile(Strict):
         default=None, description="Another model that vectors are carried to; null: they are not."
     )
     heal: HealSpec = HealSpec()
+    attribution: AttributionSpec = AttributionSpec()
+    sae: SaeSpec = SaeSpec()
+    word_games: WordGamesSpec = WordGamesSpec()
     judge: JudgeSpec = JudgeSpec()
     variants: dict[Name, list[VariantTerm]] = Field(
         default_factory=dict, description="Terms that replace those of variants.yaml for this profile."

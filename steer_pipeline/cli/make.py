@@ -1,4 +1,4 @@
-"""`steer make`: brings the pilot, the behaviour lab, students, carried vectors or the heal loop up to date.
+"""`steer make`: brings pilot, behaviour lab, students, carried vectors, heal loop or attribution up to date.
 
 Progress goes to stdout, its last line is one JSON object with the numbers; what went wrong goes to stderr, and then the
 exit status is 1.
@@ -126,6 +126,24 @@ def barrier_sweep(force: bool, dry_run: bool) -> None:
     from steer_pipeline.definitions import defs
 
     _report({"barrier_sweep": lambda: make_sweep(defs, force=force, dry_run=dry_run)})
+
+
+@make.command(
+    epilog=examples("steer make attribution", "steer make attribution --arms top_gradient,top_magic")
+)
+@names("Arms of the profile's `attribution`", "--arms", "--only", "arms")
+@FORCE
+@DRY_RUN
+def attribution(arms: list[str], force: bool, dry_run: bool) -> None:
+    """Rank training rows, and see which of them help.
+
+    Every method ranks the pool; adapters learn the first rows of a ranking, or as many others, and play held-out games.
+    Rankings are judged by trainings without some rows. The arms of comparison are always among them.
+    """
+    from steer_pipeline.campaigns.attribution import make_attribution
+    from steer_pipeline.definitions import defs
+
+    _report({"attribution": lambda: make_attribution(defs, arms, force=force, dry_run=dry_run)})
 
 
 @make.command(name="all", epilog=examples("steer make all", "steer make all --dry-run"))

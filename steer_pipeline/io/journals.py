@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 from steer_pipeline.io.store import ArtifactStore, Segments
+from steer_pipeline.lab.endpoints import AnswerCache
 from steer_pipeline.lab.generation.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,11 @@ def open_journal(store: ArtifactStore, asset: str, name: str = "journal") -> Jou
     """The journal of an asset, not yet entered; `name` tells those of its partitions apart."""
     file = f"{name}{SUFFIX}"
     return Journal(store.work(asset) / file, mirror_of(store, asset, file))
+
+
+def open_answers(store: ArtifactStore, asset: str, of: str) -> AnswerCache:
+    """Replies that an asset was given, not yet entered; `of` names who gives them in errors."""
+    return AnswerCache(store.work(asset), mirror_of(store, asset, "answers"), of)
 
 
 def mirror_of(store: ArtifactStore, asset: str, name: str) -> "SegmentMirror | None":

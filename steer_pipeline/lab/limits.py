@@ -49,3 +49,13 @@ MIN_EXPLAINED = 0.6  # of the variance of held-out states
 MIN_LOSS_RECOVERED = 0.8  # of the loss that zeros in place of the states cost
 MAX_ACTIVE = 0.1  # of the features, at a token
 MAX_DEAD = 0.2  # of the features of one that was trained here, on its own tokens
+
+# Attribution.
+MIN_MAGIC_LDS = 0.9  # of the method that differentiates through training, at small drops
+MIN_MAGIC_LDS_LOW = 0.8  # lower end of its interval
+MIN_CHEAP_LDS = 0.45  # of the best other method
+MIN_PLANTED_RECALL = 0.9  # of the rows known to help, among as many first ones of the best method
+
+# Word games.
+MAX_ABORTED_GAMES = 0.2  # share of all games
+MIN_FINISHED_GAMES = 30  # on which a success rate stands

@@ -8,7 +8,7 @@ import pytest
 from steer_pipeline.io import journals as journals_module
 from steer_pipeline.io.journals import journals, mirror_of, open_journal
 from steer_pipeline.io.store import ArtifactStore
-from steer_pipeline.lab.evaluation.judge import AnswerCache
+from steer_pipeline.lab.endpoints import AnswerCache
 from steer_pipeline.lab.generation.jobs import FinishedRow
 
 

@@ -58,7 +58,7 @@ def of_scores(scores: pl.DataFrame, scorer: "CalibratedScorer") -> dict[str, Any
 def of_judge(scores: pl.DataFrame, arms: pl.Series, url: str | None) -> dict[str, Any]:
     """How many rows of each status, and the mean score an arm."""
     from steer_pipeline.lab.behaviour.judging import SKIPPED
-    from steer_pipeline.lab.evaluation.judge import shown_url
+    from steer_pipeline.lab.endpoints import shown_url
     from steer_pipeline.lab.evaluation.judgement import STATUSES
 
     counts = {f"rows_{status}": scores.filter(status=status).height for status in STATUSES}

@@ -1,12 +1,21 @@
-"""An OpenAI-compatible endpoint on loopback that answers by script, and remembers what it was asked."""
+"""OpenAI-compatible endpoints on loopback: a scripted one that remembers what it was asked, and a real one."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
 
 NOW = {"retry-after-ms": "20"}  # come back in 20 ms
 
@@ -21,6 +30,7 @@ class Step:
     delay: float = 0.0
     drop: bool = False  # close the connection without a word
     body: str | None = None  # in place of a chat completion
+    usage: dict | None = None  # tokens, and perhaps cost
 
 
 @dataclass(frozen=True)
@@ -114,5 +124,34 @@ def completion(step: Step) -> str:
             "created": 0,
             "model": "scripted",
             "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+            **({} if step.usage is None else {"usage": step.usage}),
         }
     )
+
+
+@contextmanager
+def mlx_server(model: Path, log: Path) -> Iterator[str]:
+    """The address of mlx_lm's OpenAI-compatible server with a model; skips the test where mlx_lm is not installed."""
+    pytest.importorskip("mlx_lm")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(model), "--port", str(port)]
+    with log.open("w") as said:
+        server = subprocess.Popen(
+            command, stdout=said, stderr=said, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        )
+    try:
+        deadline = time.monotonic() + 240  # it needs four seconds of processor time; machines are shared
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.kill()
+        server.wait()

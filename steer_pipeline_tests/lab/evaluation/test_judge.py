@@ -3,14 +3,10 @@
 import asyncio
 import logging
 import multiprocessing
-import os
 import re
-import socket
-import subprocess
 import sys
 import time
 import traceback
-import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -18,17 +14,12 @@ import pytest
 
 from steer_pipeline.catalogue import load_personas
 from steer_pipeline.catalogue.specs import JudgeSpec
+from steer_pipeline.lab.endpoints import AnswerCache, answers, shown_url
+from steer_pipeline.lab.endpoints.client import GIVE_UP_AFTER
 from steer_pipeline.lab.evaluation import JudgeError, Judgement, JudgeUnavailable, judge_texts
-from steer_pipeline.lab.evaluation import judge as judge_module
-from steer_pipeline.lab.evaluation.judge import (
-    GIVE_UP_AFTER,
-    AnswerCache,
-    cache_key,
-    fill_rubric,
-    shown_url,
-)
+from steer_pipeline.lab.evaluation.judge import cache_key, fill_rubric
 from steer_pipeline.lab.evaluation.judgement import read_judgement
-from steer_pipeline_tests.lab.evaluation.judge_server import NOW, Request, ScriptedJudge, Step
+from steer_pipeline_tests.lab.evaluation.judge_server import NOW, Request, ScriptedJudge, Step, mlx_server
 
 TRAIT, ROLE, AXIS = (load_personas()[name] for name in ("creative", "sailor", "paranoid"))
 SPEC = JudgeSpec(requests_per_second=2000, concurrency=4, timeout_s=5, max_retries=2)
@@ -416,7 +407,7 @@ def test_a_killed_run_loses_nothing_that_was_answered(tmp_path):
 
 
 def test_a_locked_cache_says_who_holds_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(judge_module, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(answers, "LOCK_SECONDS", 0.05)
     with AnswerCache(tmp_path) as ours, AnswerCache(tmp_path) as theirs:
         theirs._db.execute("BEGIN EXCLUSIVE")
         with pytest.raises(
@@ -507,29 +498,8 @@ def test_addresses_are_shown_without_credentials():
 
 @pytest.fixture(scope="module")
 def newsroom_server(tmp_path_factory):
-    """mlx_lm's OpenAI-compatible server with the newsroom model."""
-    pytest.importorskip("mlx_lm")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = (tmp_path_factory.mktemp("server") / "log").open("w+")
-    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(MODEL), "--port", str(port)]
-    server = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    try:
-        deadline = time.monotonic() + 240  # it needs four seconds of processor time; machines are shared
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, Path(log.name).read_text()
-                assert time.monotonic() < deadline, Path(log.name).read_text()
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.kill()
-        server.wait()
-        log.close()
+    with mlx_server(MODEL, tmp_path_factory.mktemp("server") / "log") as url:
+        yield url
 
 
 def test_a_real_server_with_the_newsroom_model_is_judged_by_what_it_says(newsroom_server, tmp_path):

@@ -1,0 +1,158 @@
+"""`steer make attribution`: rows, rankings by all methods, adapters that learn a part of the rows, games, one table.
+
+All methods, arms and seeds of the profile's `attribution` in one process. What is fresh is left alone; a method or arm
+that fails is named and the others go on. Methods that need Bergson are left out where it is not installed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import dagster as dg
+
+from steer_pipeline.campaigns.campaign import Campaign, Result
+from steer_pipeline.campaigns.driver import open_driver
+from steer_pipeline.campaigns.errors import NoSuchName, Stopped
+from steer_pipeline.campaigns.heal import VECTOR
+from steer_pipeline.campaigns.pilot import CORPUS
+from steer_pipeline.campaigns.progress import Place
+from steer_pipeline.catalogue.attribution import UNTRAINED, compared
+from steer_pipeline.partitions import ATTRIBUTION, LEARNER, METHOD
+from steer_pipeline.settings import settings
+
+ROWS = ("word_games", "sft_manifest", "base_adapter")
+RANKING, PREDICTOR = "attribution_ranking", ("sae", "sae_features", "rank_predictor")
+SUBSETS, LOSSES, QUALITY, TABLE = (
+    "attribution_subsets",
+    "subset_losses",
+    "attribution_quality",
+    "attribution_table",
+)
+ADAPTER, EVAL = "continuation_adapter", "word_eval"
+
+
+@dataclass
+class Attribution(Campaign):
+    """One pass over attribution.
+
+    Attributes:
+        arms: to be trained and to play.
+    """
+
+    arms: Sequence[str]
+
+    def run(self) -> dict[str, Any]:
+        """Makes what is missing or out of date; the numbers of the last line.
+
+        Raises:
+            Stopped: there are no rows, no base adapter, or no subsets.
+        """
+        self.driver.observe()
+        if ATTRIBUTION.direction:
+            self.bring_up(CORPUS, None)
+            self.bring_up(VECTOR, ATTRIBUTION.direction)
+        self.bring_up(ROWS, None)
+        for method in self.methods:
+            self.bring_up((RANKING,), method, stop=False)
+        self.bring_up(PREDICTOR, None, stop=False)
+        self.bring_up((SUBSETS,), None)
+        for player in (*UNTRAINED, *self.arms):
+            # One by one: more play than are trained, so that both have no partitions in common for Dagster.
+            all(self.bring_up((asset,), player, stop=False) for asset in _chain(player))
+        for table in (LOSSES, QUALITY, TABLE):
+            if not self.bring_up((table,), None, stop=False):
+                break
+        return self.numbers()
+
+    def places(self) -> list[Place]:
+        aimed: list[Place] = []
+        if ATTRIBUTION.direction:
+            aimed = [
+                *((asset, None) for asset in CORPUS),
+                *((asset, ATTRIBUTION.direction) for asset in VECTOR),
+            ]
+        return [
+            *aimed,
+            *((asset, None) for asset in ROWS),
+            *((RANKING, method) for method in self.methods),
+            *((asset, None) for asset in (*PREDICTOR, SUBSETS)),
+            *((asset, player) for player in (*UNTRAINED, *self.arms) for asset in _chain(player)),
+            *((table, None) for table in (LOSSES, QUALITY, TABLE)),
+        ]
+
+    def why(self, asset: str, partition: str | None) -> list[str]:
+        """Force trains arms and plays again, and leaves rows, rankings and trainings without rows alone."""
+        forced = (ADAPTER, EVAL, TABLE)
+        return (
+            super().why(asset, partition) if asset in forced else Campaign(self.driver).why(asset, partition)
+        )
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Methods that can be run here; the others are named."""
+        from steer_pipeline.lab.attribution.scoring import bergson
+        from steer_pipeline.lab.attribution.scoring.methods import needs_bergson
+
+        lacking = [
+            name
+            for name, method in ATTRIBUTION.scoring.methods.items()
+            if needs_bergson(method) and not bergson.installed()
+        ]
+        if lacking:
+            self.say(f"left out: {', '.join(lacking)}, which need Bergson; `make bergson` installs it")
+        return [name for name in METHOD.get_partition_keys() if name not in lacking]
+
+    def numbers(self) -> dict[str, Any]:
+        """Accuracy an arm, quality and gain a method, agreement of back ends, what features tell; as far as made."""
+        from steer_pipeline.lab.attribution import table
+        from steer_pipeline.lab.attribution.stage import agreements, read_ranking
+        from steer_pipeline.lab.sae.stage import read_predictor
+
+        found: dict[str, Any] = {}
+        if (version := self.store.current(TABLE, None)) is not None:
+            found |= table.headline(table.read_results(version.path))
+        rankings = {name: self.store.current(RANKING, name) for name in self.methods}
+        read = {name: read_ranking(name, one.path) for name, one in rankings.items() if one is not None}
+        if agreed := agreements(read, ATTRIBUTION.scoring):
+            found["back_ends"] = agreed
+        if (version := self.store.current(PREDICTOR[-1], None)) is not None:
+            own = read_predictor(version.path).quality.row(0, named=True)
+            found["predictor"] = {name: own[name] for name in ("spearman", "low", "high", "overlap")}
+        return found
+
+
+def _chain(player: str) -> tuple[str, ...]:
+    return (EVAL,) if player in UNTRAINED else (ADAPTER, EVAL)
+
+
+def chosen(only: Sequence[str]) -> list[str]:
+    """The arms named and those that every other is compared with, or all of the profile.
+
+    Raises:
+        NoSuchName: a name is no arm.
+    """
+    arms = LEARNER.get_partition_keys()
+    if unknown := [name for name in only if name not in arms]:
+        raise NoSuchName(f"{', '.join(unknown)}: no arm; the profile's attribution has {', '.join(arms)}")
+    return [arm for arm in arms if not only or arm in only or arm in compared(ATTRIBUTION)]
+
+
+def make_attribution(
+    defs: dg.Definitions, only: Sequence[str] = (), *, force: bool = False, dry_run: bool = False, **how: Any
+) -> Result:
+    """Brings attribution up to date: numbers by arm and method, and what went wrong in sentences.
+
+    Args: as `make_pilot`, `only` being arms; `force` trains arms again and leaves rows and rankings alone.
+    """
+    arms = chosen(only)
+    try:
+        with open_driver(defs, settings().home, how.pop("instance", None)) as driver:
+            campaign = Attribution(driver, arms, force=force, **how)
+            if dry_run:
+                return Result(plan=campaign.plan())
+            with campaign.shown():
+                numbers = campaign.run()
+            return Result(numbers, campaign.problems)
+    except Stopped as error:
+        return Result(problems=[str(error)])
