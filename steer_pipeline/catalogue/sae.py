@@ -70,7 +70,8 @@ class RankPredictorSpec(Strict):
     group_by: list[str] = Field(
         default=["game", "game_role", "experiment", "task_id"],
         min_length=1,
-        description="Columns of the rows. Those that agree in all of them are never learned and predicted at once.",
+        description="Columns of the rows. Those that agree in all of them, or say the same, are never learned and "
+        "predicted at once.",
     )
     metadata: list[str] = Field(
         default=["reward_model_score", "difficulty", "quality", "category"],

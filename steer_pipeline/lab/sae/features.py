@@ -6,7 +6,7 @@ are written. The first position (BOS where there is one, an attention sink in an
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ FEATURE_SCHEMA, FEATURE_COLUMNS = described(
         pl.String(),
         "16 hex digits of the row's token ids and boundary, as `finetune.data.digest` has them",
     ),
+    content=(pl.String(), "the same without the row's id: equal of rows that say the same"),
     length=(pl.Int64(), "tokens of the row, prompt and all"),
     n_tokens=(pl.Int64(), "tokens that count: of the span, without the first position"),
     active_entry_share=(pl.Float64(), "share of all pairs of token and feature that are active"),
@@ -134,9 +135,17 @@ def row_features(
             sums = _Sums.empty(sae.n_features, states.device)
             for piece in states[spans[begin + i]].split(max(1, _CELLS // sae.n_features)):
                 sums.add(placed.encode(piece))
-            own = {"row_id": some[i].row_id, "ids": digest([some[i]]), "length": len(some[i].ids)}
-            found[i] = {**own, **_row(sums)}
+            found[i] = {**_about(some[i]), **_row(sums)}
         yield pl.DataFrame(found, schema=FEATURE_SCHEMA)
+
+
+def _about(example: Example) -> dict[str, object]:
+    return {
+        "row_id": example.row_id,
+        "ids": digest([example]),
+        "content": digest([replace(example, row_id="")]),
+        "length": len(example.ids),
+    }
 
 
 def _row(sums: _Sums) -> dict[str, object]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components
 from scipy.stats import rankdata
 
 from steer_pipeline.catalogue.sae import RankPredictorSpec
@@ -27,7 +28,10 @@ SAE, SHUFFLED, LENGTH, LOSS = "sae", "shuffled", "length", "loss"
 LENGTH_AND_LOSS, METADATA, METADATA_AND_SAE = "length_and_loss", "metadata", "metadata_and_sae"
 PREDICTION_SCHEMA, PREDICTION_COLUMNS = described(
     row_id=(pl.String(), "row of the pool"),
-    group=(pl.String(), "rows of one group are predicted together, from others"),
+    group=(
+        pl.String(),
+        "rows of one group, and groups that share a text, are predicted together, from others",
+    ),
     fold=(pl.Int64(), "part that was predicted from the others"),
     score=(pl.Float64(), "what the ranking gives the row; the higher, the more it helps"),
     target=(pl.Float64(), "what was learned: share of rows that it outranks, or its score"),
@@ -122,9 +126,11 @@ def predict_ranks(
         SaeError: a score that is missing or not finite, a row twice, columns or groups that are too few.
         ValueError: rows of which only one side is there.
     """
+    numbers = [name for name in spec.metadata if name in rows.columns and rows[name].dtype.is_float()]
+    rows = rows.with_columns(pl.col(numbers).fill_nan(None))
     require_same_rows(features["row_id"].to_list(), rows["row_id"].to_list(), "sae_features", "the ranking")
     features = rows.select("row_id").join(features, on="row_id", maintain_order="left")
-    task = _task(rows, spec)
+    task = _task(rows, features["content"].to_numpy(), spec)
     known = _known(rows, features, n_features, task, spec)
     held_out = {
         name: _cross_fitted(columns, task.target[:, None], task)[:, 0] for name, columns in known.items()
@@ -172,7 +178,7 @@ class _Task:
     ties: np.ndarray  # fp64 [n]: who comes first among equals
 
 
-def _task(rows: pl.DataFrame, spec: RankPredictorSpec) -> _Task:
+def _task(rows: pl.DataFrame, content: np.ndarray, spec: RankPredictorSpec) -> _Task:
     score = rows["score"].cast(pl.Float64).to_numpy()
     bad = np.flatnonzero(~np.isfinite(score))
     if bad.size:
@@ -180,7 +186,7 @@ def _task(rows: pl.DataFrame, spec: RankPredictorSpec) -> _Task:
             f"row {rows['row_id'][int(bad[0])]!r}: its score is {score[bad[0]]}; rank the pool again, or leave out "
             "rows without a score"
         )
-    groups = _group_names(rows, spec)
+    groups = _with_twins(_group_names(rows, spec), content)
     distinct = len(np.unique(groups))
     if distinct < max(spec.folds, 2 * _INNER_FOLDS):
         raise SaeError(
@@ -202,6 +208,18 @@ def _group_names(rows: pl.DataFrame, spec: RankPredictorSpec) -> np.ndarray:
         )
     texts = [pl.col(name).cast(pl.String).fill_null(_MISSING) for name in spec.group_by]
     return rows.select(pl.concat_str(texts, separator="||").alias("group"))["group"].to_numpy()
+
+
+def _with_twins(groups: np.ndarray, content: np.ndarray) -> np.ndarray:
+    """Groups [n] of names; those that hold rows of the same content are one, under the first of their names."""
+    names, of_group = np.unique(groups, return_inverse=True)
+    texts, of_text = np.unique(content, return_inverse=True)
+    size = len(names) + len(texts)
+    links = coo_array((np.ones(len(groups)), (of_group, len(names) + of_text)), shape=(size, size))
+    _, label = connected_components(links, directed=False)
+    label = label[: len(names)]
+    first = np.unique(label, return_index=True)[1]  # names are sorted: the first of each label
+    return names[first[label[of_group]]]
 
 
 def _known(
