@@ -40,8 +40,9 @@ class SaeFeaturesSpec(Strict):
     """What of a row is read."""
 
     span: Literal["sequence", "completion"] = Field(
-        default="sequence",
-        description="Prompt and completion, or the completion alone. The first position never counts.",
+        default="completion",
+        description="Prompt and completion, or the completion alone: what a row teaches. The first position never "
+        "counts.",
     )
 
 
@@ -69,7 +70,8 @@ class RankPredictorSpec(Strict):
     group_by: list[str] = Field(
         default=["game", "game_role", "experiment", "task_id"],
         min_length=1,
-        description="Columns of the rows. Those that agree in all of them are never learned and predicted at once.",
+        description="Columns of the rows. Those that agree in all of them, or say the same, are never learned and "
+        "predicted at once.",
     )
     metadata: list[str] = Field(
         default=["reward_model_score", "difficulty", "quality", "category"],
@@ -79,7 +81,9 @@ class RankPredictorSpec(Strict):
         default=100, ge=1, description="Rows at the top whose overlap with the predicted top is counted."
     )
     shuffles: int = Field(
-        default=20, ge=2, description="Times that targets are dealt out anew, as the floor."
+        default=20,
+        ge=2,
+        description="Times that targets are dealt out anew, whole groups at a time, as the floor.",
     )
     seed: int = Field(default=101, description="Of folds, projection, shuffles and resampling.")
 

@@ -6,7 +6,7 @@ are written. The first position (BOS where there is one, an attention sink in an
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,8 @@ FEATURE_SCHEMA, FEATURE_COLUMNS = described(
         pl.String(),
         "16 hex digits of the row's token ids and boundary, as `finetune.data.digest` has them",
     ),
+    content=(pl.String(), "the same without the row's id: equal of rows that say the same"),
+    length=(pl.Int64(), "tokens of the row, prompt and all"),
     n_tokens=(pl.Int64(), "tokens that count: of the span, without the first position"),
     active_entry_share=(pl.Float64(), "share of all pairs of token and feature that are active"),
     active_feature_share=(pl.Float64(), "share of the features that are active at some token"),
@@ -102,7 +104,7 @@ def shared_prefix(examples: Sequence[Example]) -> int:
     return max(1, n)
 
 
-def counted(example: Example, span: str = "sequence") -> slice:
+def counted(example: Example, span: str = "completion") -> slice:
     """Positions of a row that count: all of the span but the sequence's first.
 
     Raises:
@@ -115,7 +117,7 @@ def counted(example: Example, span: str = "sequence") -> slice:
 
 
 def row_features(
-    model: LoadedModel, sae: Sae, examples: Sequence[Example], span: str = "sequence"
+    model: LoadedModel, sae: Sae, examples: Sequence[Example], span: str = "completion"
 ) -> Iterator[pl.DataFrame]:
     """`FEATURE_SCHEMA`, some rows at a time, in the order given.
 
@@ -133,8 +135,17 @@ def row_features(
             sums = _Sums.empty(sae.n_features, states.device)
             for piece in states[spans[begin + i]].split(max(1, _CELLS // sae.n_features)):
                 sums.add(placed.encode(piece))
-            found[i] = {"row_id": some[i].row_id, "ids": digest([some[i]]), **_row(sums)}
+            found[i] = {**_about(some[i]), **_row(sums)}
         yield pl.DataFrame(found, schema=FEATURE_SCHEMA)
+
+
+def _about(example: Example) -> dict[str, object]:
+    return {
+        "row_id": example.row_id,
+        "ids": digest([example]),
+        "content": digest([replace(example, row_id="")]),
+        "length": len(example.ids),
+    }
 
 
 def _row(sums: _Sums) -> dict[str, object]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components
 from scipy.stats import rankdata
 
 from steer_pipeline.catalogue.sae import RankPredictorSpec
@@ -27,7 +28,10 @@ SAE, SHUFFLED, LENGTH, LOSS = "sae", "shuffled", "length", "loss"
 LENGTH_AND_LOSS, METADATA, METADATA_AND_SAE = "length_and_loss", "metadata", "metadata_and_sae"
 PREDICTION_SCHEMA, PREDICTION_COLUMNS = described(
     row_id=(pl.String(), "row of the pool"),
-    group=(pl.String(), "rows of one group are predicted together, from others"),
+    group=(
+        pl.String(),
+        "rows of one group, and groups that share a text, are predicted together, from others",
+    ),
     fold=(pl.Int64(), "part that was predicted from the others"),
     score=(pl.Float64(), "what the ranking gives the row; the higher, the more it helps"),
     target=(pl.Float64(), "what was learned: share of rows that it outranks, or its score"),
@@ -44,7 +48,11 @@ QUALITY_SCHEMA, QUALITY_COLUMNS = described(
         pl.Float64(),
         "of held-out predictions with scores, ties at their mean rank; of shuffles their mean",
     ),
-    low=(pl.Float64(), "end of its 95% interval, over groups; of shuffles the 2.5th percentile"),
+    low=(
+        pl.Float64(),
+        "end of its 95% interval over groups, given what was learned: another pool is not in it; of shuffles the 2.5th "
+        "percentile",
+    ),
     high=(pl.Float64(), "the other end"),
     overlap=(pl.Float64(), "share of the top k rows that are in the predicted top k, all held out"),
     overlap_low=(pl.Float64(), "end of its 95% interval, over groups"),
@@ -118,9 +126,11 @@ def predict_ranks(
         SaeError: a score that is missing or not finite, a row twice, columns or groups that are too few.
         ValueError: rows of which only one side is there.
     """
+    numbers = [name for name in spec.metadata if name in rows.columns and rows[name].dtype.is_float()]
+    rows = rows.with_columns(pl.col(numbers).fill_nan(None))
     require_same_rows(features["row_id"].to_list(), rows["row_id"].to_list(), "sae_features", "the ranking")
     features = rows.select("row_id").join(features, on="row_id", maintain_order="left")
-    task = _task(rows, spec)
+    task = _task(rows, features["content"].to_numpy(), spec)
     known = _known(rows, features, n_features, task, spec)
     held_out = {
         name: _cross_fitted(columns, task.target[:, None], task)[:, 0] for name, columns in known.items()
@@ -168,7 +178,7 @@ class _Task:
     ties: np.ndarray  # fp64 [n]: who comes first among equals
 
 
-def _task(rows: pl.DataFrame, spec: RankPredictorSpec) -> _Task:
+def _task(rows: pl.DataFrame, content: np.ndarray, spec: RankPredictorSpec) -> _Task:
     score = rows["score"].cast(pl.Float64).to_numpy()
     bad = np.flatnonzero(~np.isfinite(score))
     if bad.size:
@@ -176,7 +186,7 @@ def _task(rows: pl.DataFrame, spec: RankPredictorSpec) -> _Task:
             f"row {rows['row_id'][int(bad[0])]!r}: its score is {score[bad[0]]}; rank the pool again, or leave out "
             "rows without a score"
         )
-    groups = _group_names(rows, spec)
+    groups = _with_twins(_group_names(rows, spec), content)
     distinct = len(np.unique(groups))
     if distinct < max(spec.folds, 2 * _INNER_FOLDS):
         raise SaeError(
@@ -200,6 +210,18 @@ def _group_names(rows: pl.DataFrame, spec: RankPredictorSpec) -> np.ndarray:
     return rows.select(pl.concat_str(texts, separator="||").alias("group"))["group"].to_numpy()
 
 
+def _with_twins(groups: np.ndarray, content: np.ndarray) -> np.ndarray:
+    """Groups [n] of names; those that hold rows of the same content are one, under the first of their names."""
+    names, of_group = np.unique(groups, return_inverse=True)
+    texts, of_text = np.unique(content, return_inverse=True)
+    size = len(names) + len(texts)
+    links = coo_array((np.ones(len(groups)), (of_group, len(names) + of_text)), shape=(size, size))
+    _, label = connected_components(links, directed=False)
+    label = label[: len(names)]
+    first = np.unique(label, return_index=True)[1]  # names are sorted: the first of each label
+    return names[first[label[of_group]]]
+
+
 def _known(
     rows: pl.DataFrame, features: pl.DataFrame, n_features: int, task: _Task, spec: RankPredictorSpec
 ) -> dict[str, np.ndarray]:
@@ -207,8 +229,10 @@ def _known(
     matrix = feature_matrix(features, n_features, spec.pooling)
     statistics = features.select(STATISTICS).to_numpy().astype(np.float64)
     of_sae = np.hstack([statistics, _projected(matrix, spec)])
-    length = features["n_tokens"].to_numpy().astype(np.float64)
-    known = {SAE: of_sae, LENGTH: np.column_stack([length, np.log(length)])}
+    lengths = (
+        features.select("length", "n_tokens").to_numpy().astype(np.float64)
+    )  # of the row, and of the span
+    known = {SAE: of_sae, LENGTH: np.hstack([lengths, np.log(lengths)])}
     if "loss" in rows.columns and not rows["loss"].null_count():
         loss = rows["loss"].to_numpy().astype(np.float64)
         known[LOSS] = np.column_stack([loss, loss**2])
@@ -335,24 +359,26 @@ def _sizes(task: _Task) -> dict[str, Any]:
 
 
 def _shuffled(known: np.ndarray, task: _Task) -> dict[str, Any]:
-    """The same features, targets dealt out anew: what the method finds where there is nothing."""
+    """The same features, targets dealt out anew: what the method finds where there is nothing. Groups are dealt whole,
+    since rows that are alike tell less than their number.
+    """
     rng = np.random.default_rng(task.spec.seed + 1)
-    dealt = np.array([rng.permutation(len(task.score)) for _ in range(task.spec.shuffles)])
+    dealt = np.array([_dealt(task.groups, rng) for _ in range(task.spec.shuffles)])
     predicted = _cross_fitted(known, task.target[dealt].T, task)
     every = np.arange(len(task.score))
     found, overlaps = [], []
     for own, order in zip(predicted.T, dealt, strict=True):
-        found.append(spearman(own, task.score[order]))
+        found.append(np.nan_to_num(spearman(own, task.score[order])))  # a constant orders nothing
         again = _Task(
             task.spec, task.score[order], task.target[order], task.groups, task.folds, task.k, task.ties
         )
         overlaps.append(_overlap(own, again)(every))
-    low, high = np.nanquantile(found, [0.025, 0.975])
+    low, high = np.quantile(found, [0.025, 0.975])
     overlap_low, overlap_high = np.quantile(overlaps, [0.025, 0.975])
     return {
         "predictor": SHUFFLED,
         "columns": known.shape[1],
-        "spearman": float(np.nanmean(found)),
+        "spearman": float(np.mean(found)),
         "low": float(low),
         "high": float(high),
         "overlap": float(np.mean(overlaps)),
@@ -360,6 +386,17 @@ def _shuffled(known: np.ndarray, task: _Task) -> dict[str, Any]:
         "overlap_high": float(overlap_high),
         **_sizes(task),
     }
+
+
+def _dealt(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """int64 [n]: the row whose target each row gets, where groups change places with the rows in them side by side."""
+    by_group = np.argsort(groups, kind="stable")
+    members = np.split(
+        by_group, np.flatnonzero(np.diff(np.unique(groups, return_inverse=True)[1][by_group])) + 1
+    )
+    dealt = np.empty(len(groups), dtype=np.int64)
+    dealt[by_group] = np.concatenate([members[i] for i in rng.permutation(len(members))])
+    return dealt
 
 
 def _gain(name: str, over: str, held_out: Mapping[str, np.ndarray], task: _Task) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from steer_pipeline.lab.models.hidden import each_states
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import Site
 from steer_pipeline.lab.sae.dictionary import Sae, SaeError, checked, top_k
-from steer_pipeline.lab.sae.features import counted, shared_prefix
+from steer_pipeline.lab.sae.features import shared_prefix
 
 HISTORY_SCHEMA, HISTORY_COLUMNS = described(
     step=(pl.Int64(), "optimiser step, from 1"),
@@ -72,7 +72,7 @@ def collect_states(
     for example in in_keyed_order(examples, seed):
         if room <= 0:
             break
-        first = begin if chosen else counted(example).start
+        first = begin if chosen else 1
         chosen.append((example, first))
         room -= len(example.ids) - first
     ends = np.cumsum([len(one.ids) - first for one, first in chosen])

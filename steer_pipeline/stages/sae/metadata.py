@@ -13,8 +13,17 @@ if TYPE_CHECKING:
 
 
 def of_sae(made: "MadeSae") -> dict[str, Any]:
-    """Reconstruction and sparsity."""
+    """How it learned, reconstruction and sparsity."""
+    from steer_pipeline.lab.sae.training import HISTORY_COLUMNS
+
+    learned = made.history.select("step", "unexplained").rows()
+    plot = (
+        {"training": show.curves({"batch": learned}, "step", HISTORY_COLUMNS["unexplained"])}
+        if learned
+        else {}
+    )
     return {
+        **plot,
         "trained": made.trained,
         "features": made.sae.n_features,
         **show.rounded(dict(made.fidelity.numbers)),
@@ -27,14 +36,26 @@ def of_features(path: Path) -> dict[str, Any]:
 
 
 def of_prediction(found: "RankPrediction") -> dict[str, Any]:
-    """Quality beside what costs nothing, and what metadata tell."""
-    from steer_pipeline.lab.sae.predictor import GAIN_COLUMNS, METADATA_COLUMNS, QUALITY_COLUMNS
+    """Quality beside what costs nothing, what metadata tell, and the first rows by prediction."""
+    from steer_pipeline.lab.sae.predictor import (
+        GAIN_COLUMNS,
+        METADATA_COLUMNS,
+        PREDICTION_COLUMNS,
+        QUALITY_COLUMNS,
+    )
 
     own = found.quality.row(0, named=True)
+    plotted = {
+        row["predictor"]: (row["spearman"], row["low"], row["high"])
+        for row in found.quality.drop_nans(["spearman", "low", "high"]).iter_rows(named=True)
+    }
+    plot = {"held_out": show.intervals(plotted, "held-out rank correlation")} if plotted else {}
     return {
+        **plot,
         "quality": show.markdown_table(found.quality, QUALITY_COLUMNS),
         "gains": show.markdown_table(found.gains, GAIN_COLUMNS),
         "metadata": show.markdown_table(found.metadata, METADATA_COLUMNS),
         "held_out_spearman": show.significant(own["spearman"]),
+        "first_rows": show.markdown_table(found.predictions.sort("rank").head(5), PREDICTION_COLUMNS),
         "rows": found.predictions.height,
     }

@@ -1,5 +1,7 @@
 """Features of training rows, against a dense computation on transformers' own hidden states."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -74,6 +76,7 @@ def test_lists_and_statistics_are_those_of_a_dense_computation(loaded, span):
         active = every > 0
         seen = np.flatnonzero(active.any(axis=0))
         assert row["feature"] == seen.tolist()
+        assert row["length"] == len(example.ids)
         assert row["tokens"] == active.sum(axis=0)[seen].tolist()
         np.testing.assert_allclose(row["mean"], every.mean(axis=0)[seen], rtol=2e-3, atol=1e-5)
         np.testing.assert_allclose(row["max"], every.max(axis=0)[seen], rtol=2e-3, atol=1e-5)
@@ -97,8 +100,6 @@ def test_lists_and_statistics_are_those_of_a_dense_computation(loaded, span):
 
 def test_rows_stream_and_no_matrix_of_all_tokens_is_made(loaded, tmp_path, monkeypatch):
     """Small pieces and small groups of rows give the same table, and no encoding is larger than a piece."""
-    if loaded.spec.path.endswith("gemma"):
-        pytest.skip("one architecture shows it")
     examples, sae = examples_of(loaded, 8), random_sae()
     write_features(loaded, sae, examples, SaeFeaturesSpec(), tmp_path / "whole.parquet")
     largest = []
@@ -126,6 +127,9 @@ def test_ids_are_those_of_training_and_a_change_is_named(loaded, tmp_path):
     examples = examples_of(loaded, 3)
     table = pl.concat(row_features(loaded, random_sae(), examples))
     assert table["ids"].to_list() == [digest([one]) for one in examples]
+    again = pl.concat(row_features(loaded, random_sae(), [replace(examples[0], row_id="twin")]))
+    assert again["content"][0] == table["content"][0]
+    assert table["content"].n_unique() == 3
     assert same_ids(table, examples).passed
     cut = encode_examples(loaded.tokenizer, [TextRow("r1", SENTENCES[1], "another end")])
     verdict = same_ids(table, [examples[0], *cut, examples[2]])

@@ -27,7 +27,17 @@ def feature_rows(strengths, lengths):
         seen = np.flatnonzero(own)
         statistics = dict.fromkeys(STATISTICS, 1.0) | {"n_tokens": int(length)}
         lists = {"feature": seen.tolist(), "mean": own[seen].tolist(), "max": own[seen].tolist()}
-        rows.append({"row_id": f"r{i}", "ids": "0", **statistics, **lists, "tokens": [1] * len(seen)})
+        rows.append(
+            {
+                "row_id": f"r{i}",
+                "ids": "0",
+                "content": str(i),
+                "length": int(length) + 20,
+                **statistics,
+                **lists,
+                "tokens": [1] * len(seen),
+            }
+        )
     return pl.DataFrame(rows, schema=FEATURE_SCHEMA)
 
 
@@ -51,7 +61,9 @@ def found():
     rng = np.random.default_rng(4)
     score = rows["score"].to_numpy()
     rows = rows.with_columns(
-        reward_model_score=pl.Series(score + rng.standard_normal(N)),
+        reward_model_score=pl.Series(
+            np.where(np.arange(N) % 9 == 0, float("nan"), score + rng.standard_normal(N))
+        ),
         difficulty=pl.Series(np.where(score > np.median(score), "hard", "very easy")),
         category=pl.Series([["math", "coding", "advice"][i % 3] for i in range(N)]),
     )
@@ -95,6 +107,8 @@ def test_metadata_are_compared_with_scores_and_with_predictions(found):
     rows = {row["column"]: row for row in found.metadata.iter_rows(named=True)}
     assert set(rows) == {"reward_model_score", "difficulty", "category"}
     assert rows["reward_model_score"]["measure"] == "spearman"
+    assert rows["reward_model_score"]["n_rows"] == N - 27  # NaN is no value
+    assert rows["reward_model_score"]["with_score"] > 0.3
     assert rows["difficulty"]["measure"] == "spearman"  # by the order of its levels
     assert rows["difficulty"]["with_score"] > 0.8
     assert (
@@ -134,6 +148,27 @@ def test_what_knows_nothing_is_not_held_to_err():
     assert np.isnan(quality(found, "sae")["spearman"])
     assert found.predictions["predicted"].abs().max() < 1e-9
     assert quality(found, "sae")["overlap"] == pytest.approx(SPEC.k / N, abs=0.15)
+
+
+def test_rows_that_say_the_same_stay_together_whatever_their_groups():
+    rows, features = world()
+    twins = features.with_columns(
+        content=pl.when(pl.col("row_id") == "r61").then(pl.lit("0")).otherwise("content")
+    )  # row 61 is of task 1, row 0 of task 0
+    table = predict_ranks(rows, twins, FEATURES, SPEC).predictions
+    group = dict(table.select("row_id", "group").iter_rows())
+    assert group["r0"] == group["r61"] == group["r60"] == group["r1"] == "taboo||0"
+    assert table["group"].n_unique() == GROUPS - 1
+    assert table.filter(group="taboo||0")["fold"].n_unique() == 1
+
+
+def test_shuffles_deal_out_whole_groups():
+    groups = np.repeat(["a", "b", "c", "d"], 5)[np.random.default_rng(1).permutation(20)]
+    dealt = predictor._dealt(groups, np.random.default_rng(2))
+    assert sorted(dealt) == list(range(20))
+    assert not np.array_equal(dealt, np.arange(20))
+    for name in "abcd":
+        assert len(np.unique(groups[dealt[groups == name]])) == 1
 
 
 def test_more_features_than_columns_are_projected_and_still_tell():
