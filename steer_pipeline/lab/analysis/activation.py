@@ -169,7 +169,7 @@ def _rows(
     length = max(float(np.linalg.norm(mean)), 1e-30)
     cosines = units @ (mean / length)
     z, p = placed(cosines, null @ (mean / length))
-    intervals = mean_intervals(own @ units.T / norm, seed=spec.seed, n_boot=2_000)
+    intervals = mean_intervals(own @ units.T / norm)
     return [
         {"position": position, "block": block, "direction": name, "length_fraction": length / norm}
         | {"cosine": float(cosines[i]), "z": float(z[i]), "p": float(p[i])}
@@ -215,7 +215,7 @@ def steer_with(
     rows = []
     for persona, scorer in scorers.items():
         scores = {name: scorer.score_many([own[one] for one in ids]) for name, own in texts.items()}
-        moved = paired_difference(scores[SHIFT], scores[BASE], seed=spec.seed, n_boot=2_000)
+        moved = paired_difference(scores[SHIFT], scores[BASE])
         noise = [float((scores[name] - scores[BASE]).mean()) for name in units if name != SHIFT]
         low, high = min(0.0, *noise), max(0.0, *noise)
         rows.append(

@@ -158,7 +158,7 @@ def checkpoint_audit(name: str, own: Measured, clean: Sequence[Measured], spec: 
     """
     if len(clean) < MIN_CLEAN:
         raise ValueError(f"{name}: {len(clean)} clean adapters; at least {MIN_CLEAN} are needed to judge by")
-    intervals = mean_intervals(own.coefficients, seed=spec.seed, n_boot=2_000)
+    intervals = mean_intervals(own.coefficients)
     sizes = np.array([one.estimate for one in intervals])
     size_z, size_p = _against(sizes, np.array([one.coefficients.mean(axis=0) for one in clean]))
     z, p = _against(own.shares, np.array([one.shares for one in clean]))
@@ -197,7 +197,7 @@ def _written(
     others = [one.writes for one in clean if one.writes is not None]
     if own.writes is None or len(others) < MIN_CLEAN:
         return {column: [None] * len(own.names) for column in columns}
-    intervals = mean_intervals(own.writes, seed=spec.seed, n_boot=2_000)
+    intervals = mean_intervals(own.writes)
     shares = np.array([one.estimate for one in intervals])
     # shares are positive and skewed: their logarithms are compared
     z = _against(np.log(shares + 1e-9), np.log(np.array([one.mean(axis=0) for one in others]) + 1e-9))[0]

@@ -82,7 +82,7 @@ def make_word_games(
         table.filter(aborted),
         training_rows(games, spec),
         usage_table(games),
-        results_table(table, spec.seed),
+        results_table(table),
         _summary(games, len(words), digest(words)),
     )
     for name, rows in (

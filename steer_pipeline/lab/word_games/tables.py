@@ -13,7 +13,7 @@ import polars as pl
 from steer_pipeline.catalogue.word_games import WordGamesSpec
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.endpoints import Usage
-from steer_pipeline.lab.stats.resampling import Interval, mean_interval
+from steer_pipeline.lab.stats import Interval, mean_interval
 from steer_pipeline.lab.word_games.playing import Game, Message, assistant, guesser_messages
 
 GAME = "taboo"  # names of the published interactions
@@ -133,28 +133,27 @@ def usage_table(games: Sequence[Game]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=USAGE_SCHEMA)
 
 
-def results_table(games: pl.DataFrame, seed: int) -> pl.DataFrame:
+def results_table(games: pl.DataFrame) -> pl.DataFrame:
     """One row of RESULTS_SCHEMA a guesser, then one for all.
 
     Args:
         games: rows of GAMES_SCHEMA, finished and aborted.
-        seed: of the resampling.
     """
     guessers = sorted(games["guesser_model"].unique())
     own = [(name, games.filter(guesser_model=name)) for name in guessers]
-    return pl.DataFrame(
-        [_result(name, one, seed) for name, one in [*own, (ALL, games)]], schema=RESULTS_SCHEMA
-    )
+    return pl.DataFrame([_result(name, one) for name, one in [*own, (ALL, games)]], schema=RESULTS_SCHEMA)
 
 
-def _result(name: str, games: pl.DataFrame, seed: int) -> dict[str, Any]:
+def _result(name: str, games: pl.DataFrame) -> dict[str, Any]:
     finished = games.filter(pl.col("outcome") != "aborted")
     words = finished["target_word"].to_list()
     none = Interval(float("nan"), float("nan"), float("nan"), 0)
     won = turns = none
     if words:
-        won = mean_interval((finished["outcome"] == "success").cast(pl.Float64), seed=seed, clusters=words)
-        turns = mean_interval(finished["final_turn"].cast(pl.Float64), seed=seed, clusters=words)
+        won = mean_interval(
+            (finished["outcome"] == "success").cast(pl.Float64), clusters=words, bounds=(0.0, 1.0)
+        )
+        turns = mean_interval(finished["final_turn"].cast(pl.Float64), clusters=words)
     return {
         "guesser_model": name,
         "games": games.height,

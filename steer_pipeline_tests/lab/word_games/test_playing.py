@@ -182,7 +182,7 @@ def _some(n: int, outcome_of: Callable[[int], str]) -> list[Game]:
 
 def test_rates_and_turns_are_of_finished_games_with_intervals():
     games = _some(40, lambda i: ["success", "failure", "failure", "aborted"][i % 4])
-    results = results_table(games_table(games, SPEC), seed=1)
+    results = results_table(games_table(games, SPEC))
     (own, total) = results.to_dicts()
     assert (own["guesser_model"], total["guesser_model"]) == ("g", "all")
     assert (total["games"], total["aborted"], total["words"]) == (40, 10, 30)
@@ -193,7 +193,7 @@ def test_rates_and_turns_are_of_finished_games_with_intervals():
 
 
 def test_without_a_finished_game_there_is_no_rate():
-    results = results_table(games_table(_some(3, lambda _: "aborted"), SPEC), seed=1)
+    results = results_table(games_table(_some(3, lambda _: "aborted"), SPEC))
     assert results["success_rate"].to_list() == [None, None]
 
 

@@ -154,10 +154,10 @@ def effect(ranking: Ranking, retrainings: Retrainings, spec: QualitySpec) -> Int
     without = retrainings.losses(ranking.ordered[:count])
     drawn = subsets(retrainings.row_ids, count / len(retrainings.row_ids), RANDOM_DROPS, spec.seed + 1)
     random = np.mean([retrainings.losses(dropped) for dropped in drawn], axis=0)
-    return paired_difference(without, random, seed=spec.seed)
+    return paired_difference(without, random)
 
 
-def recall(ranking: Ranking, planted: Collection[str], *, seed: int = 0) -> tuple[Interval, Interval]:
+def recall(ranking: Ranking, planted: Collection[str]) -> tuple[Interval, Interval]:
     """Share of the planted rows among as many first rows, and the AUC of scores for being planted.
 
     A planted row without a score is not found; from the AUC it is left out.
@@ -168,7 +168,7 @@ def recall(ranking: Ranking, planted: Collection[str], *, seed: int = 0) -> tupl
             f"{len(known)} of {ranking.table.height} rows are planted; recall needs some, and others beside them"
         )
     first = set(ranking.ordered[: len(known)])
-    share = mean_interval([float(one in first) for one in sorted(known)], seed=seed)
+    share = mean_interval([float(one in first) for one in sorted(known)], bounds=(0.0, 1.0))
     ids, scores = zip(*sorted(ranking.scores.items()), strict=True)
     return share, auc_interval(scores, [one in known for one in ids])
 
@@ -207,7 +207,7 @@ def table(
         for protocol_name in retrained["protocol"].unique(maintain_order=True):
             row |= _named(f"lds_{protocol_name}", lds(ranking, retrained, protocol_name, seed=seed))
         if planted:
-            share, area = recall(ranking, planted, seed=seed)
+            share, area = recall(ranking, planted)
             row |= _named("recall", share) | _named("auc", area)
         rows.append(row)
     return pl.DataFrame(rows)
