@@ -112,7 +112,7 @@ gpu: $(CORE) ## what the lab does on a CUDA device, in at most eight minutes; ne
 null: $(CORE) ## level and power of all verdicts, and the headline in every analysis; after make pilot (and behaviour)
 	$(BIN)/python -m benchmarks.null $(ARGS)
 
-coverage: $(CORE) ## how often the intervals hold the truth, before and after, at 12 to 200 rows; half a minute
+coverage: $(CORE) ## how often intervals hold the truth, before and after, at 12 to 200 rows; a minute
 	$(BIN)/python -m benchmarks.coverage $(ARGS)
 
 chaos: $(DEV) ## seeded faults: kills, torn journals, full disks, damaged releases, swapped weights, bad inputs
