@@ -37,6 +37,7 @@ REPORT, PAGE, ARMS, VERSIONS, PLOTS = (
     "plots",
 )
 TITLE = "What steering does to behaviour"
+CORRECTED = "corrected"  # a table that folders of older versions lack
 LEARNED_ARM = Arm(TRAINED, scale=LEARNED).name
 
 
@@ -90,10 +91,11 @@ def _write(folder: Path, drawn: Mapping[str, bytes], blocks: Sequence[Block]) ->
 
 def read_tables(folder: Path) -> BehaviourTables:
     """What `write_behaviour` wrote."""
+    paths = {table.name: folder / f"{table.name}.parquet" for table in fields(BehaviourTables)}
     frames = {
-        table.name: pl.read_parquet(folder / f"{table.name}.parquet")
-        for table in fields(BehaviourTables)
-        if f"{table.name}.parquet" != STORED
+        name: pl.read_parquet(path)
+        for name, path in paths.items()
+        if path.name != STORED and (name != CORRECTED or path.is_file())
     }
     frames[STORED.removesuffix(".parquet")] = read_controls(folder)
     frames["summary"] = completed(frames["summary"], SUMMARY_SCHEMA)
@@ -166,6 +168,7 @@ def _blocks(
         ),
         Heading("Agreement of the scales"),
         _agreement(tables.agreement),
+        *_corrections(tables.corrected),
         Heading("Arms"),
     ]
     for persona in tables.personas:
@@ -245,6 +248,45 @@ def _agreement(table: pl.DataFrame) -> Block:
         rows,
         "Over all answers of all arms; intervals over questions.",
     )
+
+
+def _corrections(corrected: pl.DataFrame) -> list[Block]:
+    """Nothing without a judge or a ground truth."""
+    if corrected.is_empty():
+        return []
+    rows = [
+        [
+            row["persona"],
+            row["arm_name"],
+            f"{row['n_gold']} of {row['n_questions']}",
+            *(
+                _with_interval(row, name)
+                for name in ("sensitivity", "specificity", "judged", "corrected", "by_errors", "truth")
+            ),
+        ]
+        for row in corrected.iter_rows(named=True)
+    ]
+    head = [
+        "persona",
+        "arm",
+        "gold",
+        "sensitivity",
+        "specificity",
+        "judge says",
+        "corrected",
+        "by errors",
+        "truth",
+    ]
+    return [
+        Heading("The judge, corrected"),
+        Table(
+            head,
+            rows,
+            "Share of answers that show the trait. The judge is heard on all questions and corrected by those that are "
+            "gold: by its mean error there, or by its sensitivity and specificity. The truth is known here, and tells "
+            "what such a correction is worth where it is not.",
+        ),
+    ]
 
 
 def _likelihood(tables: Mapping[str, pl.DataFrame]) -> Table:

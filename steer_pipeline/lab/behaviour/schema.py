@@ -132,6 +132,7 @@ class BehaviourTables:
         scorers: one row a persona: the MiniLM scorer's report.
         control_shifts: random directions of all personas on every trait metric, judged together
             (`controls.CONTROL_SCHEMA`).
+        corrected: `correction.CORRECTED_SCHEMA`: what the judge says, corrected by gold; empty without judge or truth.
     """
 
     rows: pl.DataFrame
@@ -140,6 +141,7 @@ class BehaviourTables:
     judged: pl.DataFrame
     scorers: pl.DataFrame = field(default_factory=pl.DataFrame)
     control_shifts: pl.DataFrame = field(default_factory=pl.DataFrame)
+    corrected: pl.DataFrame = field(default_factory=pl.DataFrame)
 
     @property
     def personas(self) -> list[str]:

@@ -177,17 +177,17 @@ class CalibratedScorer:
                 f"{len(pairs) // 2} pairs over {len(np.unique(questions))} questions; a scorer needs "
                 f"{MIN_PAIRS} pairs and {self.n_folds} questions"
             )
-        texts = (pairs["excerpt"].to_list(), pairs["text"].to_list())
-        excerpts, whole = map(embed, texts)
+        heads, bodies = pairs["excerpt"].to_list(), pairs["text"].to_list()
+        excerpts, whole = embed(heads), embed(bodies)
         folds = grouped_folds(questions, self.n_folds, self.seed)
-        views = cross_fitted(excerpts, labels, folds, *texts, judged=np.stack([excerpts, whole]))
+        views = cross_fitted(excerpts, labels, folds, heads, bodies, judged=np.stack([excerpts, whole]))
         shuffled = shuffled_aucs(
-            excerpts, labels, questions, folds, *texts, n=self.n_shuffles, seed=self.seed
+            excerpts, labels, questions, folds, heads, bodies, n=self.n_shuffles, seed=self.seed
         )
         logits = _logits(views[:, 1])
         probabilities = np.empty(len(labels))
         for fold in np.unique(folds):
-            own, others = folds == fold, training_rows(folds, fold, *texts)
+            own, others = folds == fold, training_rows(folds, fold, heads, bodies)
             probabilities[own] = _calibrated(_calibrator(logits[others], labels[others]), logits[own])
         error, reliability = calibration(probabilities, labels)
         self.report = ScorerReport(

@@ -14,6 +14,7 @@ import polars as pl
 from steer_pipeline.catalogue.scale import SCALES
 from steer_pipeline.lab.arms import PROMPTED, RANDOM, VANILLA, arm_label, family_of
 from steer_pipeline.lab.behaviour.agreement import agreement, judge_counts
+from steer_pipeline.lab.behaviour.correction import corrections
 from steer_pipeline.lab.behaviour.schema import (
     COHERENCE_METRICS,
     DOWN,
@@ -69,7 +70,9 @@ def make_tables(
     )
     scorers = pl.concat([one.minilm.select("persona", *REPORT_COLUMNS).head(1) for one in stored.values()])
     controls = random_shifts(rows, seed=seed, n_boot=n_boot)
-    return BehaviourTables(rows, summary, agreement(rows, seed), judge_counts(rows), scorers, controls)
+    return BehaviourTables(
+        rows, summary, agreement(rows, seed), judge_counts(rows), scorers, controls, corrections(rows, seed)
+    )
 
 
 def random_shifts(rows: pl.DataFrame, *, seed: int, n_boot: int = 10_000) -> pl.DataFrame:

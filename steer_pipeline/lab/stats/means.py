@@ -74,7 +74,7 @@ def mean_intervals(
 
     Args:
         clusters: [n] keys of rows that belong together (several samples of one article).
-        bounds: the least and the largest value that a row can have. Rows that have only these are shares.
+        bounds: the least and the largest value that a row can have, or infinite. Rows that have only these are shares.
 
     Returns:
         A column without a single value gives NaN and n = 0.
@@ -189,10 +189,11 @@ def check_level(level: float) -> None:
 def _intervals(units: Units, alpha: np.ndarray, bounds: Bounds | None) -> Iterator[Interval]:
     low, high = _bounds(units, alpha)
     if bounds is not None:
-        exact = _clopper_pearson(units.up, units.n, alpha)
-        width = bounds[1] - bounds[0]
-        low = np.where(units.shared, bounds[0] + width * exact[0], np.clip(low, *bounds))
-        high = np.where(units.shared, bounds[0] + width * exact[1], np.clip(high, *bounds))
+        low, high = np.clip(low, *bounds), np.clip(high, *bounds)
+        if units.shared.any():
+            exact, width = _clopper_pearson(units.up, units.n, alpha), bounds[1] - bounds[0]
+            low = np.where(units.shared, bounds[0] + width * exact[0], low)
+            high = np.where(units.shared, bounds[0] + width * exact[1], high)
     for n, mean, *edges in zip(units.n, units.mean, low, high, strict=True):
         yield Interval(float(mean), float(edges[0]), float(edges[1]), int(n))
 
@@ -307,7 +308,7 @@ def units_of(array: np.ndarray, clusters: ArrayLike | None = None, bounds: Bound
     size = np.where(seen > 0, size, np.where(np.abs(usual) > 0, np.abs(usual), 1.0))
     up, down = (departs & (departures > 0)).sum(axis=0), (departs & (departures < 0)).sum(axis=0)
     shared = np.zeros(n.shape, dtype=bool)
-    if bounds is not None:
+    if bounds is not None and np.isfinite(bounds).all():
         lower, upper = (_equal(array, edge, max(map(abs, bounds))) for edge in bounds)
         shared = single & ((lower | upper) | ~np.isfinite(array)).all(axis=0) & (n > 0)
         up = np.where(shared, upper.sum(axis=0), up)

@@ -139,7 +139,8 @@ def behaviour_table(
     """What every arm did to trait and text, persona by persona, with intervals, tests and gaps closed.
 
     `arms.parquet`: one row a persona and arm. `summary.parquet`: one row a persona, metric and arm. `rows`,
-    `agreement` (MiniLM, judge, ground truth), `judged` (refusals, invalid and missing apart), `scorers`;
+    `agreement` (MiniLM, judge, ground truth), `judged` (refusals, invalid and missing apart), `corrected` (what the
+    judge says, corrected by answers whose truth is known), `scorers`;
     `behaviour.html` holds the whole report, `behaviour.md` the same with its plots beside it; `versions.json` names
     what was read. Personas without rollouts are left out. Runs no model.
     """

@@ -338,3 +338,37 @@ def test_no_label_of_a_scale_covers_another_or_a_point():
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
     places = axes.transData.transform(points.select("perplexity", "score").to_numpy())
     assert not any(box.contains(x, y) for box in boxes for x, y in places)
+
+
+def test_a_judge_that_errs_is_corrected_by_gold_and_the_truth_is_inside():
+    stored = scored(STEERED, n_questions=60)
+    shows = stored.rollouts["trait_truth"].to_numpy() > 0
+    luck = np.random.default_rng(3).random(len(shows))
+    said = np.where(
+        shows, luck < 0.8, luck < 0.3
+    )  # finds four of five, and sees the trait in three plain ones of ten
+    tables = make_tables(
+        {
+            "sailor": PersonaRows(
+                stored.rollouts, stored.minilm, judged(stored.rollouts, np.where(said, 3, 0))
+            )
+        },
+        **FAST,
+    )
+    vanilla, prompted = (
+        tables.corrected.filter(arm_name=name).row(0, named=True) for name in ("vanilla", "prompted_0")
+    )
+    assert vanilla["sensitivity"] == pytest.approx(0.8, abs=0.08)
+    assert vanilla["specificity"] == pytest.approx(0.7, abs=0.08)
+    assert (vanilla["n_questions"], vanilla["n_gold"]) == (60, 18)
+    for row in (vanilla, prompted):
+        assert row["corrected_low"] <= row["truth"] <= row["corrected_high"]
+        assert row["by_errors_low"] <= row["truth"] <= row["by_errors_high"]
+        assert not row["judged_low"] <= row["truth"] <= row["judged_high"]
+
+
+def test_without_judge_or_truth_nothing_is_corrected(tables, tmp_path):
+    assert tables.corrected.is_empty()
+    write_behaviour(tables, {}, tmp_path)
+    (tmp_path / "corrected.parquet").unlink()  # as an older version left it
+    assert read_tables(tmp_path).corrected.is_empty()

@@ -79,6 +79,9 @@ def test_shares_have_the_exact_interval():
     unbounded = mean_interval(np.r_[np.ones(3), np.zeros(47)])
     assert unbounded.low < 0  # as a difference it may have been a fall
     assert mean_interval([0.2, 0.9, 1.0, 1.0], bounds=(0.0, 1.0)).high == 1.0
+    skewed = np.random.default_rng(1).exponential(size=12) ** 3
+    assert mean_interval(skewed, bounds=(0.0, np.inf)).low == max(0.0, mean_interval(skewed).low)
+    assert mean_interval(skewed, bounds=(0.0, np.inf)).high == mean_interval(skewed).high
 
 
 def test_clusters_are_units_and_rows_are_not():
