@@ -36,7 +36,7 @@ def test_a_comparison_on_each_architecture(tmp_path, arch, kind):
         "cosines.png",
     }
     assert table["arm"].to_list() == ["vanilla", "prompted", "trained", "averaged", "random"]
-    assert table["n_seeds"].to_list() == [None, None, 3, None, 8]
+    assert table["n_seeds"].to_list() == [None, None, 3, None, 10]
     assert table["n_tokens"].n_unique() == 1
     stored = pl.read_parquet(folder / "rows.parquet")
     assert table.equals(comparison_table(stored, seed=31))
