@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,16 +173,11 @@ def memory(options: argparse.Namespace, tuned: str) -> dict[str, float] | None:
 
 
 def memory_of(scoring: Scoring) -> float:
-    native(made_smaller(scoring))
+    load_model(scoring.tuned, HOME)
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is resident now
     native(scoring)
     return round((_status("VmHWM") - before) / 1024, 1)
-
-
-def made_smaller(scoring: Scoring) -> Scoring:
-    """Two batches of it, to warm up with."""
-    return replace(scoring, pool=scoring.pool[:64], queries=scoring.queries[:2])
 
 
 def main() -> None:
