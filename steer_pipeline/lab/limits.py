@@ -59,3 +59,7 @@ MIN_PLANTED_RECALL = 0.9  # of the rows known to help, among as many first ones 
 # Word games.
 MAX_ABORTED_GAMES = 0.2  # share of all games
 MIN_FINISHED_GAMES = 30  # on which a success rate stands
+
+# Sanity of attributions.
+MAX_SHUFFLED_CORRELATION = 0.5  # of scores with those of a model whose weights were shuffled
+MAX_COPY_GAP = 0.05  # of the ranking, between a row and its copy
