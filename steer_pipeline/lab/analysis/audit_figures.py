@@ -40,20 +40,21 @@ def activation_map(table: pl.DataFrame) -> bytes:
 
 
 def audit_sizes(audits: pl.DataFrame, plants: pl.DataFrame) -> bytes:
-    """Largest |z| over directions of every adapter: planted, mixed by share, clean; sizes left, shares right."""
+    """Largest measure over directions of every adapter: planted, mixed by share, clean; a panel a measure."""
     joined = audits.rename({"share": "of_length"}).join(plants, on="checkpoint", suffix="_planted")
-    largest = joined.group_by("checkpoint", "group", "share").agg(
-        pl.col("size_z").abs().max().alias("size"), pl.col("z").abs().max().alias("share of length")
-    )
+    measures = {"size_z": "size", "write_z": "writes", "strength": "the smaller of the two"}
+    shown = {name: label for name, label in measures.items() if not joined[name].null_count()}
+    largest = joined.group_by("checkpoint", "group", "share").agg(pl.col(name).abs().max() for name in shown)
     groups = largest.select("group", "share").unique().sort("share", descending=True).rows()
-    figure = Figure(figsize=(8.0, 0.9 + 0.42 * len(groups)), layout="constrained")
-    for axes, column in zip(figure.subplots(1, 2, sharey=True), ("size", "share of length"), strict=True):
+    figure = Figure(figsize=(1.4 + 2.8 * len(shown), 0.9 + 0.42 * len(groups)), layout="constrained")
+    names = [group if share in (0, 1) else f"{group}, {share:.3g} of rows" for group, share in groups]
+    for axes, (column, label) in zip(
+        figure.subplots(1, len(shown), sharey=True, squeeze=False).flat, shown.items(), strict=True
+    ):
         for place, (group, share) in enumerate(groups):
             own = largest.filter(group=group, share=share)[column].to_numpy()
             dots(axes, own, -place, GREY if group == CLEAN else PALETTE[0])
-        axes.set_xscale("log")
-        axes.set_xlabel(f"largest |z|, {column}", fontsize=8)
-        names = [group if share in (0, 1) else f"{group}, {share:.3g} of rows" for group, share in groups]
+        axes.set_xlabel(f"largest |z|: {label}", fontsize=8)
         axes.set_yticks([-place for place in range(len(groups))], names)
         bare(axes)
     return png(figure)
