@@ -40,7 +40,7 @@ BUNDLE: dict[str, Any] = gpu("analysis", io_manager_key="bundle_io", kinds={"pyt
 OF_PAIR: dict[str, Any] = {**BUNDLE, "partitions_def": PAIR}
 FILES: dict[str, Any] = cpu("analysis", io_manager_key="bundle_io", partitions_def=PAIR, kinds={"parquet"})
 BASIS = ("analysis.n_null", "analysis.seed")
-STUDENTS = ("students.ranks", "students.seeds")
+STUDENTS = ("students.ranks", "students.seeds", "heal.seeds")
 
 
 @dg.asset(
@@ -105,7 +105,7 @@ def _vector(read: Reader, kind: str, name: str, versions: dict[str, str]) -> "Pe
 
 
 @dg.asset(
-    code_version=made_of("1", "analysis.pairs", *STUDENTS, "heal.seeds", "model.adapter"),
+    code_version=made_of("1", "analysis.pairs", *STUDENTS, "model.adapter"),
     deps=[
         "model_weights",
         dg.AssetDep("student_adapter", partition_mapping=PAIR_OF_STUDENT),
@@ -218,15 +218,30 @@ def clean_students(
 
     read, profile = reader(context, store), settings().profile
     with user_errors(), folder("clean_students") as made:
-        students: dict[str, list[Path]] = {}
-        for variant in CLEAN:
-            if (version := read.current("student_adapter", variant)) is not None:
-                lessons = sorted(version.path.glob("rank-*/seed-*"))
-                students |= {_student(variant, one.parent.name, one.name): [one] for one in lessons}
+        students = {name: [one] for name, one in _clean(read).items()}
         base = side_of(profile.model, settings().home)
         device = pick_device(profile.model.device)
         rate = write_clean(base, students, analysis_basis, profile.analysis, made, device=device)
         yield dg.Output(made, metadata=metadata.of_clean(rate, made))
+
+
+def _clean(read: Reader) -> dict[str, Path]:
+    """Adapters of all clean students by name, of those variants that have students."""
+    found: dict[str, Path] = {}
+    for variant in CLEAN:
+        if (version := read.current("student_adapter", variant)) is not None:
+            lessons = sorted(version.path.glob("rank-*/seed-*"))
+            found |= {_student(variant, one.parent.name, one.name): one for one in lessons}
+    return found
+
+
+def _own_name(pair: str) -> str | None:
+    """Name of a pair's tuned model among students, if it is one."""
+    from steer_pipeline.lab.analysis.sides import student_of
+
+    profile = settings().profile
+    own = student_of(profile.analysis.pairs[pair], profile)
+    return None if own is None else _student(own.partition, *own.place.partition("/")[::2])
 
 
 def _student(variant: str, rank: str, seed: str) -> str:
@@ -235,7 +250,7 @@ def _student(variant: str, rank: str, seed: str) -> str:
 
 
 @dg.asset(
-    code_version=made_of("1", "analysis.level", "analysis.pairs", *STUDENTS),
+    code_version=made_of("1", "analysis.level", "analysis.pairs", *STUDENTS, *STUDENTS),
     **FILES,
 )
 def pair_report(
@@ -253,20 +268,17 @@ def pair_report(
     null bands, and the interactions that moved most. Runs no model.
     """
     from steer_pipeline.lab.analysis.report import read_pair_tables, write_report
-    from steer_pipeline.lab.analysis.sides import student_of
 
-    read, profile, pair = reader(context, store), settings().profile, context.partition_key
+    read, pair = reader(context, store), context.partition_key
     with user_errors(who=pair), folder("pair_report") as made:
-        own = student_of(profile.analysis.pairs[pair], profile)
-        name = None if own is None else _student(own.partition, *own.place.partition("/")[::2])
         tables = read_pair_tables(
             pair,
             weight_susceptibility,
             mlp_interpretation,
             attention_patterns,
             clean_students,
-            name,
-            profile.analysis.level,
+            _own_name(pair),
+            settings().profile.analysis.level,
         )
         plots = write_report(tables, read.seen, made)
         yield dg.Output(made, metadata=metadata.of_report(tables, plots))
@@ -320,7 +332,7 @@ def _lab(read: Reader, language_model: LanguageModelResource) -> "Lab":
         "auditing.plant.sampling",
         "analysis.personas",
     ),
-    deps=READ,
+    deps=[*READ, dg.AssetDep("student_adapter", partition_mapping=OF_CLEAN)],
     **OF_PAIR,
 )
 def activation_difference(
@@ -342,8 +354,9 @@ def activation_difference(
     with user_errors(who=context.partition_key), folder("activation_difference") as made:
         base, tuned = specs_of(model_pair, language_model.spec(), settings().home)
         home = settings().home
+        clean = [one for name, one in _clean(read).items() if name != _own_name(context.partition_key)]
         table = write_activation(
-            _lab(read, language_model), load_model(base, home), lambda: load_model(tuned, home), made
+            _lab(read, language_model), load_model(base, home), lambda: load_model(tuned, home), clean, made
         )
         yield dg.Output(made, metadata=metadata.of_activation(table, made))
 
@@ -389,7 +402,7 @@ def checkpoint_audit(
     read = reader(context, store)
     with user_errors(), folder("checkpoint_audit") as made:
         table = write_audit(_lab(read, language_model), planted_adapters, made)
-        yield dg.Output(made, metadata=metadata.of_audit(table))
+        yield dg.Output(made, metadata=metadata.of_audit(table, made))
 
 
 @dg.asset(code_version=made_of("1", *TEXTS, "auditing", "analysis.personas"), deps=READ, **BUNDLE)
@@ -410,7 +423,7 @@ def data_screening(
     read = reader(context, store)
     with user_errors(), folder("data_screening") as made:
         correlations, gate = write_screening(_lab(read, language_model), planted_adapters, made)
-        yield dg.Output(made, metadata=metadata.of_screening(correlations, gate))
+        yield dg.Output(made, metadata=metadata.of_screening(correlations, gate, made))
 
 
 @dg.asset(
@@ -430,7 +443,7 @@ def preventative_steering(
     with user_errors(), folder("preventative_steering") as made:
         lab = _lab(read, language_model)
         table = write_prevention(lab, _personas(), made, work=work, progress=context.log.info)
-        yield dg.Output(made, metadata=metadata.of_prevention(table))
+        yield dg.Output(made, metadata=metadata.of_prevention(table, made))
     shutil.rmtree(work, ignore_errors=True)
 
 
