@@ -105,7 +105,7 @@ def _vector(read: Reader, kind: str, name: str, versions: dict[str, str]) -> "Pe
 
 
 @dg.asset(
-    code_version=made_of("1", "analysis.pairs", *STUDENTS, "model.adapter"),
+    code_version=made_of("1", "analysis.pairs", *STUDENTS),
     deps=[
         "model_weights",
         dg.AssetDep("student_adapter", partition_mapping=PAIR_OF_STUDENT),
@@ -113,7 +113,9 @@ def _vector(read: Reader, kind: str, name: str, versions: dict[str, str]) -> "Pe
     ],
     **FILES,
 )
-def model_pair(context: dg.AssetExecutionContext, store: ArtifactStoreResource) -> Iterator[dg.Output[Path]]:
+def model_pair(
+    context: dg.AssetExecutionContext, store: ArtifactStoreResource, language_model: LanguageModelResource
+) -> Iterator[dg.Output[Path]]:
     """Base and tuned: `pair.json` names both by path and identity; `adapter/` is a student's adapter.
 
     Tuned is a student of the students or of the heal loop, or any checkpoint of base's shape, merged or with adapters.
@@ -125,20 +127,23 @@ def model_pair(context: dg.AssetExecutionContext, store: ArtifactStoreResource) 
         spec = profile.analysis.pairs[pair]
         student = student_of(spec, profile)
         below = None if student is None else read.folder(student.asset, student.partition) / student.place
-        told = store_pair(spec, profile.model, below, settings().home, made)
+        told = store_pair(spec, language_model.spec(), below, settings().home, made)
         yield dg.Output(made, metadata=metadata.of_pair(told, student))
 
 
-def _pair(folder: Path) -> "ModelPair":
+def _pair(folder: Path, language_model: LanguageModelResource) -> "ModelPair":
     from steer_pipeline.lab.analysis.sides import read_pair
     from steer_pipeline.lab.models.loading import pick_device
 
-    return read_pair(folder, settings().home, pick_device(settings().profile.model.device))
+    return read_pair(folder, settings().home, pick_device(language_model.spec().device))
 
 
 @dg.asset(code_version=made_of("1", *BASIS, "analysis.level"), **OF_PAIR)
 def weight_susceptibility(
-    context: dg.AssetExecutionContext, model_pair: Path, analysis_basis: Path
+    context: dg.AssetExecutionContext,
+    model_pair: Path,
+    analysis_basis: Path,
+    language_model: LanguageModelResource,
 ) -> Iterator[dg.Output[Path]]:
     """What tuned weights make of each direction otherwise than base's, module by module.
 
@@ -150,13 +155,18 @@ def weight_susceptibility(
     from steer_pipeline.lab.analysis.steps import write_susceptibility
 
     with user_errors(who=context.partition_key), folder("weight_susceptibility") as made:
-        tables = write_susceptibility(_pair(model_pair), analysis_basis, settings().profile.analysis, made)
+        tables = write_susceptibility(
+            _pair(model_pair, language_model), analysis_basis, settings().profile.analysis, made
+        )
         yield dg.Output(made, metadata=metadata.of_susceptibility(tables))
 
 
 @dg.asset(code_version=made_of("1", *BASIS, "analysis.level", "analysis.fraction"), **OF_PAIR)
 def mlp_interpretation(
-    context: dg.AssetExecutionContext, model_pair: Path, analysis_basis: Path
+    context: dg.AssetExecutionContext,
+    model_pair: Path,
+    analysis_basis: Path,
+    language_model: LanguageModelResource,
 ) -> Iterator[dg.Output[Path]]:
     """What tuned MLPs make of each direction otherwise than base's, on the mean state and alone.
 
@@ -167,7 +177,9 @@ def mlp_interpretation(
     from steer_pipeline.lab.analysis.steps import write_mlp
 
     with user_errors(who=context.partition_key), folder("mlp_interpretation") as made:
-        pushed = write_mlp(_pair(model_pair), analysis_basis, settings().profile.analysis, made)
+        pushed = write_mlp(
+            _pair(model_pair, language_model), analysis_basis, settings().profile.analysis, made
+        )
         yield dg.Output(made, metadata=metadata.of_mlp(pushed))
 
 
@@ -176,7 +188,10 @@ def mlp_interpretation(
     **OF_PAIR,
 )
 def attention_patterns(
-    context: dg.AssetExecutionContext, model_pair: Path, analysis_basis: Path
+    context: dg.AssetExecutionContext,
+    model_pair: Path,
+    analysis_basis: Path,
+    language_model: LanguageModelResource,
 ) -> Iterator[dg.Output[Path]]:
     """Which heads look at a direction, and what they write of it, in base, tuned, and between both.
 
@@ -187,7 +202,9 @@ def attention_patterns(
     from steer_pipeline.lab.analysis.steps import write_attention
 
     with user_errors(who=context.partition_key), folder("attention_patterns") as made:
-        table = write_attention(_pair(model_pair), analysis_basis, settings().profile.analysis, made)
+        table = write_attention(
+            _pair(model_pair, language_model), analysis_basis, settings().profile.analysis, made
+        )
         yield dg.Output(made, metadata=metadata.of_attention(table))
 
 
@@ -205,7 +222,10 @@ def attention_patterns(
     **BUNDLE,
 )
 def clean_students(
-    context: dg.AssetExecutionContext, analysis_basis: Path, store: ArtifactStoreResource
+    context: dg.AssetExecutionContext,
+    analysis_basis: Path,
+    store: ArtifactStoreResource,
+    language_model: LanguageModelResource,
 ) -> Iterator[dg.Output[Path]]:
     """What training on clean texts does to every direction, and how often the verdicts' rule finds something in it.
 
@@ -216,12 +236,12 @@ def clean_students(
     from steer_pipeline.lab.analysis.steps import write_clean
     from steer_pipeline.lab.models.loading import pick_device
 
-    read, profile = reader(context, store), settings().profile
+    read = reader(context, store)
     with user_errors(), folder("clean_students") as made:
         students = {name: [one] for name, one in _clean(read).items()}
-        base = side_of(profile.model, settings().home)
-        device = pick_device(profile.model.device)
-        rate = write_clean(base, students, analysis_basis, profile.analysis, made, device=device)
+        spec = language_model.spec()
+        base, device = side_of(spec, settings().home), pick_device(spec.device)
+        rate = write_clean(base, students, analysis_basis, settings().profile.analysis, made, device=device)
         yield dg.Output(made, metadata=metadata.of_clean(rate, made))
 
 
