@@ -111,7 +111,11 @@ class AuditSpec(Strict):
 class ScreeningSpec(Strict):
     """Training rows against persona vectors, before anyone trains on them."""
 
-    block: int | float = Field(default=0.5, description="At whose output rows are projected.")
+    block: int | float = Field(
+        default=0.2,
+        description="At whose output rows are held against vectors. Rows are read, not written: early blocks, where "
+        "what a text says is there already, tell traits apart better than those that one steers at.",
+    )
     quantile: float = Field(
         default=0.99,
         gt=0.5,

@@ -44,7 +44,11 @@ ACTIVATION_SCHEMA, ACTIVATION_COLUMNS = described(
     z=(pl.Float64(), "of the cosine within those of random directions with the states' covariance"),
     p=(pl.Float64(), "two-sided, within them"),
     p_holm=(pl.Float64(), "corrected over all rows of the pair"),
-    found=(pl.Boolean(), "whether that is below the level"),
+    clean=(
+        pl.Float64(),
+        "largest |cosine| of clean models at that place with that direction; null without such",
+    ),
+    found=(pl.Boolean(), "whether p_holm is below the level, and |cosine| above that of all clean models"),
     projection=(pl.Float64(), "of the mean difference on the direction, over the mean residual norm"),
     low=(pl.Float64(), "its 95% interval over texts"),
     high=(pl.Float64(), "its upper end"),
@@ -117,12 +121,20 @@ def read_tuned(model: LoadedModel, sequences: Sequence[list[int]], base: Reading
 
 
 def activation_difference(
-    shifts: np.ndarray, base: Reading, directions: Directions, spec: ActivationSpec
+    shifts: np.ndarray,
+    base: Reading,
+    directions: Directions,
+    spec: ActivationSpec,
+    clean: Sequence[np.ndarray] = (),
 ) -> pl.DataFrame:
     """`ACTIVATION_SCHEMA`: the mean difference against every direction, block and position.
 
+    Random directions alone are no null for "was taught this": a model that learns its own plain answers moves away
+    from persona vectors further than from random directions. Clean models show how far.
+
     Args:
         shifts: of `read_tuned`.
+        clean: the same of models that were tuned on nothing of the kind, on the same texts; give at least 8.
 
     Raises:
         ValueError: no direction has a block, or the models do not differ.
@@ -138,12 +150,15 @@ def activation_difference(
         for place, position in enumerate(POSITIONS):
             own = shifts[:, place, block]
             own = own[np.isfinite(own).all(axis=1)].astype(np.float64)
-            rows += _rows(position, block, own, float(base.norms[block]), names, units, null, spec)
+            largest = _clean_cosines([one[:, place, block] for one in clean], units)
+            own_rows = _rows(position, block, own, float(base.norms[block]), names, units, null, spec)
+            rows += [row | {"clean": limit} for row, limit in zip(own_rows, largest, strict=True)]
     if not rows:
         raise ValueError("no direction of the dictionary has a block of this model; read others")
-    table = pl.DataFrame(rows)
+    table = pl.DataFrame(rows, schema_overrides={"clean": pl.Float64()})
     table = table.with_columns(p_holm=holm(table["p"].to_numpy()))
-    return table.with_columns(found=pl.col("p_holm") < spec.level).select(
+    beyond = (pl.col("cosine").abs() > pl.col("clean")).fill_null(value=True)
+    return table.with_columns(found=(pl.col("p_holm") < spec.level) & beyond).select(
         pl.col(name).cast(kind) for name, kind in ACTIVATION_SCHEMA.items()
     )
 
@@ -153,6 +168,15 @@ def units_at(directions: Directions, block: int) -> tuple[list[str], np.ndarray]
     here = {name: raw[block] for name, raw in directions.items() if np.isfinite(raw[block]).all()}
     units = [raw / np.linalg.norm(raw) for raw in here.values()]
     return list(here), np.array(units, dtype=np.float32)
+
+
+def _clean_cosines(clean: Sequence[np.ndarray], units: np.ndarray) -> list[float | None]:
+    """Largest |cosine| of clean models' mean differences [texts, hidden] with each direction."""
+    if not clean:
+        return [None] * len(units)
+    means = [np.nanmean(one.astype(np.float64), axis=0) for one in clean]
+    cosines = [units @ (mean / max(float(np.linalg.norm(mean)), 1e-30)) for mean in means]
+    return [float(one) for one in np.abs(cosines).max(axis=0)]
 
 
 def _rows(

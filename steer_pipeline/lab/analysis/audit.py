@@ -3,10 +3,9 @@
 In: a base model, a checkpoint or adapter on it, clean adapters of the same norm, named directions. Out: one row a
 direction: its coefficient in the least-squares decomposition of how the checkpoint moves the stream, its share of what
 the update writes, and a verdict against the clean adapters. Fine-tuning on anything moves the stream, and along some
-directions more than along others: only adapters that were taught nothing of the kind say how far. Two questions are
-kept apart. Is something in it? The size of the coefficients at the same norm of weights says so. What is it? What was
-taught one thing moves the stream further than what was taught nothing, along everything a little, so that sizes would
-blame directions that are not in it; shares of the movement's length do not.
+directions more than along others: only adapters that were taught nothing of the kind say how far. What was
+taught one thing moves the stream further than what was taught nothing, along everything a little, and an update may
+write along a direction without moving unrelated texts: a direction is found where size and writes agree.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,12 +43,9 @@ AUDIT_SCHEMA, AUDIT_COLUMNS = described(
         "distance from the clean adapters' mean size, in deviations of a further clean adapter",
     ),
     size_p=(pl.Float64(), "two-sided, Student's t, after Holm over the directions of the checkpoint"),
-    suspicious=(pl.Boolean(), "of the checkpoint: whether any size is beyond the level"),
     share=(pl.Float64(), "the coefficient over the length of the mean difference; mean over blocks"),
     z=(pl.Float64(), "of the share, as size_z of the size"),
-    p=(pl.Float64(), "two-sided, Student's t"),
-    p_holm=(pl.Float64(), "corrected over the directions of the checkpoint"),
-    found=(pl.Boolean(), "the verdict: whether that is below the level"),
+    p=(pl.Float64(), "as size_p"),
     write_share=(
         pl.Float64(),
         "share of what the update writes into the stream that lies along it, times the width: 1 is by chance; null "
@@ -57,7 +53,13 @@ AUDIT_SCHEMA, AUDIT_COLUMNS = described(
     ),
     write_low=(pl.Float64(), "its 95% interval over matrices"),
     write_high=(pl.Float64(), "its upper end"),
-    write_z=(pl.Float64(), "of its logarithm, as size_z of the size"),
+    write_z=(pl.Float64(), "of its cube root, as size_z of the size"),
+    write_p=(pl.Float64(), "as size_p; one-sided, for a share of a square has no sign"),
+    strength=(
+        pl.Float64(),
+        "the smaller of |size_z| and write_z; without low-rank weights, of |size_z| and |z|",
+    ),
+    found=(pl.Boolean(), "the verdict: whether both of these are beyond the level"),
 )
 PLANT_SCHEMA, PLANT_COLUMNS = described(
     checkpoint=(pl.String(), "its name"),
@@ -69,14 +71,14 @@ PLANT_SCHEMA, PLANT_COLUMNS = described(
 )
 DETECTION_SCHEMA, DETECTION_COLUMNS = described(
     share=(pl.Float64(), "of rows that are steered; 1: all"),
-    measure=(pl.String(), "size | share | weights: see the audit's size_z, z and write_z"),
+    measure=(pl.String(), "verdict | size | share | weights: the audit's strength, size_z, z and write_z"),
     adapters=(pl.Int64(), "that have something planted"),
     clean=(pl.Int64(), "that have not"),
-    auc=(pl.Float64(), "of the largest |z| over directions, planted against clean adapters"),
+    auc=(pl.Float64(), "of the largest measure over directions, planted against clean adapters"),
     auc_low=(pl.Float64(), "its 95% interval"),
     auc_high=(pl.Float64(), "its upper end"),
-    found=(pl.Float64(), "share of adapters whose planted direction is beyond the level; null of weights"),
-    named=(pl.Float64(), "share whose largest |z| is of the planted direction"),
+    found=(pl.Float64(), "share of adapters whose planted direction is beyond the level"),
+    named=(pl.Float64(), "share whose largest measure is of the planted direction"),
     signed=(pl.Float64(), "share whose coefficient has the sign of the dose"),
     false_alarms=(pl.Float64(), "share of clean adapters in which anything is found"),
     others=(pl.Float64(), "share of adapters in which a direction is found that is not planted"),
@@ -162,7 +164,7 @@ def checkpoint_audit(name: str, own: Measured, clean: Sequence[Measured], spec: 
     sizes = np.array([one.estimate for one in intervals])
     size_z, size_p = _against(sizes, np.array([one.coefficients.mean(axis=0) for one in clean]))
     z, p = _against(own.shares, np.array([one.shares for one in clean]))
-    size_holm, corrected = holm(size_p), holm(p)
+    written = _written(own, clean, spec)
     columns = {
         "checkpoint": [name] * len(own.names),
         "direction": list(own.names),
@@ -170,16 +172,21 @@ def checkpoint_audit(name: str, own: Measured, clean: Sequence[Measured], spec: 
         "low": [one.low for one in intervals],
         "high": [one.high for one in intervals],
         "size_z": size_z,
-        "size_p": size_holm,
-        "suspicious": [bool((size_holm < spec.level).any())] * len(own.names),
+        "size_p": holm(size_p),
         "share": own.shares,
         "z": z,
-        "p": p,
-        "p_holm": corrected,
-        "found": corrected < spec.level,
-        **_written(own, clean, spec),
+        "p": holm(p),
+        **written,
     }
-    return pl.DataFrame(columns).select(pl.col(column).cast(kind) for column, kind in AUDIT_SCHEMA.items())
+    table = pl.DataFrame(columns, schema_overrides={name: pl.Float64() for name in written})
+    second, below = (
+        (pl.col("z").abs(), "p") if table["write_z"].null_count() else (pl.col("write_z"), "write_p")
+    )
+    table = table.with_columns(
+        strength=pl.min_horizontal(pl.col("size_z").abs(), second),
+        found=(pl.col("size_p") < spec.level) & (pl.col(below) < spec.level),
+    )
+    return table.select(pl.col(column).cast(kind) for column, kind in AUDIT_SCHEMA.items())
 
 
 def _against(values: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -193,16 +200,17 @@ def _against(values: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _written(
     own: Measured, clean: Sequence[Measured], spec: AuditSpec
 ) -> dict[str, list[float] | list[None]]:
-    columns = ("write_share", "write_low", "write_high", "write_z")
+    columns = ("write_share", "write_low", "write_high", "write_z", "write_p")
     others = [one.writes for one in clean if one.writes is not None]
     if own.writes is None or len(others) < MIN_CLEAN:
         return {column: [None] * len(own.names) for column in columns}
     intervals = mean_intervals(own.writes)
     shares = np.array([one.estimate for one in intervals])
-    # shares are positive and skewed: their logarithms are compared
-    z = _against(np.log(shares + 1e-9), np.log(np.array([one.mean(axis=0) for one in others]) + 1e-9))[0]
+    # a share is a sum of squares: its cube root is nearly normal (Wilson and Hilferty 1931)
+    z, p = _against(np.cbrt(shares), np.cbrt([one.mean(axis=0) for one in others]))
+    larger = holm(np.where(z > 0, p / 2, 1 - p / 2))
     low, high = [one.low for one in intervals], [one.high for one in intervals]
-    parts = (shares.tolist(), low, high, z.tolist())
+    parts = (shares.tolist(), low, high, z.tolist(), larger.tolist())
     return dict(zip(columns, parts, strict=True))
 
 
@@ -225,9 +233,10 @@ def audit_all(measured: Mapping[str, Measured], plants: pl.DataFrame, spec: Audi
 # ------------------------------------------------------------------------------------ how good it is
 
 _MEASURES = (
+    ("verdict", "strength", pl.col("found")),
     ("size", "size_z", pl.col("size_p") < pl.col("level")),
-    ("share", "z", pl.col("found")),
-    ("weights", "write_z", pl.lit(None, dtype=pl.Boolean)),
+    ("share", "z", pl.col("p") < pl.col("level")),
+    ("weights", "write_z", pl.col("write_p") < pl.col("level")),
 )
 
 
@@ -248,7 +257,7 @@ def detection(audits: pl.DataFrame, plants: pl.DataFrame, spec: AuditSpec) -> pl
 
 
 def _detected(own: pl.DataFrame, clean: pl.DataFrame) -> dict[str, float | int | None]:
-    """Of planted and clean adapters' rows with `size`, the absolute z, and `hit`, null where there is no verdict."""
+    """Of planted and clean rows with `size`, a measure without its sign, and `hit`: it is beyond the level."""
     is_planted = pl.col("direction") == pl.col("direction_planted")
     best = own.sort("size", descending=True).unique("checkpoint", keep="first", maintain_order=True)
     silent = clean.group_by("checkpoint").agg(pl.col("size").max(), pl.col("hit").any())
@@ -256,8 +265,6 @@ def _detected(own: pl.DataFrame, clean: pl.DataFrame) -> dict[str, float | int |
     found: dict[str, float | int | None] = {"adapters": best.height, "clean": silent.height}
     found |= {"auc": area.estimate, "auc_low": area.low, "auc_high": area.high}
     found["named"] = _share(best.select(is_planted).to_series())
-    if own["hit"].null_count():
-        return found
     target, others = own.filter(is_planted), own.filter(~is_planted)
     dose, coefficient = target["dose"].to_numpy(), target["coefficient"].to_numpy()
     found["found"] = _share(target["hit"])
@@ -284,7 +291,7 @@ def audit_tells_planted(table: pl.DataFrame, least: float) -> Verdict:
         table: `DETECTION_SCHEMA`.
         least: AUC.
     """
-    own = _unmixed(table, "size")
+    own = _unmixed(table)
     return Verdict(
         "audit_tells_planted",
         own["auc"] >= least,
@@ -301,7 +308,7 @@ def audit_names_planted(table: pl.DataFrame, least: float) -> Verdict:
     Args:
         least: share of planted adapters whose direction is found; at most 1 - `least` may have another one found.
     """
-    own = _unmixed(table, "share")
+    own = _unmixed(table)
     return Verdict(
         "audit_names_planted",
         own["found"] >= least and own["others"] <= 1 - least,
@@ -315,13 +322,13 @@ def audit_names_planted(table: pl.DataFrame, least: float) -> Verdict:
 
 def audit_raises_no_alarm(table: pl.DataFrame, level: float) -> Verdict:
     """Clean adapters in which something is found are no more than the level promises, or that could be chance."""
-    own = _unmixed(table, "share")
+    own = _unmixed(table)
     alarms = round(own["false_alarms"] * own["clean"])
     likely = binomtest(alarms, own["clean"], level, alternative="greater").pvalue
     low, high = binomtest(alarms, own["clean"]).proportion_ci(method="exact")
     return Verdict(
         "audit_raises_no_alarm",
-        likely >= level,
+        bool(likely >= level),
         f"something is found in {alarms} of {own['clean']} clean adapters ({low:.0%} to {high:.0%}); the level is "
         f"{level:.0%}",
         {"false_alarms": own["false_alarms"], "alarms_high": high},
@@ -329,13 +336,13 @@ def audit_raises_no_alarm(table: pl.DataFrame, level: float) -> Verdict:
     )
 
 
-def _unmixed(table: pl.DataFrame, measure_: str) -> dict[str, Any]:
-    """The row of adapters that learned steered rows alone.
+def _unmixed(table: pl.DataFrame) -> dict[str, Any]:
+    """The verdict's row of adapters that learned steered rows alone.
 
     Raises:
         ValueError: there is none.
     """
-    own = table.filter(share=1.0, measure=measure_)
+    own = table.filter(share=1.0, measure="verdict")
     if own.is_empty():
         raise ValueError("no adapters that learned steered rows alone; plant some (auditing.plant.n_planted)")
     return own.row(0, named=True)

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from steer_pipeline.catalogue.specs import Persona, Profile
+from steer_pipeline.lab.analysis import audit_figures
 from steer_pipeline.lab.analysis.activation import (
     activation_difference,
     read_base,
@@ -39,6 +40,7 @@ from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import resolve_site
 from steer_pipeline.lab.rewrites.work import user_turn
+from steer_pipeline.lab.screening import figures
 from steer_pipeline.lab.screening.gate import gate_quality
 from steer_pipeline.lab.screening.predicting import correlations, scored, shifts_of, write_students
 from steer_pipeline.lab.screening.preventing import (
@@ -119,26 +121,36 @@ class Lab:
 
 
 def write_activation(
-    lab: Lab, base: LoadedModel, tuned: Callable[[], LoadedModel], folder: Path
+    lab: Lab,
+    base: LoadedModel,
+    tuned: Callable[[], LoadedModel],
+    clean: Sequence[Path],
+    folder: Path,
 ) -> pl.DataFrame:
-    """`activation.parquet` and, where scales know a persona, `steered.parquet`; returns the first.
+    """`activation.parquet` and, where base is the profile's model and scales know a persona, `steered.parquet`.
 
     Args:
         tuned: loads the tuned model, once base has been read: of two bases one is in memory.
+        clean: adapters of clean students of the profile's model, the tuned one not among them.
+
+    Returns:
+        `activation.ACTIVATION_SCHEMA`.
     """
     spec = lab.profile.auditing.activation
     sequences = unrelated(base, lab.texts(), spec)
     reading = read_base(base, sequences)
     shifts = read_tuned(tuned(), sequences, reading)
-    table = activation_difference(shifts, reading, lab.directions, spec)
+    ours = lab.load(None).identity == base.identity
+    others = [read_tuned(lab.load(one), sequences, reading) for one in clean] if ours else []
+    table = activation_difference(shifts, reading, lab.directions, spec, others)
     table.write_parquet(folder / ACTIVATION)
-    again = lab.load(None)
-    if lab.scales and again.identity == base.identity:
-        block = again.n_blocks // 2
+    (folder / "activation.png").write_bytes(audit_figures.activation_map(table))
+    if lab.scales and ours:
+        model = lab.load(None)
         asked = lab.asked(lab.held_out(()))
-        steered = steer_with(
-            again, shifts, reading, block, asked, lab.scales, lab.profile.auditing.plant.sampling, spec
-        )
+        sampling = lab.profile.auditing.plant.sampling
+        block = model.n_blocks // 2
+        steered = steer_with(model, shifts, reading, block, asked, lab.scales, sampling, spec)
         steered.write_parquet(folder / STEERED)
     return table
 
@@ -186,6 +198,9 @@ def write_audit(lab: Lab, planted: Path, folder: Path) -> pl.DataFrame:
     table = detection(audits, plants, spec.audit)
     audits.write_parquet(folder / AUDITS)
     table.write_parquet(folder / DETECTION)
+    (folder / "detection.png").write_bytes(audit_figures.detection_curve(table))
+    (folder / "sizes.png").write_bytes(audit_figures.audit_sizes(audits, plants))
+    (folder / "doses.png").write_bytes(audit_figures.doses(audits, plants))
     return table
 
 
@@ -205,6 +220,7 @@ def write_screening(lab: Lab, planted: Path, folder: Path) -> tuple[pl.DataFrame
     gate, flags = gate_quality(rows, known, neutral, spec.screening)
     for name, frame in ((ROWS, rows), (SHIFTS, shifts), (CORRELATIONS, table), (GATE, gate), (FLAGS, flags)):
         frame.write_parquet(folder / name)
+    (folder / "shifts.png").write_bytes(figures.predicted_and_actual(shifts))
     return table, gate
 
 
@@ -242,6 +258,7 @@ def write_prevention(
     table = prevention_table(scored(written, scales), losses, spec)
     for name, frame in ((TAUGHT, taught), (ARMS, losses), (WRITTEN, written), (PREVENTION, table)):
         frame.write_parquet(folder / name)
+    (folder / "prevention.png").write_bytes(figures.prevention(table))
     return table
 
 

@@ -125,7 +125,12 @@ def audit_verdicts(folder: Path, level: float) -> Iterator[Verdict]:
 
 def screening_verdicts(folder: Path) -> Iterator[Verdict]:
     """Whether rows say what training on them does, and flags hit those that are planted."""
-    yield screening_predicts(pl.read_parquet(folder / CORRELATIONS), MIN_SCREENING_R)
+    table = pl.read_parquet(folder / CORRELATIONS)
+    if table.filter(over="within").is_empty():
+        why = "students' scores or rows' projections do not vary, so that nothing is correlated"
+        yield Verdict("screening_predicts", False, why, blocking=False)
+    else:
+        yield screening_predicts(table, MIN_SCREENING_R)
     yield gate_is_sharp(pl.read_parquet(folder / GATE), MIN_GATE_PRECISION, MIN_GATE_RECALL)
 
 

@@ -39,7 +39,11 @@ WRITTEN_SCHEMA, WRITTEN_COLUMNS = described(
     output=(pl.String(), "what it wrote"),
 )
 CORRELATION_SCHEMA, CORRELATION_COLUMNS = described(
-    over=(pl.String(), "all: every student and direction | own: planted ones on their direction | a persona"),
+    over=(
+        pl.String(),
+        "within: every student and direction, each direction in its own deviations | all: the same in plain units | "
+        "own: planted ones on their direction | a persona",
+    ),
     r=(pl.Float64(), "Pearson's correlation of predicted and actual shift"),
     low=(pl.Float64(), "its 95% interval over students"),
     high=(pl.Float64(), "its upper end"),
@@ -111,9 +115,18 @@ def shifts_of(scores: pl.DataFrame, predicted: pl.DataFrame, plants: pl.DataFram
 def correlations(shifts: pl.DataFrame, spec: ScreeningSpec) -> pl.DataFrame:
     """`CORRELATION_SCHEMA`: over everything, over what was planted, and persona by persona.
 
-    A student is a cluster: its directions stand and fall together.
+    A student is a cluster: its directions stand and fall together. Scales differ in how readily a text scores on them,
+    and directions in how much rows vary along them; `within` takes both out.
     """
-    parts = {"all": shifts, "own": shifts.filter("own")}
+    names = ("predicted", "actual")
+    standard = [
+        ((pl.col(name) - pl.col(name).mean()) / pl.col(name).std()).over("direction").alias(name)
+        for name in names
+    ]
+    within = shifts.with_columns(standard).filter(
+        pl.all_horizontal(pl.col(name).is_finite() for name in names)
+    )
+    parts = {"within": within, "all": shifts, "own": shifts.filter("own")}
     parts |= {name: shifts.filter(direction=name) for name in shifts["direction"].unique().sort()}
     rows = []
     for over, own in parts.items():
@@ -142,18 +155,18 @@ def correlation(shifts: pl.DataFrame, seed: int) -> Interval:
 
 
 def screening_predicts(table: pl.DataFrame, least: float) -> Verdict:
-    """The lower end of r's interval over all students and directions is beyond a limit.
+    """The lower end of r's interval over students, within directions, is beyond a limit.
 
     Args:
         table: `CORRELATION_SCHEMA`.
     """
-    own = table.filter(over="all").row(0, named=True)
+    own = table.filter(over="within").row(0, named=True)
     enough = own["students"] >= MIN_STUDENTS
     return Verdict(
         "screening_predicts",
         enough and own["low"] >= least,
-        f"r {own['r']:.2f} ({own['low']:.2f} to {own['high']:.2f}) of predicted and actual shifts over "
-        f"{own['students']} students; at least {least:g} over {MIN_STUDENTS} is wanted",
+        f"r {own['r']:.2f} ({own['low']:.2f} to {own['high']:.2f}) of predicted and actual shifts within directions "
+        f"over {own['students']} students; at least {least:g} over {MIN_STUDENTS} is wanted",
         {"r": own["r"], "low": own["low"], "high": own["high"], "students": own["students"]},
         blocking=False,
     )

@@ -1,8 +1,9 @@
 """How far training rows lie along persona vectors from what base itself would have answered.
 
 In: prompts with completions, base's own completions of the same prompts, named directions. Out: one row a training row
-and direction. The mean state over the completion's tokens, less that of base's own completion, projected on the
-direction (Chen et al. 2025, projection difference): base's answer takes out what the prompt alone does.
+and direction. The mean state over the completion's tokens, less that of base's own completion (Chen et al. 2025,
+projection difference): base's answer takes out what the prompt alone does. The difference is decomposed on all
+directions at once by least squares: persona vectors overlap, and a plain projection would count one trait for several.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ PROJECTION_SCHEMA, PROJECTION_COLUMNS = described(
     direction=(pl.String(), "of the dictionary"),
     projection=(
         pl.Float64(),
-        "of the completion's mean state, less that of base's own completion, over the mean residual norm",
+        "coefficient of the completion's mean state, less that of base's own, over the mean residual norm",
     ),
 )
 
@@ -51,6 +52,7 @@ def project_rows(
     if not names:
         raise ValueError(f"no direction has block {block}; choose another (auditing.screening.block)")
     spoken = texts.filter(pl.col("output").str.strip_chars().str.len_chars() > 0)
+    dual = np.linalg.pinv(units.T.astype(np.float64))  # [k, hidden]
     states = _states(model, spoken, block, system)
     own = dict(zip(spoken.select("source", "row_id").iter_rows(), states, strict=True))
     norm = _norm(model, spoken.filter(source=reference), block, system)
@@ -62,7 +64,7 @@ def project_rows(
             raise ValueError(
                 f"row {row_id!r}: {reference} has no completion of its prompt; let base answer every prompt of the rows"
             )
-        moved = units @ (state - own[reference, row_id]) / norm
+        moved = dual @ (state - own[reference, row_id]) / norm
         rows += [
             {"source": source, "row_id": row_id, "direction": name, "projection": float(value)}
             for name, value in zip(names, moved, strict=True)

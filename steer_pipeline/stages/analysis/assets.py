@@ -40,7 +40,7 @@ BUNDLE: dict[str, Any] = gpu("analysis", io_manager_key="bundle_io", kinds={"pyt
 OF_PAIR: dict[str, Any] = {**BUNDLE, "partitions_def": PAIR}
 FILES: dict[str, Any] = cpu("analysis", io_manager_key="bundle_io", partitions_def=PAIR, kinds={"parquet"})
 BASIS = ("analysis.n_null", "analysis.seed")
-STUDENTS = ("students.ranks", "students.seeds")
+STUDENTS = ("students.ranks", "students.seeds", "heal.seeds")
 
 
 @dg.asset(
@@ -105,7 +105,7 @@ def _vector(read: Reader, kind: str, name: str, versions: dict[str, str]) -> "Pe
 
 
 @dg.asset(
-    code_version=made_of("1", "analysis.pairs", *STUDENTS, "heal.seeds", "model.adapter"),
+    code_version=made_of("1", "analysis.pairs", *STUDENTS),
     deps=[
         "model_weights",
         dg.AssetDep("student_adapter", partition_mapping=PAIR_OF_STUDENT),
@@ -113,7 +113,9 @@ def _vector(read: Reader, kind: str, name: str, versions: dict[str, str]) -> "Pe
     ],
     **FILES,
 )
-def model_pair(context: dg.AssetExecutionContext, store: ArtifactStoreResource) -> Iterator[dg.Output[Path]]:
+def model_pair(
+    context: dg.AssetExecutionContext, store: ArtifactStoreResource, language_model: LanguageModelResource
+) -> Iterator[dg.Output[Path]]:
     """Base and tuned: `pair.json` names both by path and identity; `adapter/` is a student's adapter.
 
     Tuned is a student of the students or of the heal loop, or any checkpoint of base's shape, merged or with adapters.
@@ -125,20 +127,23 @@ def model_pair(context: dg.AssetExecutionContext, store: ArtifactStoreResource) 
         spec = profile.analysis.pairs[pair]
         student = student_of(spec, profile)
         below = None if student is None else read.folder(student.asset, student.partition) / student.place
-        told = store_pair(spec, profile.model, below, settings().home, made)
+        told = store_pair(spec, language_model.spec(), below, settings().home, made)
         yield dg.Output(made, metadata=metadata.of_pair(told, student))
 
 
-def _pair(folder: Path) -> "ModelPair":
+def _pair(folder: Path, language_model: LanguageModelResource) -> "ModelPair":
     from steer_pipeline.lab.analysis.sides import read_pair
     from steer_pipeline.lab.models.loading import pick_device
 
-    return read_pair(folder, settings().home, pick_device(settings().profile.model.device))
+    return read_pair(folder, settings().home, pick_device(language_model.spec().device))
 
 
 @dg.asset(code_version=made_of("1", *BASIS, "analysis.level"), **OF_PAIR)
 def weight_susceptibility(
-    context: dg.AssetExecutionContext, model_pair: Path, analysis_basis: Path
+    context: dg.AssetExecutionContext,
+    model_pair: Path,
+    analysis_basis: Path,
+    language_model: LanguageModelResource,
 ) -> Iterator[dg.Output[Path]]:
     """What tuned weights make of each direction otherwise than base's, module by module.
 
@@ -150,13 +155,18 @@ def weight_susceptibility(
     from steer_pipeline.lab.analysis.steps import write_susceptibility
 
     with user_errors(who=context.partition_key), folder("weight_susceptibility") as made:
-        tables = write_susceptibility(_pair(model_pair), analysis_basis, settings().profile.analysis, made)
+        tables = write_susceptibility(
+            _pair(model_pair, language_model), analysis_basis, settings().profile.analysis, made
+        )
         yield dg.Output(made, metadata=metadata.of_susceptibility(tables))
 
 
 @dg.asset(code_version=made_of("1", *BASIS, "analysis.level", "analysis.fraction"), **OF_PAIR)
 def mlp_interpretation(
-    context: dg.AssetExecutionContext, model_pair: Path, analysis_basis: Path
+    context: dg.AssetExecutionContext,
+    model_pair: Path,
+    analysis_basis: Path,
+    language_model: LanguageModelResource,
 ) -> Iterator[dg.Output[Path]]:
     """What tuned MLPs make of each direction otherwise than base's, on the mean state and alone.
 
@@ -167,7 +177,9 @@ def mlp_interpretation(
     from steer_pipeline.lab.analysis.steps import write_mlp
 
     with user_errors(who=context.partition_key), folder("mlp_interpretation") as made:
-        pushed = write_mlp(_pair(model_pair), analysis_basis, settings().profile.analysis, made)
+        pushed = write_mlp(
+            _pair(model_pair, language_model), analysis_basis, settings().profile.analysis, made
+        )
         yield dg.Output(made, metadata=metadata.of_mlp(pushed))
 
 
@@ -176,7 +188,10 @@ def mlp_interpretation(
     **OF_PAIR,
 )
 def attention_patterns(
-    context: dg.AssetExecutionContext, model_pair: Path, analysis_basis: Path
+    context: dg.AssetExecutionContext,
+    model_pair: Path,
+    analysis_basis: Path,
+    language_model: LanguageModelResource,
 ) -> Iterator[dg.Output[Path]]:
     """Which heads look at a direction, and what they write of it, in base, tuned, and between both.
 
@@ -187,7 +202,9 @@ def attention_patterns(
     from steer_pipeline.lab.analysis.steps import write_attention
 
     with user_errors(who=context.partition_key), folder("attention_patterns") as made:
-        table = write_attention(_pair(model_pair), analysis_basis, settings().profile.analysis, made)
+        table = write_attention(
+            _pair(model_pair, language_model), analysis_basis, settings().profile.analysis, made
+        )
         yield dg.Output(made, metadata=metadata.of_attention(table))
 
 
@@ -205,7 +222,10 @@ def attention_patterns(
     **BUNDLE,
 )
 def clean_students(
-    context: dg.AssetExecutionContext, analysis_basis: Path, store: ArtifactStoreResource
+    context: dg.AssetExecutionContext,
+    analysis_basis: Path,
+    store: ArtifactStoreResource,
+    language_model: LanguageModelResource,
 ) -> Iterator[dg.Output[Path]]:
     """What training on clean texts does to every direction, and how often the verdicts' rule finds something in it.
 
@@ -216,17 +236,32 @@ def clean_students(
     from steer_pipeline.lab.analysis.steps import write_clean
     from steer_pipeline.lab.models.loading import pick_device
 
-    read, profile = reader(context, store), settings().profile
+    read = reader(context, store)
     with user_errors(), folder("clean_students") as made:
-        students: dict[str, list[Path]] = {}
-        for variant in CLEAN:
-            if (version := read.current("student_adapter", variant)) is not None:
-                lessons = sorted(version.path.glob("rank-*/seed-*"))
-                students |= {_student(variant, one.parent.name, one.name): [one] for one in lessons}
-        base = side_of(profile.model, settings().home)
-        device = pick_device(profile.model.device)
-        rate = write_clean(base, students, analysis_basis, profile.analysis, made, device=device)
+        students = {name: [one] for name, one in _clean(read).items()}
+        spec = language_model.spec()
+        base, device = side_of(spec, settings().home), pick_device(spec.device)
+        rate = write_clean(base, students, analysis_basis, settings().profile.analysis, made, device=device)
         yield dg.Output(made, metadata=metadata.of_clean(rate, made))
+
+
+def _clean(read: Reader) -> dict[str, Path]:
+    """Adapters of all clean students by name, of those variants that have students."""
+    found: dict[str, Path] = {}
+    for variant in CLEAN:
+        if (version := read.current("student_adapter", variant)) is not None:
+            lessons = sorted(version.path.glob("rank-*/seed-*"))
+            found |= {_student(variant, one.parent.name, one.name): one for one in lessons}
+    return found
+
+
+def _own_name(pair: str) -> str | None:
+    """Name of a pair's tuned model among students, if it is one."""
+    from steer_pipeline.lab.analysis.sides import student_of
+
+    profile = settings().profile
+    own = student_of(profile.analysis.pairs[pair], profile)
+    return None if own is None else _student(own.partition, *own.place.partition("/")[::2])
 
 
 def _student(variant: str, rank: str, seed: str) -> str:
@@ -235,7 +270,7 @@ def _student(variant: str, rank: str, seed: str) -> str:
 
 
 @dg.asset(
-    code_version=made_of("1", "analysis.level", "analysis.pairs", *STUDENTS),
+    code_version=made_of("1", "analysis.level", "analysis.pairs", *STUDENTS, *STUDENTS),
     **FILES,
 )
 def pair_report(
@@ -253,20 +288,17 @@ def pair_report(
     null bands, and the interactions that moved most. Runs no model.
     """
     from steer_pipeline.lab.analysis.report import read_pair_tables, write_report
-    from steer_pipeline.lab.analysis.sides import student_of
 
-    read, profile, pair = reader(context, store), settings().profile, context.partition_key
+    read, pair = reader(context, store), context.partition_key
     with user_errors(who=pair), folder("pair_report") as made:
-        own = student_of(profile.analysis.pairs[pair], profile)
-        name = None if own is None else _student(own.partition, *own.place.partition("/")[::2])
         tables = read_pair_tables(
             pair,
             weight_susceptibility,
             mlp_interpretation,
             attention_patterns,
             clean_students,
-            name,
-            profile.analysis.level,
+            _own_name(pair),
+            settings().profile.analysis.level,
         )
         plots = write_report(tables, read.seen, made)
         yield dg.Output(made, metadata=metadata.of_report(tables, plots))
@@ -320,7 +352,7 @@ def _lab(read: Reader, language_model: LanguageModelResource) -> "Lab":
         "auditing.plant.sampling",
         "analysis.personas",
     ),
-    deps=READ,
+    deps=[*READ, dg.AssetDep("student_adapter", partition_mapping=OF_CLEAN)],
     **OF_PAIR,
 )
 def activation_difference(
@@ -342,8 +374,9 @@ def activation_difference(
     with user_errors(who=context.partition_key), folder("activation_difference") as made:
         base, tuned = specs_of(model_pair, language_model.spec(), settings().home)
         home = settings().home
+        clean = [one for name, one in _clean(read).items() if name != _own_name(context.partition_key)]
         table = write_activation(
-            _lab(read, language_model), load_model(base, home), lambda: load_model(tuned, home), made
+            _lab(read, language_model), load_model(base, home), lambda: load_model(tuned, home), clean, made
         )
         yield dg.Output(made, metadata=metadata.of_activation(table, made))
 
@@ -389,7 +422,7 @@ def checkpoint_audit(
     read = reader(context, store)
     with user_errors(), folder("checkpoint_audit") as made:
         table = write_audit(_lab(read, language_model), planted_adapters, made)
-        yield dg.Output(made, metadata=metadata.of_audit(table))
+        yield dg.Output(made, metadata=metadata.of_audit(table, made))
 
 
 @dg.asset(code_version=made_of("1", *TEXTS, "auditing", "analysis.personas"), deps=READ, **BUNDLE)
@@ -410,7 +443,7 @@ def data_screening(
     read = reader(context, store)
     with user_errors(), folder("data_screening") as made:
         correlations, gate = write_screening(_lab(read, language_model), planted_adapters, made)
-        yield dg.Output(made, metadata=metadata.of_screening(correlations, gate))
+        yield dg.Output(made, metadata=metadata.of_screening(correlations, gate, made))
 
 
 @dg.asset(
@@ -430,7 +463,7 @@ def preventative_steering(
     with user_errors(), folder("preventative_steering") as made:
         lab = _lab(read, language_model)
         table = write_prevention(lab, _personas(), made, work=work, progress=context.log.info)
-        yield dg.Output(made, metadata=metadata.of_prevention(table))
+        yield dg.Output(made, metadata=metadata.of_prevention(table, made))
     shutil.rmtree(work, ignore_errors=True)
 
 

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 NULLS = {"matched_null": "p", "isotropic_null": "p_isotropic"}
 
 
+def _pictures(folder: Path) -> dict[str, Any]:
+    """All plots of a bundle."""
+    return {path.stem: picture(path) for path in sorted(folder.glob("*.png"))}
+
+
 def of_basis(directions: "Directions", neutral: "Neutral") -> dict[str, Any]:
     """The dictionary, and what was left out of it."""
     from steer_pipeline.lab.analysis.directions import DIRECTION_COLUMNS
@@ -105,6 +110,7 @@ def of_activation(table: pl.DataFrame, folder: Path) -> dict[str, Any]:
     steered = folder / STEERED
     told = show.markdown_table(pl.read_parquet(steered), STEERED_COLUMNS) if steered.is_file() else None
     return {
+        **_pictures(folder),
         "furthest": show.markdown_table(top, ACTIVATION_COLUMNS),
         **({} if told is None else {"steered": told}),
         "found": int(table["found"].sum()),
@@ -118,7 +124,7 @@ def of_plants(plants: pl.DataFrame) -> dict[str, Any]:
     return {"plants": show.markdown_table(plants, PLANT_COLUMNS), "adapters": plants.height}
 
 
-def of_audit(table: pl.DataFrame) -> dict[str, Any]:
+def of_audit(table: pl.DataFrame, folder: Path) -> dict[str, Any]:
     """Detection by share of steered rows."""
     from steer_pipeline.lab.analysis.audit import DETECTION_COLUMNS
 
@@ -128,20 +134,21 @@ def of_audit(table: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def of_screening(correlations: pl.DataFrame, gate: pl.DataFrame) -> dict[str, Any]:
+def of_screening(correlations: pl.DataFrame, gate: pl.DataFrame, folder: Path) -> dict[str, Any]:
     """r of predicted and actual shifts, and the gate's precision and recall."""
     from steer_pipeline.lab.screening.gate import GATE_COLUMNS
     from steer_pipeline.lab.screening.predicting import CORRELATION_COLUMNS
 
     return {
+        **_pictures(folder),
         "correlations": show.markdown_table(correlations, CORRELATION_COLUMNS),
         "gate": show.markdown_table(gate, GATE_COLUMNS),
         **{name: show.significant(value) for name, value in gate.select("measure", "value").iter_rows()},
     }
 
 
-def of_prevention(table: pl.DataFrame) -> dict[str, Any]:
+def of_prevention(table: pl.DataFrame, folder: Path) -> dict[str, Any]:
     """Every arm against the clean one."""
     from steer_pipeline.lab.screening.preventing import PREVENTION_COLUMNS
 
-    return {"arms": show.markdown_table(table, PREVENTION_COLUMNS)}
+    return {**_pictures(folder), "arms": show.markdown_table(table, PREVENTION_COLUMNS)}

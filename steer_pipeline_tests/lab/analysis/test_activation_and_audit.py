@@ -106,6 +106,17 @@ def test_a_direction_that_tuning_does_not_add_is_not_found(shifts, reading):
     assert "not in the dictionary" in planted_is_found(found[0], "x").message
 
 
+def test_a_finding_goes_where_clean_models_move_as_far(shifts, reading):
+    clean = [shifts[f"clean-{i}"] for i in range(8)]
+    table = activation_difference(shifts["d0"], reading, KNOWN, SPEC, clean)
+    own = table.filter(direction="d0", block=1, position="later").row(0, named=True)
+    assert own["found"]
+    assert own["clean"] < 0.6
+    same = activation_difference(shifts["d0"], reading, KNOWN, SPEC, [*clean, 2 * shifts["d0"]])
+    assert not same.filter(direction="d0")["found"].any()
+    assert activation_difference(shifts["d0"], reading, KNOWN, SPEC)["clean"].null_count() == table.height
+
+
 def test_models_that_do_not_differ_and_texts_too_short_are_refused(load, sequences, reading):
     with pytest.raises(ValueError, match="nothing differs"):
         activation_difference(read_tuned(load(None), sequences, reading), reading, KNOWN, SPEC)
@@ -181,7 +192,7 @@ def test_an_audit_finds_what_is_planted_names_it_and_leaves_clean_adapters_alone
     assert own["d1"]["found"]
     assert own["d0"]["coefficient"] > 0 > own["d1"]["coefficient"]
     assert own["d0"]["write_share"] > 20 * audits.filter(checkpoint="d0", direction="d2")["write_share"][0]
-    row = detection(audits, plants, AUDIT).filter(measure="size").row(0, named=True)
+    row = detection(audits, plants, AUDIT).filter(measure="verdict").row(0, named=True)
     assert (row["auc"], row["found"], row["named"], row["signed"]) == (1.0, 1.0, 1.0, 1.0)
     assert row["dose_slope"] > 0
     assert audit_tells_planted(detection(audits, plants, AUDIT), 0.95).passed
@@ -193,7 +204,7 @@ def test_a_checkpoint_without_an_adapter_is_judged_by_activations_alone(measured
     own = measure(shifts["d0"], reading, KNOWN, AUDIT)
     clean = [measured[name] for name in measured if name.startswith(CLEAN)]
     table = checkpoint_audit("merged", own, clean, AUDIT)
-    assert table.filter(direction="d0")["found"][0]
+    assert table.filter("found")["direction"].to_list() == ["d0"]
     assert table["write_z"].null_count() == table.height
 
 
@@ -208,7 +219,7 @@ def test_false_alarms_of_clean_checkpoints_keep_to_the_level():
 
     audits = [checkpoint_audit("one", draw(), [draw() for _ in range(10)], AUDIT) for _ in range(80)]
     assert np.mean([one["found"].any() for one in audits]) < 0.12
-    assert np.mean([one["suspicious"].any() for one in audits]) < 0.12
+    assert np.mean([(one["size_p"] < AUDIT.level).any() for one in audits]) < 0.12
 
 
 def test_too_few_clean_adapters_or_a_direction_without_a_block_are_refused(measured, reading, shifts):

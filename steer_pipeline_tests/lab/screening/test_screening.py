@@ -49,7 +49,7 @@ def rows(*sources):
     )
 
 
-def test_a_projection_is_the_distance_from_bases_own_answer_along_the_direction(model):
+def test_a_projection_is_the_coefficient_of_the_distance_from_bases_own_answer(model):
     found = project_rows(model, rows("base", "other"), "base", KNOWN, 2, "Be brief.")
     assert found.schema == PROJECTION_SCHEMA
     assert found["source"].unique().to_list() == ["other"]
@@ -59,7 +59,8 @@ def test_a_projection_is_the_distance_from_bases_own_answer_along_the_direction(
             prompt = encode_prompt(model.tokenizer, user=f"Rewrite item {i}.", system="Be brief.")
             ids = prompt + encode_completion(model.tokenizer, text, end_of_turn=i != 1)
             states.append(collect_means(model, [HiddenRequest(ids, len(prompt), len(ids))])[0, 2])
-        unit = KNOWN["d1"][2] / np.linalg.norm(KNOWN["d1"][2])
+        units = np.array([raw[2] / np.linalg.norm(raw[2]) for raw in KNOWN.values()])
+        expected = np.linalg.lstsq(units.T, states[0] - states[1], rcond=None)[0][1]
         got = found.filter(row_id=f"r{i}", direction="d1")["projection"][0]
         all_ids = [
             encode_prompt(model.tokenizer, user=f"Rewrite item {j}.", system="Be brief.")
@@ -67,7 +68,7 @@ def test_a_projection_is_the_distance_from_bases_own_answer_along_the_direction(
             for j in range(3)
         ]
         norm = residual_norms(model, all_ids)[2]
-        assert got == pytest.approx(float(unit @ (states[0] - states[1])) / norm, abs=2e-4)
+        assert got == pytest.approx(expected / norm, abs=2e-4)
 
 
 def test_rows_whose_prompt_base_did_not_answer_are_refused(model):
@@ -174,7 +175,7 @@ def test_a_prediction_that_holds_has_an_interval_above_zero_and_one_that_does_no
     assert good.height == 25
     assert good["own"].sum() == 1
     table = correlations(good, SPEC)
-    row = table.filter(over="all").row(0, named=True)
+    row = table.filter(over="within").row(0, named=True)
     assert row["low"] < row["r"] < row["high"]
     assert row["students"] == 25
     assert screening_predicts(table, 0.5).passed
