@@ -164,7 +164,7 @@ class Campaign:
     def require(outcome: Outcome) -> None:
         """Raises Stopped with what failed."""
         if not outcome.success:
-            raise Stopped("\n".join([*outcome.stopped_by, *outcome.errors]) or f"run {outcome.run_id} failed")
+            raise Stopped("\n".join([*outcome.stopped_by, *outcome.errors]))
 
     def _partitions(self, asset: str, what: dict[str, Any]) -> list[str | None]:
         if not what.get("span"):

@@ -268,6 +268,10 @@ def _of_code_location(instance: dg.DagsterInstance, job: str) -> Iterator[None]:
 
 def _outcome(result: dg.ExecuteInProcessResult) -> Outcome:
     stopped_by, errors = failures(result.all_events)
+    if not (result.success or stopped_by or errors):  # no step and no check had the time to say why
+        errors = [
+            f"run {result.run_id[:8]} was interrupted; run the command again, it goes on where it stopped"
+        ]
     made = tuple(name_of(event.asset_key) for event in result.all_events if event.is_step_materialization)
     return Outcome(result.run_id, result.success, tuple(errors), tuple(stopped_by), made)
 

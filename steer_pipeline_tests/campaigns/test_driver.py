@@ -9,6 +9,7 @@ import pytest
 from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.test_utils import create_run_for_test
 
+from steer_pipeline.campaigns import driver as driver_module
 from steer_pipeline.campaigns.driver import DRIVER_TAG, Driver, open_driver
 from steer_pipeline.campaigns.errors import NotHere
 
@@ -166,6 +167,15 @@ def test_stopping_the_process_stops_the_campaign_and_not_one_step_of_it(driver):
     """The step counted as failed, and the next persona was begun."""
     with pytest.raises(KeyboardInterrupt):
         driver.materialize(["stopped"])
+
+
+def test_a_run_that_failed_without_a_word_is_told_as_interrupted(driver, monkeypatch):
+    """A step that a signal ended has no failure of its own: the campaign went on as if nothing were wrong."""
+    monkeypatch.setattr(driver_module, "failures", lambda events: ([], []))
+    outcome = driver.materialize(["broken"])
+    assert not outcome.success
+    assert len(outcome.errors) == 1
+    assert "was interrupted; run the command again" in outcome.errors[0]
 
 
 def test_a_run_belongs_to_the_code_location_so_that_the_timeline_and_failure_sensors_see_it(driver):
