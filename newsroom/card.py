@@ -327,7 +327,7 @@ def render(abilities: dict[str, Any], recipe: Recipe) -> str:
         f"| first 2,000 training documents, SHA-256 | `{data_hash(recipe)}` |",
         f"| weights | `{abilities['weights_sha']}` |",
         "",
-        "## Abilities on held-out items (95% bootstrap intervals)",
+        "## Abilities on held-out items (95% intervals)",
         "",
         "Rewrites are sampled as the packs of the pilot are; dialogues and games are greedy.",
         "",
