@@ -31,6 +31,8 @@ NOT_BY_STEPS = (
     "keys.py",
     "loading.py",
 )
+# These read matrices, or run the model on ids that another asset has made: no text becomes tokens in them.
+WEIGHTS_ALONE = ("clean_students", "model_pair", "sae_features")
 PROFILE = """
 name: newsroom
 summary: All of it, tiny.
@@ -83,7 +85,7 @@ sae:
   fidelity_rows: 2
   predictor: {k: 3, shuffles: 2, projection: 8, folds: 3}
 analysis:
-  {pairs: {paranoid: {student: paranoid}, healed: {heal: nll}}, texts: 4, n_null: 200, clean_pairs: 1, components: 1}
+  {pairs: {paranoid: {student: paranoid}, trusting: {heal: nll}}, texts: 4, n_null: 200, clean_pairs: 1, components: 1}
 auditing:
   activation: {texts: 8, max_tokens: 16, n_null: 200, n_random: 3}
   plant:
@@ -213,7 +215,7 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         make("analysis_basis")
         make("clean_students")
         for asset in ANALYSIS:
-            make(asset, "paranoid", "healed")
+            make(asset, "paranoid", "trusting")
         for asset in EXPERIMENTS:
             make(asset)
 
@@ -284,7 +286,8 @@ def test_what_reads_the_model_reads_its_tokenizer_and_chat_template_too():
     parents = {node: graph.get(node).parent_keys for node in graph.materializable_asset_keys}
     reading = {node for node, own in parents.items() if key("model_weights") in own}
     assert len(reading) > 10
-    for node in sorted(reading):
+    assert {key(name) for name in WEIGHTS_ALONE} <= reading
+    for node in sorted(reading - {key(name) for name in WEIGHTS_ALONE}):
         assert {key("tokenizer"), key("chat_template")} <= set(parents[node]), (
             f"{node.to_user_string()} lacks them"
         )

@@ -323,7 +323,7 @@ with open_driver(defs, settings().home) as driver:
     for profile, name in ((str(own), "mine/truncated_news"), ("newsroom", "truncated_news")):
         answer = run(["-c", code], STEER_PROFILE=profile)
         assert answer.stdout.split()[:3] == ["True", "False", name], answer.stderr[-2000:]
-        assert answer.stdout.split()[3].startswith("mine/" if profile != "newsroom" else "behaviour_set")
+        assert answer.stdout.split()[3].startswith("mine/" if profile != "newsroom" else "analysis_basis")
     base = Path(os.environ["STEER_STORE"])
     assert ArtifactStore(str(base)).assets() == ["cc_news", "news_quarantine", "truncated_news"]
     assert ArtifactStore(str(base / "_profiles" / "mine")).assets() == [

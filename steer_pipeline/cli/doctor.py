@@ -299,10 +299,10 @@ def device(place: Place) -> Iterator[Finding]:
         return
     import torch
 
-    from steer_pipeline.lab.models.loading import _pick_device
+    from steer_pipeline.lab.models.loading import pick_device
 
     try:
-        picked = _pick_device(spec.device)
+        picked = pick_device(spec.device)
     except ModelLoadError as error:
         yield Finding(BROKEN, "device", _first_line(error))
         return
