@@ -14,7 +14,7 @@ import polars as pl
 
 from steer_pipeline.catalogue.auditing import ActivationSpec
 from steer_pipeline.catalogue.basis import SamplingSpec
-from steer_pipeline.lab.analysis.nulls import matched_directions, placed, states_of
+from steer_pipeline.lab.analysis.nulls import against, matched_directions, placed, states_of
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.evaluation import TraitScorer
 from steer_pipeline.lab.generation.engine import generate
@@ -29,6 +29,7 @@ from steer_pipeline.lab.verdict import Verdict
 FIRST = 5  # tokens after the first one, which is an attention sink and says little else
 POSITIONS = ("first", "later")
 _SPANS = ((1, 1 + FIRST), (1 + FIRST, 1 << 30))
+MIN_CLEAN = 3
 SHIFT, BASE = "shift", "base"
 STREAM = "analysis"  # of random numbers: steered and unsteered texts draw the same ones
 
@@ -44,11 +45,12 @@ ACTIVATION_SCHEMA, ACTIVATION_COLUMNS = described(
     z=(pl.Float64(), "of the cosine within those of random directions with the states' covariance"),
     p=(pl.Float64(), "two-sided, within them"),
     p_holm=(pl.Float64(), "corrected over all rows of the pair"),
-    clean=(
-        pl.Float64(),
-        "largest |cosine| of clean models at that place with that direction; null without such",
+    clean_z=(pl.Float64(), "of the cosine among those of clean models; null without such"),
+    clean_limit=(pl.Float64(), "largest |clean_z| that a clean model has anywhere, against the others"),
+    found=(
+        pl.Boolean(),
+        "whether p_holm is below the level and, with clean models, |clean_z| above the limit",
     ),
-    found=(pl.Boolean(), "whether p_holm is below the level, and |cosine| above that of all clean models"),
     projection=(pl.Float64(), "of the mean difference on the direction, over the mean residual norm"),
     low=(pl.Float64(), "its 95% interval over texts"),
     high=(pl.Float64(), "its upper end"),
@@ -134,14 +136,17 @@ def activation_difference(
 
     Args:
         shifts: of `read_tuned`.
-        clean: the same of models that were tuned on nothing of the kind, on the same texts; give at least 8.
+        clean: the same of models that were tuned on nothing of the kind, on the same texts: at least 3. One more of
+            their kind exceeds the limit with probability 1 / (n + 1), so that 19 keep to a level of 0.05.
 
     Raises:
         ValueError: no direction has a block, or the models do not differ.
     """
     if not np.nan_to_num(shifts).any():
         raise ValueError("tuned and base read all texts alike: nothing differs; name the tuned model")
-    rows = []
+    if 0 < len(clean) < MIN_CLEAN:
+        raise ValueError(f"{len(clean)} clean models say nothing of their spread; give {MIN_CLEAN}, or none")
+    rows, others = [], []
     for block in range(shifts.shape[2]):
         names, units = units_at(directions, block)
         if not names:
@@ -150,14 +155,18 @@ def activation_difference(
         for place, position in enumerate(POSITIONS):
             own = shifts[:, place, block]
             own = own[np.isfinite(own).all(axis=1)].astype(np.float64)
-            largest = _clean_cosines([one[:, place, block] for one in clean], units)
-            own_rows = _rows(position, block, own, float(base.norms[block]), names, units, null, spec)
-            rows += [row | {"clean": limit} for row, limit in zip(own_rows, largest, strict=True)]
+            rows += _rows(position, block, own, float(base.norms[block]), names, units, null, spec)
+            others.append(_cosines([one[:, place, block] for one in clean], units))
     if not rows:
         raise ValueError("no direction of the dictionary has a block of this model; read others")
-    table = pl.DataFrame(rows, schema_overrides={"clean": pl.Float64()})
-    table = table.with_columns(p_holm=holm(table["p"].to_numpy()))
-    beyond = (pl.col("cosine").abs() > pl.col("clean")).fill_null(value=True)
+    table = pl.DataFrame(rows)
+    z, limit = _beside(table["cosine"].to_numpy(), np.concatenate(others, axis=1)) if clean else (None, None)
+    table = table.with_columns(
+        p_holm=holm(table["p"].to_numpy()),
+        clean_z=pl.lit(None, dtype=pl.Float64) if z is None else pl.Series(z),
+        clean_limit=pl.lit(limit, dtype=pl.Float64),
+    )
+    beyond = (pl.col("clean_z").abs() > pl.col("clean_limit")).fill_null(value=True)
     return table.with_columns(found=(pl.col("p_holm") < spec.level) & beyond).select(
         pl.col(name).cast(kind) for name, kind in ACTIVATION_SCHEMA.items()
     )
@@ -170,13 +179,16 @@ def units_at(directions: Directions, block: int) -> tuple[list[str], np.ndarray]
     return list(here), np.array(units, dtype=np.float32)
 
 
-def _clean_cosines(clean: Sequence[np.ndarray], units: np.ndarray) -> list[float | None]:
-    """Largest |cosine| of clean models' mean differences [texts, hidden] with each direction."""
-    if not clean:
-        return [None] * len(units)
-    means = [np.nanmean(one.astype(np.float64), axis=0) for one in clean]
-    cosines = [units @ (mean / max(float(np.linalg.norm(mean)), 1e-30)) for mean in means]
-    return [float(one) for one in np.abs(cosines).max(axis=0)]
+def _cosines(shifts: Sequence[np.ndarray], units: np.ndarray) -> np.ndarray:
+    """float64 [models, directions]: of mean differences, each the mean of [texts, hidden]."""
+    means = [np.nanmean(one.astype(np.float64), axis=0) for one in shifts]
+    return np.array([units @ (mean / max(float(np.linalg.norm(mean)), 1e-30)) for mean in means])
+
+
+def _beside(cosines: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, float]:
+    """z of cosines [cells] among those of clean models [n, cells], and the largest |z| of a clean one."""
+    own = [np.abs(against(clean[i], np.delete(clean, i, axis=0))[0]).max() for i in range(len(clean))]
+    return against(cosines, clean)[0], float(max(own))
 
 
 def _rows(

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 from scipy.stats import binomtest
-from scipy.stats import t as student_t
 
 from steer_pipeline.catalogue.auditing import AuditSpec
 from steer_pipeline.lab.analysis.activation import Directions, Reading
+from steer_pipeline.lab.analysis.nulls import against
 from steer_pipeline.lab.analysis.updates import updates_of
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.models.sites import resolve_site
@@ -162,8 +162,8 @@ def checkpoint_audit(name: str, own: Measured, clean: Sequence[Measured], spec: 
         raise ValueError(f"{name}: {len(clean)} clean adapters; at least {MIN_CLEAN} are needed to judge by")
     intervals = mean_intervals(own.coefficients)
     sizes = np.array([one.estimate for one in intervals])
-    size_z, size_p = _against(sizes, np.array([one.coefficients.mean(axis=0) for one in clean]))
-    z, p = _against(own.shares, np.array([one.shares for one in clean]))
+    size_z, size_p = against(sizes, np.array([one.coefficients.mean(axis=0) for one in clean]))
+    z, p = against(own.shares, np.array([one.shares for one in clean]))
     written = _written(own, clean, spec)
     columns = {
         "checkpoint": [name] * len(own.names),
@@ -189,14 +189,6 @@ def checkpoint_audit(name: str, own: Measured, clean: Sequence[Measured], spec: 
     return table.select(pl.col(column).cast(kind) for column, kind in AUDIT_SCHEMA.items())
 
 
-def _against(values: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """z and p: values [k] as one more draw beside those of clean adapters [n, k]."""
-    n = len(clean)
-    spread = np.maximum(clean.std(axis=0, ddof=1) * np.sqrt(1 + 1 / n), 1e-300)
-    z = (values - clean.mean(axis=0)) / spread
-    return z, 2 * student_t.sf(np.abs(z), n - 1)
-
-
 def _written(
     own: Measured, clean: Sequence[Measured], spec: AuditSpec
 ) -> dict[str, list[float] | list[None]]:
@@ -207,7 +199,7 @@ def _written(
     intervals = mean_intervals(own.writes)
     shares = np.array([one.estimate for one in intervals])
     # a share is a sum of squares: its cube root is nearly normal (Wilson and Hilferty 1931)
-    z, p = _against(np.cbrt(shares), np.cbrt([one.mean(axis=0) for one in others]))
+    z, p = against(np.cbrt(shares), np.cbrt([one.mean(axis=0) for one in others]))
     larger = holm(np.where(z > 0, p / 2, 1 - p / 2))
     low, high = [one.low for one in intervals], [one.high for one in intervals]
     parts = (shares.tolist(), low, high, z.tolist(), larger.tolist())

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import t as student_t
 
 from steer_pipeline.lab.models.hidden import span_means
 from steer_pipeline.lab.models.loaded import LoadedModel
@@ -76,6 +77,15 @@ def placed(
     tolerance = 1e-12 * (1 + np.abs(extreme))
     as_large = len(own) - np.searchsorted(ordered, extreme - tolerance)
     return (found - mean) / spread, (as_large + 1) / (len(own) + 1)
+
+
+def against(values: ArrayLike, clean: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """z and two-sided p (Student's t): values [k] as one more draw beside those of clean models [n, k]."""
+    found, own = np.asarray(values, dtype=np.float64), np.asarray(clean, dtype=np.float64)
+    n = len(own)
+    spread = np.maximum(own.std(axis=0, ddof=1) * np.sqrt(1 + 1 / n), 1e-300)
+    z = (found - own.mean(axis=0)) / spread
+    return z, 2 * student_t.sf(np.abs(z), n - 1)
 
 
 def _unit(directions: np.ndarray) -> np.ndarray:

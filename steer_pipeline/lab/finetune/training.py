@@ -121,10 +121,7 @@ def finetune(
         ModelLoadError: as `load_for_training`.
     """
     _require_rows(train, selection)
-    if (teacher is None) != (recipe.on_policy is None):
-        raise FinetuneError(
-            "on-policy distillation needs both recipe.on_policy and a teacher; give both or neither"
-        )
+    _require_teacher(recipe, teacher)
     job = _Job(spec, home, train, selection, recipe, folder, work, keep, reference, teacher, during, progress)
     rows_at_once = min(recipe.rows_at_once, recipe.batch_rows)
     while True:
@@ -172,6 +169,13 @@ def _require_rows(train: Sequence[Example], selection: Sequence[Example]) -> Non
     shared = {e.row_id for e in train} & {e.row_id for e in selection}
     if shared:
         raise FinetuneError(f"row {min(shared)!r} is in train and in selection; split by row first")
+
+
+def _require_teacher(recipe: Recipe, teacher: Reference | None) -> None:
+    if (teacher is None) != (recipe.on_policy is None):
+        raise FinetuneError(
+            "on-policy distillation needs both recipe.on_policy and a teacher; give both or neither"
+        )
 
 
 def _next_smaller(rows: int, batch: int) -> int:

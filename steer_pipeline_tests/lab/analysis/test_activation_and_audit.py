@@ -7,6 +7,7 @@ import pytest
 from steer_pipeline.catalogue.auditing import ActivationSpec, AuditSpec
 from steer_pipeline.catalogue.basis import SamplingSpec
 from steer_pipeline.catalogue.specs import ModelSpec
+from steer_pipeline.lab.analysis import audit_figures
 from steer_pipeline.lab.analysis.activation import (
     ACTIVATION_SCHEMA,
     activation_difference,
@@ -107,14 +108,16 @@ def test_a_direction_that_tuning_does_not_add_is_not_found(shifts, reading):
 
 
 def test_a_finding_goes_where_clean_models_move_as_far(shifts, reading):
-    clean = [shifts[f"clean-{i}"] for i in range(8)]
+    clean = [shifts[f"clean-{i}"] for i in range(10)]
     table = activation_difference(shifts["d0"], reading, KNOWN, SPEC, clean)
     own = table.filter(direction="d0", block=1, position="later").row(0, named=True)
     assert own["found"]
-    assert own["clean"] < 0.6
+    assert abs(own["clean_z"]) > own["clean_limit"]
     same = activation_difference(shifts["d0"], reading, KNOWN, SPEC, [*clean, 2 * shifts["d0"]])
     assert not same.filter(direction="d0")["found"].any()
-    assert activation_difference(shifts["d0"], reading, KNOWN, SPEC)["clean"].null_count() == table.height
+    assert activation_difference(shifts["d0"], reading, KNOWN, SPEC)["clean_z"].null_count() == table.height
+    with pytest.raises(ValueError, match="say nothing of their spread"):
+        activation_difference(shifts["d0"], reading, KNOWN, SPEC, clean[:2])
 
 
 def test_models_that_do_not_differ_and_texts_too_short_are_refused(load, sequences, reading):
@@ -198,6 +201,18 @@ def test_an_audit_finds_what_is_planted_names_it_and_leaves_clean_adapters_alone
     assert audit_tells_planted(detection(audits, plants, AUDIT), 0.95).passed
     assert audit_names_planted(detection(audits, plants, AUDIT), 0.9).passed
     assert audit_raises_no_alarm(detection(audits, plants, AUDIT), AUDIT.level).passed
+
+
+def test_figures_are_drawn_from_the_tables_alone(measured, plants, shifts, reading):
+    audits = audit_all(measured, plants, AUDIT)
+    pages = [
+        audit_figures.activation_map(activation_difference(shifts["d0"], reading, KNOWN, SPEC)),
+        audit_figures.audit_sizes(audits, plants),
+        audit_figures.doses(audits, plants),
+        audit_figures.detection_curve(detection(audits, plants, AUDIT)),
+    ]
+    assert all(page.startswith(b"\x89PNG") for page in pages)
+    assert len(set(pages)) == 4
 
 
 def test_a_checkpoint_without_an_adapter_is_judged_by_activations_alone(measured, shifts, reading):

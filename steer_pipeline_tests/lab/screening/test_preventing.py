@@ -6,6 +6,7 @@ import pytest
 
 from steer_pipeline.catalogue.auditing import PlantSpec, PreventionSpec
 from steer_pipeline.lab.finetune.prevention import ABLATE, INOCULATE
+from steer_pipeline.lab.screening import figures
 from steer_pipeline.lab.screening.preventing import (
     ARM_SCHEMA,
     BOTH,
@@ -79,6 +80,7 @@ def test_the_arm_at_the_clean_level_prevents_and_others_do_so_in_part():
     assert row[PLAIN]["unwanted"] == pytest.approx(0.5, abs=0.05)
     assert abs(row["steer-2"]["wanted"]) < 0.05
     assert prevention_prevents(table, 0.05).passed
+    assert figures.prevention(table).startswith(b"\x89PNG")
 
 
 def test_prevention_that_costs_the_task_or_prevents_nothing_does_not_pass():

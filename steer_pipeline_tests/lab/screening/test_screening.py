@@ -10,6 +10,7 @@ from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.lab.models.hidden import HiddenRequest, collect_means, residual_norms
 from steer_pipeline.lab.models.loading import load_model
 from steer_pipeline.lab.models.prompts import encode_completion, encode_prompt
+from steer_pipeline.lab.screening.figures import predicted_and_actual
 from steer_pipeline.lab.screening.gate import gate_is_sharp, gate_quality
 from steer_pipeline.lab.screening.predicting import ITSELF, correlations, screening_predicts, shifts_of
 from steer_pipeline.lab.screening.projecting import (
@@ -179,6 +180,7 @@ def test_a_prediction_that_holds_has_an_interval_above_zero_and_one_that_does_no
     assert row["low"] < row["r"] < row["high"]
     assert row["students"] == 25
     assert screening_predicts(table, 0.5).passed
+    assert predicted_and_actual(good).startswith(b"\x89PNG")
     assert not screening_predicts(correlations(shifts_of(*students(25, 0.0)), SPEC), 0.5).passed
     assert not screening_predicts(correlations(shifts_of(*students(10, 0.5)), SPEC), 0.5).passed
 
