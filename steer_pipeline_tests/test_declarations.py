@@ -252,9 +252,12 @@ def test_what_steps_read_of_the_profile_is_what_their_assets_declare(reads):
         *HEAL_TABLES,
         *LAB,
     } <= set(reads)
-    for step, paths in sorted(reads.items()):
-        missing = sorted(path for path in paths if not _covered(path, declared[step]))
-        assert not missing, f"{step} reads {', '.join(missing)}; declare it with made_of beside the asset"
+    missing = {
+        step: lacking
+        for step, paths in sorted(reads.items())
+        if (lacking := sorted(path for path in paths if not _covered(path, declared[step])))
+    }
+    assert not missing, f"{missing}: declare with made_of beside the asset what its step reads"
 
 
 def _release_all(variant: str) -> None:

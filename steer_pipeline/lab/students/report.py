@@ -117,7 +117,9 @@ def headline(tables: StudentTables) -> dict[str, dict[str, Any]]:
 
 
 def _blocks(tables: StudentTables, versions: Mapping[str, str], drawn: Mapping[str, bytes]) -> list[Block]:
-    effects = tables.summary.filter(pl.col("metric").map_elements(is_effect, return_dtype=pl.Boolean))
+    effects = tables.summary.filter(
+        pl.col("metric").is_in([m for m in tables.summary["metric"].unique() if is_effect(m)])
+    )
     costs = tables.summary.filter(~pl.col("metric").is_in(effects["metric"].implode()))
     blocks: list[Block] = [
         Paragraph(_opening(tables)),

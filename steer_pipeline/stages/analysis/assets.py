@@ -270,7 +270,7 @@ def _student(variant: str, rank: str, seed: str) -> str:
 
 
 @dg.asset(
-    code_version=made_of("1", "analysis.level", "analysis.pairs", *STUDENTS, *STUDENTS),
+    code_version=made_of("1", "analysis.level", "analysis.pairs", *STUDENTS),
     **FILES,
 )
 def pair_report(
@@ -351,6 +351,8 @@ def _lab(read: Reader, language_model: LanguageModelResource) -> "Lab":
         "auditing.screening",
         "auditing.plant.sampling",
         "analysis.personas",
+        "analysis.pairs",
+        *STUDENTS,
     ),
     deps=[*READ, dg.AssetDep("student_adapter", partition_mapping=OF_CLEAN)],
     **OF_PAIR,
