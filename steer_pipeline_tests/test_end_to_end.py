@@ -263,7 +263,7 @@ def test_another_chat_template_and_other_weights_are_seen(place, last_line):
     before = template.read_text()
     template.write_text(before.replace("<|im_start|>", "<|im_start|> ", 1))
     prompts = of("contrast_set", *STEERED) | of("dose_curve", *STEERED) | of("rewrite_raw", *VARIANTS)
-    prompts |= {"random_band", "model_diagnosis"}
+    prompts |= {"random_band", "model_diagnosis"} | of("persona_vector", *STEERED)
     assert set(place.stale()) == prompts
     template.write_text(before)
     kept = weights.read_bytes()
@@ -272,7 +272,7 @@ def test_another_chat_template_and_other_weights_are_seen(place, last_line):
     weights.write_bytes(data)
     found = place.stale()
     weights.write_bytes(kept)
-    assert set(found) == prompts | of("persona_vector", *STEERED)
+    assert set(found) == prompts
     assert set(found.values()) == {"model_weights has changed"}
     assert place.stale() == {}
 
