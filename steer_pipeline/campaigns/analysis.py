@@ -12,9 +12,8 @@ from typing import Any
 
 import dagster as dg
 
-from steer_pipeline.campaigns.campaign import Campaign, Result
-from steer_pipeline.campaigns.driver import open_driver
-from steer_pipeline.campaigns.errors import NoSuchName, Stopped
+from steer_pipeline.campaigns.campaign import Campaign, Result, carried_out
+from steer_pipeline.campaigns.errors import NoSuchName
 from steer_pipeline.campaigns.heal import DATA
 from steer_pipeline.campaigns.pilot import CORPUS
 from steer_pipeline.campaigns.progress import Place
@@ -164,13 +163,7 @@ def make_analysis(
     Args: as `make_pilot`, `only` being pairs; `force` analyses again and leaves vectors and students alone.
     """
     pairs = chosen(only)
-    try:
-        with open_driver(defs, settings().home, how.pop("instance", None)) as driver:
-            campaign = Analysis(driver, pairs, force=force, **how)
-            if dry_run:
-                return Result(plan=campaign.plan())
-            with campaign.shown():
-                numbers = campaign.run()
-            return Result(numbers, campaign.problems)
-    except Stopped as error:
-        return Result(problems=[str(error)])
+    instance = how.pop("instance", None)
+    return carried_out(
+        defs, lambda driver: Analysis(driver, pairs, force=force, **how), dry_run=dry_run, instance=instance
+    )

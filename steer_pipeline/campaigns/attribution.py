@@ -11,15 +11,13 @@ from typing import Any
 
 import dagster as dg
 
-from steer_pipeline.campaigns.campaign import Campaign, Result
-from steer_pipeline.campaigns.driver import open_driver
-from steer_pipeline.campaigns.errors import NoSuchName, Stopped
+from steer_pipeline.campaigns.campaign import Campaign, Result, carried_out
+from steer_pipeline.campaigns.errors import NoSuchName
 from steer_pipeline.campaigns.heal import VECTOR
 from steer_pipeline.campaigns.pilot import CORPUS
 from steer_pipeline.campaigns.progress import Place
 from steer_pipeline.catalogue.attribution import UNTRAINED, compared
 from steer_pipeline.partitions import ATTRIBUTION, LEARNER, METHOD
-from steer_pipeline.settings import settings
 
 ROWS = ("word_games", "sft_manifest", "base_adapter")
 RANKING, PREDICTOR = "attribution_ranking", ("sae", "sae_features", "rank_predictor")
@@ -146,13 +144,7 @@ def make_attribution(
     Args: as `make_pilot`, `only` being arms; `force` trains arms again and leaves rows and rankings alone.
     """
     arms = chosen(only)
-    try:
-        with open_driver(defs, settings().home, how.pop("instance", None)) as driver:
-            campaign = Attribution(driver, arms, force=force, **how)
-            if dry_run:
-                return Result(plan=campaign.plan())
-            with campaign.shown():
-                numbers = campaign.run()
-            return Result(numbers, campaign.problems)
-    except Stopped as error:
-        return Result(problems=[str(error)])
+    instance = how.pop("instance", None)
+    return carried_out(
+        defs, lambda driver: Attribution(driver, arms, force=force, **how), dry_run=dry_run, instance=instance
+    )

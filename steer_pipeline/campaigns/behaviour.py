@@ -11,12 +11,10 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from steer_pipeline.campaigns.campaign import Campaign, Result
-from steer_pipeline.campaigns.driver import open_driver
-from steer_pipeline.campaigns.errors import NoSuchName, Stopped
+from steer_pipeline.campaigns.campaign import Campaign, Result, carried_out
+from steer_pipeline.campaigns.errors import NoSuchName
 from steer_pipeline.campaigns.progress import Place
 from steer_pipeline.partitions import TRAIT_OR_ROLE
-from steer_pipeline.settings import settings
 
 CHAIN = (
     "behaviour_set",
@@ -36,12 +34,13 @@ class Behaviour(Campaign):
 
     personas: Sequence[str]
 
-    def run(self) -> None:
+    def run(self) -> dict[str, Any]:
         self.driver.observe()
         for persona in self.personas:
             self.bring_up(CHAIN, persona, stop=False)
         if self.bring_up((TABLE,), None, stop=False):
             self.problems += self.moved_controls(TABLE)
+        return self.numbers()
 
     def places(self) -> list[Place]:
         return [*((asset, persona) for persona in self.personas for asset in CHAIN), (TABLE, None)]
@@ -83,13 +82,10 @@ def make_behaviour(
     Args: as `make_pilot`, `only` being personas.
     """
     personas = chosen(only)
-    try:
-        with open_driver(defs, settings().home, how.pop("instance", None)) as driver:
-            lab = Behaviour(driver, personas, force=force, **how)
-            if dry_run:
-                return Result(plan=lab.plan())
-            with lab.shown():
-                lab.run()
-            return Result(lab.numbers(), lab.problems)
-    except Stopped as error:
-        return Result(problems=[str(error)])
+    instance = how.pop("instance", None)
+    return carried_out(
+        defs,
+        lambda driver: Behaviour(driver, personas, force=force, **how),
+        dry_run=dry_run,
+        instance=instance,
+    )

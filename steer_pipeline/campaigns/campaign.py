@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from steer_pipeline.campaigns.driver import Driver, Outcome
+import dagster as dg
+
+from steer_pipeline.campaigns.driver import Driver, Outcome, open_driver
 from steer_pipeline.campaigns.errors import Stopped
 from steer_pipeline.campaigns.progress import Place, Progress, say
 from steer_pipeline.io.store import ArtifactStore, StoreError, label
@@ -43,6 +45,10 @@ class Campaign:
     started: float = field(default_factory=time.monotonic, kw_only=True)
     say: Callable[[str], None] = field(default=say, kw_only=True)
     progress: Progress = field(default_factory=lambda: Progress({}), kw_only=True)
+
+    def run(self) -> dict[str, Any]:
+        """Makes what is missing or out of date; the numbers that the last line shows."""
+        raise NotImplementedError
 
     def places(self) -> list[Place]:
         """All that this pass looks at, upstream first."""
@@ -172,3 +178,24 @@ class Campaign:
         first, last = what["span"]
         keys = self.driver.partitions(asset)
         return list(keys[keys.index(first) : keys.index(last) + 1])
+
+
+def carried_out(
+    defs: dg.Definitions,
+    begin: Callable[[Driver], Campaign],
+    *,
+    dry_run: bool,
+    instance: dg.DagsterInstance | None = None,
+) -> Result:
+    """Runs the campaign that `begin` makes, or plans it; what stopped it is one more problem beside those gathered."""
+    problems: list[str] = []
+    try:
+        with open_driver(defs, settings().home, instance) as driver:
+            campaign = begin(driver)
+            problems = campaign.problems
+            if dry_run:
+                return Result(plan=campaign.plan(), problems=problems)
+            with campaign.shown():
+                return Result(campaign.run(), problems)
+    except Stopped as error:
+        return Result(problems=[*problems, str(error)])

@@ -11,9 +11,8 @@ from typing import Any
 
 import dagster as dg
 
-from steer_pipeline.campaigns.campaign import Campaign, Result
-from steer_pipeline.campaigns.driver import open_driver
-from steer_pipeline.campaigns.errors import NoSuchName, Stopped
+from steer_pipeline.campaigns.campaign import Campaign, Result, carried_out
+from steer_pipeline.campaigns.errors import NoSuchName
 from steer_pipeline.campaigns.pilot import CORPUS
 from steer_pipeline.campaigns.progress import Place
 from steer_pipeline.partitions import ARM, HEAL, HEALED, SWEPT, TRAINED_ARM
@@ -147,13 +146,10 @@ def _made(
     dry_run: bool,
     how: dict[str, Any],
 ) -> Result:
-    try:
-        with open_driver(defs, settings().home, how.pop("instance", None)) as driver:
-            campaign = Heal(driver, arms, tables, force=force, **how)
-            if dry_run:
-                return Result(plan=campaign.plan())
-            with campaign.shown():
-                numbers = campaign.run()
-            return Result(numbers, campaign.problems)
-    except Stopped as error:
-        return Result(problems=[str(error)])
+    instance = how.pop("instance", None)
+    return carried_out(
+        defs,
+        lambda driver: Heal(driver, arms, tables, force=force, **how),
+        dry_run=dry_run,
+        instance=instance,
+    )

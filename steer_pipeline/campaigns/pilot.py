@@ -11,9 +11,8 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from steer_pipeline.campaigns.campaign import Campaign, Result
-from steer_pipeline.campaigns.driver import open_driver
-from steer_pipeline.campaigns.errors import NoSuchName, Stopped
+from steer_pipeline.campaigns.campaign import Campaign, Result, carried_out
+from steer_pipeline.campaigns.errors import NoSuchName
 from steer_pipeline.campaigns.progress import Place
 from steer_pipeline.catalogue.specs import VariantSpec
 from steer_pipeline.lab.rewrites import GATES
@@ -39,8 +38,8 @@ class Pilot(Campaign):
     variants: dict[str, VariantSpec]
     size: str = "pilot"
 
-    def run(self) -> dict[str, pl.DataFrame] | None:
-        """Makes what is out of date; the comparison's tables by name, or None if it could not be made.
+    def run(self) -> dict[str, Any]:
+        """Makes what is out of date; numbers by variant, none if the comparison could not be made.
 
         A persona or variant that fails is kept in `problems`, and the others go on.
 
@@ -68,9 +67,9 @@ class Pilot(Campaign):
         if any(spec.terms for spec in able.values()):
             self.bring_up(BAND, None, stop=False)
         if not self.bring_up(REPORTS, None, stop=False):
-            return None
+            return {}
         self.problems += self.moved_controls(REPORTS[0])
-        return self.tables()
+        return self.numbers()
 
     def places(self) -> list[Place]:
         return [
@@ -93,14 +92,17 @@ class Pilot(Campaign):
         """Personas whose vectors the variants add, in order of first use."""
         return list(dict.fromkeys(name for spec in self.variants.values() for name in _personas(spec)))
 
-    def tables(self) -> dict[str, pl.DataFrame]:
+    def numbers(self) -> dict[str, Any]:
         """What the comparison says of the variants that this pass was asked for."""
+        from steer_pipeline.lab.rewrites.headline import pilot_numbers
+
         folder = self.store.current(REPORTS[0], None).path
         tables = {name: pl.read_parquet(folder / f"{name}.parquet") for name in TOLD}
-        return {
+        asked = {
             name: rows.filter(pl.col(rows.columns[0]).is_in(list(self.variants)))
             for name, rows in tables.items()
         }
+        return pilot_numbers(**asked)
 
     def diagnosed(self) -> str:
         """What the model does at its job, what to expect of time, and what to look at, in a few lines."""
@@ -178,22 +180,15 @@ def make_pilot(
     Raises:
         NoSuchName: a name of `only` is not in the catalogue.
     """
-    from steer_pipeline.lab.rewrites.headline import pilot_numbers
-
     catalogue = settings()
     broken = catalogue.broken_variants
     asked = [name for name in broken if not only or name in (*only, *REFERENCES)]
     problems = [str(broken[name]) for name in asked]
     variants = chosen(catalogue.variants, only, broken)
-    try:
-        with open_driver(defs, catalogue.home, how.pop("instance", None)) as driver:
-            pilot = Pilot(driver, variants, size, force=force, problems=problems, **how)
-            if dry_run:
-                return Result(plan=pilot.plan(), problems=problems)
-            with pilot.shown():
-                tables = pilot.run()
-    except Stopped as error:
-        return Result(problems=[*problems, str(error)])
-    if tables is None:
-        return Result(problems=problems)
-    return Result(pilot_numbers(**tables), problems)
+    instance = how.pop("instance", None)
+    return carried_out(
+        defs,
+        lambda driver: Pilot(driver, variants, size, force=force, problems=problems, **how),
+        dry_run=dry_run,
+        instance=instance,
+    )

@@ -12,9 +12,7 @@ from typing import Any
 
 import dagster as dg
 
-from steer_pipeline.campaigns.campaign import Campaign, Result
-from steer_pipeline.campaigns.driver import open_driver
-from steer_pipeline.campaigns.errors import Stopped
+from steer_pipeline.campaigns.campaign import Campaign, Result, carried_out
 from steer_pipeline.campaigns.pilot import REFERENCES, Pilot, chosen
 from steer_pipeline.campaigns.progress import Place
 from steer_pipeline.catalogue.specs import VariantSpec
@@ -103,13 +101,10 @@ def make_students(
     catalogue = settings()
     controls = ("base", *catalogue.profile.students.controls)
     variants = chosen(catalogue.variants, only, catalogue.broken_variants, controls)
-    try:
-        with open_driver(defs, catalogue.home, how.pop("instance", None)) as driver:
-            campaign = Students(driver, variants, force=force, **how)
-            if dry_run:
-                return Result(plan=campaign.plan())
-            with campaign.shown():
-                numbers = campaign.run()
-            return Result(numbers, campaign.problems)
-    except Stopped as error:
-        return Result(problems=[str(error)])
+    instance = how.pop("instance", None)
+    return carried_out(
+        defs,
+        lambda driver: Students(driver, variants, force=force, **how),
+        dry_run=dry_run,
+        instance=instance,
+    )

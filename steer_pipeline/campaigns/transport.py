@@ -10,9 +10,8 @@ from typing import Any
 
 import dagster as dg
 
-from steer_pipeline.campaigns.campaign import Campaign, Result
-from steer_pipeline.campaigns.driver import open_driver
-from steer_pipeline.campaigns.errors import NoSuchName, Stopped
+from steer_pipeline.campaigns.campaign import Campaign, Result, carried_out
+from steer_pipeline.campaigns.errors import NoSuchName
 from steer_pipeline.campaigns.pilot import CORPUS
 from steer_pipeline.campaigns.progress import Place
 from steer_pipeline.partitions import CARRIED
@@ -28,8 +27,8 @@ class Transport(Campaign):
 
     personas: Sequence[str]
 
-    def run(self) -> None:
-        """Makes what is missing or out of date.
+    def run(self) -> dict[str, Any]:
+        """Makes what is missing or out of date; numbers by persona.
 
         Raises:
             Stopped: there are no news.
@@ -41,6 +40,7 @@ class Transport(Campaign):
         for persona in self.personas:
             if persona in able:
                 self.bring_up((CARRY,), persona, stop=False)
+        return self.numbers()
 
     def places(self) -> list[Place]:
         return [
@@ -87,13 +87,10 @@ def make_transport(
     Args: as `make_pilot`, `only` being personas; `force` carries again and leaves vectors alone.
     """
     personas = chosen(only)
-    try:
-        with open_driver(defs, settings().home, how.pop("instance", None)) as driver:
-            campaign = Transport(driver, personas, force=force, **how)
-            if dry_run:
-                return Result(plan=campaign.plan())
-            with campaign.shown():
-                campaign.run()
-            return Result(campaign.numbers(), campaign.problems)
-    except Stopped as error:
-        return Result(problems=[str(error)])
+    instance = how.pop("instance", None)
+    return carried_out(
+        defs,
+        lambda driver: Transport(driver, personas, force=force, **how),
+        dry_run=dry_run,
+        instance=instance,
+    )

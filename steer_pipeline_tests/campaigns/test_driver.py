@@ -10,8 +10,9 @@ from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.test_utils import create_run_for_test
 
 from steer_pipeline.campaigns import driver as driver_module
+from steer_pipeline.campaigns.campaign import Campaign, carried_out
 from steer_pipeline.campaigns.driver import DRIVER_TAG, Driver, open_driver
-from steer_pipeline.campaigns.errors import NotHere
+from steer_pipeline.campaigns.errors import NotHere, Stopped
 
 LETTERS = dg.StaticPartitionsDefinition(["a", "b", "c"])
 LOUD = dg.StaticPartitionsDefinition(["b_loud", "c_loud"])
@@ -195,3 +196,16 @@ def test_where_a_launcher_is_asked_after_all_runs_nothing_long_is_driven_from_he
         monkeypatch.setattr(DefaultRunLauncher, "supports_check_run_worker_health", True)
         with pytest.raises(NotHere, match="DefaultRunLauncher.*`steer backfill`"):
             driver.require_lasting()
+
+
+def test_what_a_campaign_has_gathered_is_told_when_something_stops_it():
+    """Only the last sentence came out: what had failed before was lost with it."""
+
+    class Stops(Campaign):
+        def run(self):
+            self.problems.append("coach failed before")
+            raise Stopped("there are no news")
+
+    told = carried_out(DEFS, Stops, dry_run=False, instance=dg.DagsterInstance.ephemeral())
+    assert told.problems == ["coach failed before", "there are no news"]
+    assert told.numbers == {}

@@ -63,8 +63,8 @@ class Chains(Pilot):
     def diagnosed(self):
         return ""
 
-    def tables(self):
-        return None
+    def numbers(self):
+        return {}
 
 
 def test_a_model_that_does_not_do_the_job_stops_the_pilot_before_any_persona(project):
