@@ -30,13 +30,23 @@ KNOWN_STAGES = {
     "random_direction": CONTROL,
     "base_text_sft": CONTROL,
 }
-(NOT_FINITE, INCOHERENT, NO_EFFECT, INCONCLUSIVE, WRONG_WAY, WITHIN, NOT_SURGICAL, COSTLY, GOOD) = (
-    VERDICTS
-) = (
+(
+    NOT_FINITE,
+    INCOHERENT,
+    NO_EFFECT,
+    INCONCLUSIVE,
+    CONTROL_MOVES,
+    WRONG_WAY,
+    WITHIN,
+    NOT_SURGICAL,
+    COSTLY,
+    GOOD,
+) = VERDICTS = (
     "not finite",
     "incoherent",
     "no effect",
     "inconclusive",
+    "control moves",
     "wrong way",
     "within controls",
     "not surgical",
@@ -96,18 +106,16 @@ def _moved(row: Mapping[str, Any], shown: str, steered: Interval | None) -> tupl
 
 
 def with_control_verdict(row: Mapping[str, Any], controls: pl.DataFrame) -> dict[str, Any]:
-    """A row of the table; of a finite control with the verdict that the rule for controls leaves it.
+    """A row of the table; of a finite control with the verdict of the rule for controls, whatever its own interval.
 
-    A control that does not move beyond its margin is neither good nor within controls, whatever its interval.
+    A control is never good: beyond its margin it is what the others must be explained against.
     """
     told = controls.filter(control=row["arm"], part=row["reading"])
     if told.is_empty() or row["verdict"] in (NOT_FINITE, INCOHERENT):
         return dict(row)
     one = told.row(0, named=True)
-    if one["state"] == MOVED:
-        return dict(row)
-    verdict = NO_EFFECT if one["state"] == NOTHING else INCONCLUSIVE
-    if row["verdict"] == NO_EFFECT:
+    verdict = {MOVED: CONTROL_MOVES, NOTHING: NO_EFFECT}.get(one["state"], INCONCLUSIVE)
+    if row["verdict"] == NO_EFFECT and one["state"] != MOVED:
         return dict(row)
     within = f"{row['reason']}; a control's margin is {one['margin']:.3f}"
     return dict(row) | {"verdict": verdict, "reason": within}

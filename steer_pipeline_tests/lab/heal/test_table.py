@@ -17,6 +17,7 @@ from steer_pipeline.lab.heal.table import (
 )
 from steer_pipeline.lab.heal.table_report import pareto, stage_blocks
 from steer_pipeline.lab.heal.verdicts import (
+    CONTROL_MOVES,
     COSTLY,
     GOOD,
     INCOHERENT,
@@ -229,6 +230,7 @@ def test_controls_that_move_fail_the_claim():
     moving = table(rows("nll", 71, target=0.5), seeded("random_direction", target=0.7))
     controls, kept, seeds = claims(moving.table, moving.control_shifts)
     assert not controls.passed
+    assert moving.row("random_direction")["verdict"] == CONTROL_MOVES
     assert controls.stops_release
     assert controls.examples[0]["control"] == "random_direction"
     assert controls.message.startswith("random_direction choices moves target by +0.7")
