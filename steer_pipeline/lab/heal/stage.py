@@ -20,6 +20,7 @@ from steer_pipeline.lab.heal.arms import BASE_ARM, arms_differ_once, configure
 from steer_pipeline.lab.heal.dosing import PERSONA
 from steer_pipeline.lab.heal.evaluating import SHOWN, Evaluation, intent_of
 from steer_pipeline.lab.heal.healing import sources_of
+from steer_pipeline.lab.heal.pairs import OFF_TARGET
 from steer_pipeline.lab.heal.table import StageTable, read_stage_table, stage_table, write_stage_table
 from steer_pipeline.lab.heal.verdicts import BASE, GOOD, claims
 from steer_pipeline.lab.limits import MAX_ON_POLICY_KL, MIN_COHERENCE
@@ -66,7 +67,7 @@ class Stage:
         configs: arm -> its configuration as it was stored.
         base_choices: base's forced choices, where they were asked for.
         left_out: arm -> why it is not in the table.
-        unjudged: signals of free texts that are shown in `texts` and judged by nobody.
+        unjudged: signals and silent scales of free texts that are shown in `texts` and judged by nobody.
     """
 
     tables: StageTable
@@ -81,6 +82,12 @@ class Stage:
 def unjudged_signals(limits: CoherenceSpec) -> list[str]:
     """Signals that a profile judges nobody by: of a model whose trait is unlikely text, its likelihood is no loss."""
     return ["nll"] if limits.max_extra_nll is None else []
+
+
+def silent_scales(texts: pl.DataFrame) -> list[str]:
+    """Off-target columns that say the same of every text of every arm: their zero is no evidence that nothing moved."""
+    scales = [name for name in texts.columns if name.startswith(OFF_TARGET)]
+    return [name for name in scales if texts.height > 1 and texts[name].n_unique() == 1]
 
 
 def readings_of(texts: pl.DataFrame, unjudged: Sequence[str]) -> dict[str, pl.DataFrame]:
@@ -107,6 +114,7 @@ def make_stage(
             "base has not been evaluated, and every number stands beside it; materialise heal_evaluation"
         )
     texts = pl.concat([one.rows for one in evaluations.values()])
+    unjudged = [*unjudged, *silent_scales(texts)]
     frames = readings_of(texts, unjudged)
     asked = [one.choices for one in evaluations.values() if one.choices is not None]
     if spec.foundations is not None and len(asked) == len(evaluations):
@@ -167,6 +175,7 @@ def stage_verdicts(stage: Stage, seed: int) -> list[Verdict]:
         ),
         on_policy_needs_less(stage.divergence),
         all_arms_stand(stage),
+        off_target_is_heard(stage),
     ]
     if stage.base_choices is None:
         told = Verdict("base_can_choose", True, "this profile reads free texts alone", blocking=False)
@@ -182,6 +191,19 @@ def all_arms_stand(stage: Stage) -> Verdict:
         not stage.left_out,
         told or f"{stage.texts['arm'].n_unique()} arms, base among them",
         {"left_out": len(stage.left_out)},
+    )
+
+
+def off_target_is_heard(stage: Stage) -> Verdict:
+    """Every scale beside the target tells some texts from others."""
+    silent = [name.removeprefix(f"{OFF_TARGET}_") for name in stage.unjudged if name.startswith(OFF_TARGET)]
+    told = f"{', '.join(silent)}: the same score in all {stage.texts.height} texts, so they are left out"
+    return Verdict(
+        "heal_off_target_is_heard",
+        not silent,
+        told if silent else "every scale beside the target tells texts apart",
+        {"silent": len(silent)},
+        blocking=False,
     )
 
 

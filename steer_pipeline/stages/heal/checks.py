@@ -96,6 +96,12 @@ STAGE = Claims(
         "explain that first: what other arms show is no evidence before",
     ),
     should(
+        "heal_off_target_is_heard",
+        "Every scale beside the target scores some texts otherwise than others.",
+        "give this model marker words of its own, or none (lexicons in the profile), or name others in "
+        "heal.evaluation.off_target",
+    ),
+    should(
         "heal_keeps_the_trait",
         f"A healed arm retains {MIN_RETAINED} of the steered shift within {MAX_HEALED_LOSS} of base's coherence.",
         "read the Pareto figure: raise epochs where coherence is full, lower the dose where it is not",
