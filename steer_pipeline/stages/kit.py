@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
@@ -20,6 +20,9 @@ from steer_pipeline.io.versioned import COLUMNS, note_input
 from steer_pipeline.keys import key
 from steer_pipeline.lab.verdict import Verdict
 from steer_pipeline.resources import ArtifactStoreResource
+
+if TYPE_CHECKING:
+    from steer_pipeline.lab.finetune.bundles import Bundle
 
 ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 
@@ -209,3 +212,31 @@ def picture(path: Path) -> dg.MarkdownMetadataValue:
     """A PNG file for the UI."""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return dg.MetadataValue.md(f"![{path.stem}](data:image/png;base64,{data})")
+
+
+# ------------------------------------------------------------------------------ progress, adapters
+
+
+def told(context: dg.AssetExecutionContext) -> Callable[[object], None]:
+    """Says in the run's log how far the lab is."""
+    return lambda progress: context.log.info(str(progress))
+
+
+def of_adapters(bundle: "Bundle", folder: Path, descriptions: Mapping[str, str]) -> dict[str, Any]:
+    """Metadata of an arm's adapters: loss curves, one row an adapter, and what training cost."""
+    from steer_pipeline.lab.finetune.bundles import history_of
+
+    curves = history_of(folder).filter(split="selection")
+    series = {
+        f"seed {seed}": list(own.select("step", "nll").iter_rows())
+        for (seed,), own in curves.group_by("seed", maintain_order=True)
+    }
+    costs = [cost for cost in bundle.costs.values() if cost]
+    return {
+        "watched_loss": show.curves(series, "optimizer step", "NLL, nats a token"),
+        "by_adapter": show.markdown_table(bundle.adapters.drop("model"), descriptions),
+        "adapters": bundle.adapters.height,
+        "rows": int(bundle.adapters["rows"][0]),
+        "resumed_adapters": bundle.adapters.height - len(costs),
+        **({"training_seconds": show.significant(sum(one["seconds"] for one in costs))} if costs else {}),
+    }

@@ -4,9 +4,8 @@ In: examples, a model's spec and a recipe. Out: PEFT directories, `adapters.parq
 `seen.parquet` (ids that were given). A killed run goes on from the last checkpoint of the adapter that it was at.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,13 @@ from steer_pipeline.catalogue.attribution import LearnSpec
 from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.lab.attribution.encoding import note_seen
 from steer_pipeline.lab.columns import described
+from steer_pipeline.lab.finetune.bundles import ADAPTERS, Bundle, every_seed_is_trained, place, trained_row
 from steer_pipeline.lab.finetune.data import Example, Lesson
 from steer_pipeline.lab.finetune.recipe import LoraRecipe, Recipe
 from steer_pipeline.lab.finetune.resumed import Training, take, train_once
-from steer_pipeline.lab.finetune.training import HISTORY, RECORD
-from steer_pipeline.lab.models.identity import adapter_identity
 from steer_pipeline.lab.verdict import Verdict
 
-ADAPTERS, ADAPTER = "adapters.parquet", "adapter"
+ADAPTER = "adapter"
 ADAPTER_SCHEMA, ADAPTER_COLUMNS = described(
     arm=(pl.String(), "whose rows were learned"),
     seed=(pl.Int64(), "of start and data order, and of random draws"),
@@ -48,14 +46,6 @@ class Below:
     mode: str = "scratch"
 
 
-@dataclass(frozen=True)
-class Trained:
-    """One row an adapter, and what each cost, by folder; {}: it lay there already."""
-
-    adapters: pl.DataFrame
-    costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-
 def recipe_of(spec: LearnSpec, seed: int) -> Recipe:
     """How one adapter is trained."""
     return Recipe(
@@ -69,11 +59,6 @@ def recipe_of(spec: LearnSpec, seed: int) -> Recipe:
         patience=spec.patience,
         seed=seed,
     )
-
-
-def place(seed: int) -> str:
-    """Where an adapter lies in the bundle of its arm."""
-    return f"seed-{seed}"
 
 
 def below_arm(model: ModelSpec, home: Path, mode: str, base_adapter: Path) -> Below:
@@ -93,7 +78,7 @@ def train_adapters(
     *,
     work: Path,
     progress: Callable[[str], None] | None = None,
-) -> Trained:
+) -> Bundle:
     """Trains the adapters of one arm into `folder`.
 
     Args:
@@ -116,48 +101,21 @@ def train_adapters(
     adapters.write_parquet(folder / ADAPTERS)
     given = {one.row_id: one for train in learned.values() for one in train}
     note_seen([*given.values(), *selection], folder)
-    return Trained(adapters, costs)
+    return Bundle(adapters, costs)
 
 
 def _row(arm: str, seed: int, below: Below, train: Sequence[Example], folder: Path) -> dict[str, Any]:
-    name = place(seed)
-    record = json.loads((folder / name / RECORD).read_text())
-    return {
-        "arm": arm,
-        "seed": seed,
+    told = {
         "mode": below.mode,
-        "folder": name,
-        "adapter": adapter_identity(folder / name),
-        "model": record["model"],
         "rows": len(train),
         "tokens": sum(one.n_supervised for one in train),
-        "steps": record["numbers"]["steps"],
-        **{each: record["numbers"][each] for each in ("selection_nll_first", "selection_nll_last")},
     }
-
-
-def history_of(folder: Path) -> pl.DataFrame:
-    """Loss curves of all adapters of a bundle, with arm and seed."""
-    return pl.concat(
-        [
-            pl.read_parquet(folder / row["folder"] / HISTORY).select(
-                pl.lit(row["arm"]).alias("arm"), pl.lit(row["seed"]).alias("seed"), pl.all()
-            )
-            for row in pl.read_parquet(folder / ADAPTERS).iter_rows(named=True)
-        ]
-    )
+    return trained_row(folder, arm, seed) | told
 
 
 def adapter_verdicts(folder: Path, seeds: Sequence[int]) -> list[Verdict]:
     """Whether an arm has all its adapters, and whether they learned something that holds on selection."""
     adapters = pl.read_parquet(folder / ADAPTERS)
-    lacking = sorted(set(seeds) - set(adapters["seed"]))
-    complete = Verdict(
-        "every_seed_is_trained",
-        not lacking,
-        f"no adapter of seed {', '.join(map(str, lacking))}" if lacking else f"{adapters.height} adapters",
-        {"adapters": adapters.height, "rows": int(adapters["rows"][0])},
-    )
     first, last = (
         sum(adapters[name].to_list()) / adapters.height
         for name in ("selection_nll_first", "selection_nll_last")
@@ -168,4 +126,4 @@ def adapter_verdicts(folder: Path, seeds: Sequence[int]) -> list[Verdict]:
         f"from {first:.3f} to {last:.3f} nats a token on selection, between the first evaluation and the last",
         {"first": first, "last": last},
     )
-    return [complete, learns]
+    return [every_seed_is_trained(adapters, seeds), learns]

@@ -12,10 +12,10 @@ import polars as pl
 
 from steer_pipeline.catalogue.attribution import AttributionSpec
 from steer_pipeline.io.reader import Reader
-from steer_pipeline.lab.attribution.adapters import ADAPTERS
 from steer_pipeline.lab.attribution.rows import EVAL
 from steer_pipeline.lab.attribution.stage import Rows, base_adapter
 from steer_pipeline.lab.attribution.word_eval import NO_SEED, play, write_guesses
+from steer_pipeline.lab.finetune.bundles import ADAPTERS
 from steer_pipeline.lab.models.loaded import LoadedModel
 
 Adapters = Mapping[int, Sequence[Path]]  # seed -> folders of adapters, the lowest first

@@ -26,7 +26,6 @@ from steer_pipeline.catalogue.attribution import (
 from steer_pipeline.catalogue.attribution_scoring import AttributionScoringSpec
 from steer_pipeline.catalogue.specs import ModelSpec, Profile
 from steer_pipeline.io.reader import Reader
-from steer_pipeline.lab.attribution.adapters import place
 from steer_pipeline.lab.attribution.encoding import SEEN, Encoder, note_seen, read_examples, write_ids
 from steer_pipeline.lab.attribution.manifest import (
     MANIFEST,
@@ -48,6 +47,7 @@ from steer_pipeline.lab.attribution.sources.packs import pack_rows
 from steer_pipeline.lab.attribution.sources.smoltalk import chat_rows
 from steer_pipeline.lab.attribution.subsets import BUDGETS
 from steer_pipeline.lab.attribution.word_eval import GUESSES
+from steer_pipeline.lab.finetune.bundles import place
 from steer_pipeline.lab.finetune.data import Example, digest
 from steer_pipeline.lab.sae.stage import read_predictor
 from steer_pipeline.lab.students.data import released_keep_set

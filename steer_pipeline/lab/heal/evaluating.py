@@ -18,12 +18,13 @@ import polars as pl
 
 from steer_pipeline.catalogue.healing import HealArmSpec, HealFoundationsSpec
 from steer_pipeline.catalogue.specs import SamplingSpec
+from steer_pipeline.lab.finetune.bundles import ADAPTERS
 from steer_pipeline.lab.foundations import measure, own_vignettes, read_vignettes, stratified
 from steer_pipeline.lab.foundations.numbers import Intent
 from steer_pipeline.lab.generation.engine import generate
 from steer_pipeline.lab.generation.jobs import FinishedRow, PromptRow
 from steer_pipeline.lab.generation.journal import Journal
-from steer_pipeline.lab.heal.healing import ADAPTERS, ARM
+from steer_pipeline.lab.heal.healing import ARM
 from steer_pipeline.lab.heal.prompts import held_against, prompt_rows
 from steer_pipeline.lab.heal.signals import text_rows, text_signals
 from steer_pipeline.lab.heal.task import Task

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from steer_pipeline.catalogue.healing import HealArmSpec
 from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.finetune.barrier import barrier_works
+from steer_pipeline.lab.finetune.bundles import ADAPTERS, Bundle, every_seed_is_trained, place, trained_row
 from steer_pipeline.lab.finetune.combining import combine_adapters
 from steer_pipeline.lab.finetune.data import Example, Lesson
 from steer_pipeline.lab.finetune.merging import TOLERANCE, merged_difference
@@ -29,14 +30,13 @@ from steer_pipeline.lab.finetune.training import HISTORY, RECORD
 from steer_pipeline.lab.heal.arms import recipe_of, references_of, shuffled
 from steer_pipeline.lab.heal.dosing import BASE, NEGATIVE, PERSONA, RANDOM
 from steer_pipeline.lab.heal.keeping import KeepSet
-from steer_pipeline.lab.models.identity import adapter_identity
 from steer_pipeline.lab.models.loading import load_tokenizer
 from steer_pipeline.lab.models.prompts import end_of_turn_id
 from steer_pipeline.lab.models.sites import SteeringPlan
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.verdict import Verdict
 
-ADAPTERS, ARM, LESSON, NEGATIVE_POLE = "adapters.parquet", "arm.json", "lesson.json", "negative"
+ARM, LESSON, NEGATIVE_POLE = "arm.json", "lesson.json", "negative"
 ADAPTER_SCHEMA, ADAPTER_COLUMNS = described(
     arm=(pl.String(), "how the student was healed"),
     seed=(pl.Int64(), "of start and data order"),
@@ -75,19 +75,6 @@ class Below:
     @property
     def heal_round(self) -> int:
         return len(self.history)
-
-
-@dataclass(frozen=True)
-class Healed:
-    """What was trained: one row a student, and what each cost, by `seed-71`; {}: it lay there already."""
-
-    adapters: pl.DataFrame
-    costs: dict[str, dict[str, float]] = field(default_factory=dict)
-
-
-def place(seed: int) -> str:
-    """Where a student's adapter lies in the bundle of its arm."""
-    return f"seed-{seed}"
 
 
 # ------------------------------------------------------------------------------------ texts
@@ -202,7 +189,7 @@ def heal_arm(
     *,
     work: Path,
     progress: Callable[[str], None] | None = None,
-) -> Healed:
+) -> Bundle:
     """Trains the students of one arm, all seeds, into `folder`.
 
     Args:
@@ -233,7 +220,7 @@ def heal_arm(
         for source, lesson in lessons.items()
     }
     (folder / LESSON).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
-    return Healed(adapters, costs)
+    return Bundle(adapters, costs)
 
 
 def _student(
@@ -268,34 +255,14 @@ def _student(
 
 
 def _row(arm: str, seed: int, recipe: Recipe, lesson: Lesson, below: Below, folder: Path) -> dict[str, Any]:
-    name = place(seed)
-    whole = below.model.model_copy(update={"adapter": (*below.model.adapters, str(folder / name))})
-    record = json.loads((folder / name / RECORD).read_text())
     settings = recipe.model_copy(update={"seed": 0}).model_dump_json()
-    return {
-        "arm": arm,
-        "seed": seed,
-        "folder": name,
-        "adapter": adapter_identity(folder / name),
-        "model": record["model"],
+    whole = below.model.model_copy(update={"adapter": (*below.model.adapters, str(folder / place(seed)))})
+    told = {
         "rows": len(lesson.train),
-        "steps": record["numbers"]["steps"],
         "recipe": hashlib.sha256(settings.encode()).hexdigest()[:12],
-        **{each: record["numbers"][each] for each in ("selection_nll_first", "selection_nll_last")},
         "merged_difference": merged_difference(whole, below.home),
     }
-
-
-def history_of(folder: Path) -> pl.DataFrame:
-    """Loss curves of all students of a bundle, with arm and seed."""
-    return pl.concat(
-        [
-            pl.read_parquet(folder / row["folder"] / HISTORY).select(
-                pl.lit(row["arm"]).alias("arm"), pl.lit(row["seed"]).alias("seed"), pl.all()
-            )
-            for row in pl.read_parquet(folder / ADAPTERS).iter_rows(named=True)
-        ]
-    )
+    return trained_row(folder, arm, seed) | told
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -311,13 +278,7 @@ def adapter_verdicts(folder: Path, seeds: Sequence[int]) -> list[Verdict]:
     """Whether an arm has all its students, whether they can be merged, and whether its barrier did anything (the worst
     of its seeds)."""
     adapters = pl.read_parquet(folder / ADAPTERS)
-    lacking = sorted(set(seeds) - set(adapters["seed"]))
-    complete = Verdict(
-        "every_seed_is_trained",
-        not lacking,
-        f"no student of seed {', '.join(map(str, lacking))}" if lacking else f"{adapters.height} students",
-        {"students": adapters.height, "rows": int(adapters["rows"][0])},
-    )
+    complete = every_seed_is_trained(adapters, seeds)
     apart = float(adapters["merged_difference"].max())  # type: ignore[arg-type]
     merged = Verdict(
         "merged_is_hooked",

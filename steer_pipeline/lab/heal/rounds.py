@@ -17,13 +17,14 @@ import polars as pl
 from steer_pipeline.catalogue.healing import HealSpec
 from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.lab.columns import described
+from steer_pipeline.lab.finetune.bundles import place
 from steer_pipeline.lab.generation.journal import Journal
 from steer_pipeline.lab.heal.arms import configure
 from steer_pipeline.lab.heal.dosing import BASE, PERSONA, Desk, Sampled, ceiling
 from steer_pipeline.lab.heal.evaluating import ROWS as TEXTS
 from steer_pipeline.lab.heal.evaluating import Arm, Exam
 from steer_pipeline.lab.heal.filtering import enough_kept
-from steer_pipeline.lab.heal.healing import Below, Teaching, heal_arm, place
+from steer_pipeline.lab.heal.healing import Below, Teaching, heal_arm
 from steer_pipeline.lab.heal.keeping import make_keep_set
 from steer_pipeline.lab.heal.stage import Stage, best_arm, divergence_of, readings_of
 from steer_pipeline.lab.heal.table import stage_table

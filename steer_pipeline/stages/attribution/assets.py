@@ -25,7 +25,7 @@ from steer_pipeline.partitions import (
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.settings import settings
 from steer_pipeline.stages.attribution import metadata
-from steer_pipeline.stages.kit import cpu, folder, gpu, reader, user_errors
+from steer_pipeline.stages.kit import cpu, folder, gpu, of_adapters, reader, user_errors
 
 STAGE = "attribution"
 BUNDLE: dict[str, Any] = gpu(STAGE, io_manager_key="bundle_io", kinds={"pytorch", "parquet"})
@@ -90,7 +90,7 @@ def base_adapter(
     One PEFT directory with `finetune.json` and `history.parquet`; `adapters.parquet`; `seen.parquet`, the ids that it
     was given.
     """
-    from steer_pipeline.lab.attribution.adapters import Below, train_adapters
+    from steer_pipeline.lab.attribution.adapters import ADAPTER_COLUMNS, Below, train_adapters
     from steer_pipeline.lab.attribution.stage import forget, read_manifest_rows
 
     spec, work = settings().profile.attribution, store.store().work("base_adapter")
@@ -108,7 +108,7 @@ def base_adapter(
             work=work,
             progress=context.log.info,
         )
-        yield dg.Output(made, metadata=metadata.of_adapters(done, made))
+        yield dg.Output(made, metadata=of_adapters(done, made, ADAPTER_COLUMNS))
     forget(work)
 
 
@@ -189,7 +189,7 @@ def continuation_adapter(
     """
     import polars as pl
 
-    from steer_pipeline.lab.attribution.adapters import below_arm, train_adapters
+    from steer_pipeline.lab.attribution.adapters import ADAPTER_COLUMNS, below_arm, train_adapters
     from steer_pipeline.lab.attribution.stage import base_adapter, forget, learned_rows, read_manifest_rows
     from steer_pipeline.lab.attribution.subsets import SUBSETS
 
@@ -205,7 +205,7 @@ def continuation_adapter(
         done = train_adapters(
             arm, learned, rows.selection, spec.learn, below, made, work=work, progress=context.log.info
         )
-        yield dg.Output(made, metadata=metadata.of_adapters(done, made))
+        yield dg.Output(made, metadata=of_adapters(done, made, ADAPTER_COLUMNS))
     forget(work)
 
 

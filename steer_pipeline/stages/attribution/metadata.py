@@ -1,6 +1,5 @@
 """What a person sees of attribution: rows and texts first, then numbers."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -9,7 +8,6 @@ import polars as pl
 from steer_pipeline import show
 
 if TYPE_CHECKING:
-    from steer_pipeline.lab.attribution.adapters import Trained
     from steer_pipeline.lab.attribution.manifest import Manifest
     from steer_pipeline.lab.attribution.scoring.ranking import Ranking
     from steer_pipeline.lab.attribution.table import Results
@@ -39,25 +37,6 @@ def of_manifest(manifest: "Manifest") -> dict[str, Any]:
         "rows": show.samples([{name: str(text) for name, text in row.items()} for row in texts.to_dicts()]),
         "left_out": dg.MetadataValue.json(dict(manifest.left_out)),
         **{f"rows_{name}": manifest.split(name).height for name in SPLITS},
-    }
-
-
-def of_adapters(trained: "Trained", folder: Path) -> dict[str, Any]:
-    """Loss curves on selection, one row an adapter, and what training cost."""
-    from steer_pipeline.lab.attribution.adapters import ADAPTER_COLUMNS, history_of
-
-    curves = history_of(folder).filter(split="selection")
-    series = {
-        f"seed {seed}": list(own.select("step", "nll").iter_rows())
-        for (seed,), own in curves.group_by("seed", maintain_order=True)
-    }
-    costs = [cost for cost in trained.costs.values() if cost]
-    return {
-        "selection_loss": show.curves(series, "optimizer step", "NLL, nats a token"),
-        "by_adapter": show.markdown_table(trained.adapters.drop("model"), ADAPTER_COLUMNS),
-        "adapters": trained.adapters.height,
-        "rows": int(trained.adapters["rows"][0]),
-        **({"training_seconds": show.significant(sum(one["seconds"] for one in costs))} if costs else {}),
     }
 
 

@@ -27,7 +27,7 @@ from steer_pipeline.partitions import TRAIT_OR_ROLE
 from steer_pipeline.resources import ArtifactStoreResource, JudgeResource, LanguageModelResource
 from steer_pipeline.settings import settings
 from steer_pipeline.stages.behaviour import metadata
-from steer_pipeline.stages.kit import columns, cpu, folder, gpu, reader, user_errors
+from steer_pipeline.stages.kit import columns, cpu, folder, gpu, reader, told, user_errors
 
 ROWS: dict[str, Any] = {"partitions_def": TRAIT_OR_ROLE, "io_manager_key": "parquet_io"}
 
@@ -70,7 +70,7 @@ def rollouts(
             comparison=vector_comparison,
             versions={name: version.sha for name, version in made.items() if version is not None},
             journal=open_journal(store.store(), "rollouts", persona.name),
-            progress=lambda progress: context.log.info(str(progress)),
+            progress=told(context),
         )
     yield dg.Output(rows, metadata=metadata.of_rollouts(rows, missing))
 

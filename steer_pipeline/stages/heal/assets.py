@@ -28,7 +28,7 @@ from steer_pipeline.partitions import (
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.settings import settings
 from steer_pipeline.stages.heal import metadata
-from steer_pipeline.stages.kit import cpu, folder, gpu, reader, user_errors
+from steer_pipeline.stages.kit import cpu, folder, gpu, of_adapters, reader, user_errors
 
 if TYPE_CHECKING:
     from steer_pipeline.lab.heal.evaluating import Exam
@@ -168,7 +168,7 @@ def heal_adapter(
     which texts were learned.
     """
     from steer_pipeline.lab.heal.dosing import read_samples
-    from steer_pipeline.lab.heal.healing import Below, Teaching, heal_arm
+    from steer_pipeline.lab.heal.healing import ADAPTER_COLUMNS, Below, Teaching, heal_arm
     from steer_pipeline.lab.heal.keeping import read_keep_set
 
     read, arm = reader(context, store), context.partition_key
@@ -179,7 +179,7 @@ def heal_adapter(
         kept = read_keep_set(read.folder("heal_keep_set"))
         teaching = Teaching(kept, below, spec.selection_rows, spec.filter.min_kept, spec.filter.seed)
         healed = heal_arm(arm, _config(arm), spec.seeds, teaching, made, work=work, progress=context.log.info)
-        yield dg.Output(made, metadata=metadata.of_adapters(healed, made))
+        yield dg.Output(made, metadata=of_adapters(healed, made, ADAPTER_COLUMNS))
     shutil.rmtree(work, ignore_errors=True)  # the store has it all by now
 
 
@@ -334,8 +334,8 @@ def _run_round(
     made: Path,
     work: Path,
 ) -> Any:
+    from steer_pipeline.lab.finetune.bundles import place
     from steer_pipeline.lab.heal.dosing import read_dose, read_samples
-    from steer_pipeline.lab.heal.healing import place
     from steer_pipeline.lab.heal.rounds import Loop, first_round
     from steer_pipeline.lab.heal.stage import best_arm, read_stage
 

@@ -12,7 +12,6 @@ from steer_pipeline.stages.kit import picture
 if TYPE_CHECKING:
     from steer_pipeline.lab.heal.dosing import Dosed, Sampled
     from steer_pipeline.lab.heal.evaluating import Evaluation
-    from steer_pipeline.lab.heal.healing import Healed
     from steer_pipeline.lab.heal.keeping import KeepSet
     from steer_pipeline.lab.heal.rounds import State
     from steer_pipeline.lab.heal.stage import Stage
@@ -87,26 +86,6 @@ def of_keep_set(kept: "KeepSet") -> dict[str, Any]:
         "borderline": show.markdown_table(own.borderline(), BORDERLINE_COLUMNS, chars=240),
         **{f"kept_{source}": one.kept.height for source, one in kept.filtered.items()},
         "samples": own.rows.height,
-    }
-
-
-def of_adapters(healed: "Healed", folder: Path) -> dict[str, Any]:
-    """Loss curves, one row a student, and what training cost."""
-    from steer_pipeline.lab.heal.healing import ADAPTER_COLUMNS, history_of
-
-    curves = history_of(folder).filter(split="selection")
-    series = {
-        f"seed {seed}": list(own.select("step", "nll").iter_rows())
-        for (seed,), own in curves.group_by("seed", maintain_order=True)
-    }
-    costs = [cost for cost in healed.costs.values() if cost]
-    return {
-        "watched_loss": show.curves(series, "optimizer step", "NLL, nats a token"),
-        "by_student": show.markdown_table(healed.adapters.drop("model"), ADAPTER_COLUMNS),
-        "students": healed.adapters.height,
-        "rows": int(healed.adapters["rows"][0]),
-        "resumed_students": healed.adapters.height - len(costs),
-        **({"training_seconds": show.significant(sum(one["seconds"] for one in costs))} if costs else {}),
     }
 
 

@@ -28,7 +28,7 @@ from steer_pipeline.partitions import (
 )
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.settings import settings
-from steer_pipeline.stages.kit import cpu, folder, gpu, reader, user_errors
+from steer_pipeline.stages.kit import cpu, folder, gpu, reader, told, user_errors
 
 TABLE: dict[str, Any] = {"io_manager_key": "parquet_io", "kinds": {"polars", "parquet"}}
 # How many rows a pack has, as its gates judge it.
@@ -124,7 +124,7 @@ def rewrite_raw(
             reader(context, store),
             model,
             open_journal(store.store(), "rewrite_raw"),
-            lambda progress: context.log.info(str(progress)),
+            told(context),
         )
     asked = {"seed": request.profile.rewrites.sampling.seed, "size": config.size}
     for name, rows in made.packs.items():
@@ -168,7 +168,7 @@ def random_band(
             reader(context, store),
             model,
             open_journal(store.store(), "random_band"),
-            lambda progress: context.log.info(str(progress)),
+            told(context),
         )
     context.add_output_metadata(_row_numbers(rows) | show.rounded(facts) | _schema(rows, columns.BAND))
     return rows

@@ -30,7 +30,7 @@ from steer_pipeline.partitions import (
 )
 from steer_pipeline.resources import ArtifactStoreResource, LanguageModelResource
 from steer_pipeline.settings import settings
-from steer_pipeline.stages.kit import cpu, folder, gpu, reader, user_errors
+from steer_pipeline.stages.kit import cpu, folder, gpu, reader, told, user_errors
 from steer_pipeline.stages.students import metadata
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def student_transfer(
             task,
             language_model.load,
             journal=partial(open_journal, store.store(), "student_transfer"),
-            progress=lambda progress: context.log.info(str(progress)),
+            progress=told(context),
         )
         write_transfer(measured, made)
         yield dg.Output(made, metadata=metadata.of_transfer(measured))
@@ -188,7 +188,7 @@ def student_mechanism(
             {name: load_vector(version.path) for name, version in vectors.items() if version is not None},
             arms=settings().variants[variant].role == "steered",
             journal=partial(open_journal, store.store(), "student_mechanism"),
-            progress=lambda progress: context.log.info(str(progress)),
+            progress=told(context),
         )
         write_mechanism(measured, made)
         yield dg.Output(made, metadata=metadata.of_mechanism(measured))
@@ -245,7 +245,7 @@ def student_arms(
     work = store.store().work("student_arms") / variant
     with user_errors(who=variant), folder("student_arms") as made:
         kept, task = _judged_on(read, variant)
-        aimed = ARMED[1:] if variant == BASE else [variant]
+        aims = aims_of([variants[name] for name in (ARMED[1:] if variant == BASE else [variant])])
         whose = Apprentices(
             variants[variant],
             kept,
@@ -256,16 +256,10 @@ def student_arms(
             settings().home,
             language_model.load,
             partial(_vector, read),
-            aims_of([variants[name] for name in aimed]),
+            aims,
         )
-        book = partial(open_journal, store.store(), "student_arms")
-        arms = make_arms(
-            whose,
-            made,
-            work=work,
-            journal=book,
-            progress=lambda progress: context.log.info(str(progress)),
-        )
+        book, tell = partial(open_journal, store.store(), "student_arms"), told(context)
+        arms = make_arms(whose, made, work=work, journal=book, progress=tell)
         write_arms(arms, made)
         yield dg.Output(made, metadata=metadata.of_arms(arms))
     shutil.rmtree(work, ignore_errors=True)

@@ -13,10 +13,11 @@ import pytest
 from steer_pipeline.campaigns.errors import NoSuchName
 from steer_pipeline.campaigns.heal import ADAPTER, ROUNDS, SWEEP, TABLE, TRAJECTORY, Heal, chosen
 from steer_pipeline.catalogue.healing import swept_places
+from steer_pipeline.lab.finetune.bundles import ADAPTERS, place
 from steer_pipeline.lab.finetune.resumed import WEIGHTS
 from steer_pipeline.lab.heal import rounds, stage
 from steer_pipeline.lab.heal.dosing import read_samples
-from steer_pipeline.lab.heal.healing import ADAPTERS, adapter_verdicts, place
+from steer_pipeline.lab.heal.healing import adapter_verdicts
 from steer_pipeline.lab.heal.keeping import read_keep_set
 from steer_pipeline.partitions import HEAL, SWEPT
 from steer_pipeline_tests.stages.heal.project import opened, profile
