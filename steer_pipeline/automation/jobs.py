@@ -8,6 +8,7 @@ partition a run; backfills take many.
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any, Literal
 
 import dagster as dg
@@ -95,148 +96,95 @@ def _made(context: dg.OpExecutionContext, make: Callable[..., Any]) -> None:
         raise dg.Failure("\n".join(result.problems), allow_retries=False)
 
 
-@dg.op(
-    required_resource_keys=NEEDS,
-    description="Brings the pilot up to date in this process; see `steer make pilot`.",
+ONLY = {"variants", "personas", "arms", "pairs"}  # of what a campaign may be told to make a part
+
+
+def _campaign(name: str, op: str, where: str, kind: type[dg.Config], makes: str) -> dg.JobDefinition:
+    """The job that is one `steer make` command.
+
+    Args:
+        op: name of its one step, which run configs speak of.
+        where: module and function of `campaigns/`, loaded when the job runs.
+        kind: its options, of which `ONLY` are the function's `only`.
+    """
+
+    @dg.op(
+        name=op,
+        required_resource_keys=NEEDS,
+        description=f"Brings it up to date in this process; see `steer make {name}`.",
+    )
+    def step(context: dg.OpExecutionContext, config: kind) -> None:
+        module, function = where.split(".")
+        make = getattr(import_module(f"steer_pipeline.campaigns.{module}"), function)
+        how = {"only" if key in ONLY else key: value for key, value in config.model_dump().items()}
+        _made(context, partial(make, **how))
+
+    @dg.job(
+        name=name,
+        description=f"What `steer make {name}` makes: {makes}. What is fresh is left alone.",
+    )
+    def job() -> None:
+        step()
+
+    return job
+
+
+pilot = _campaign(
+    "pilot",
+    "make_the_pilot",
+    "pilot.make_pilot",
+    PilotConfig,
+    "vectors, checked and released packs in all variants and controls, comparison and report",
 )
-def make_the_pilot(context: dg.OpExecutionContext, config: PilotConfig) -> None:
-    from steer_pipeline.campaigns.pilot import make_pilot
-
-    _made(context, partial(make_pilot, size=config.size, only=config.variants, force=config.force))
-
-
-@dg.op(
-    required_resource_keys=NEEDS,
-    description="Brings the behaviour lab up to date in this process; see `steer make behaviour`.",
+behaviour = _campaign(
+    "behaviour",
+    "make_the_behaviour_lab",
+    "behaviour.make_behaviour",
+    BehaviourConfig,
+    "trained vectors and what they do, for every trait and role",
 )
-def make_the_behaviour_lab(context: dg.OpExecutionContext, config: BehaviourConfig) -> None:
-    from steer_pipeline.campaigns.behaviour import make_behaviour
-
-    _made(context, partial(make_behaviour, only=config.personas, force=config.force))
-
-
-@dg.op(
-    required_resource_keys=NEEDS,
-    description="Brings the students up to date in this process; see `steer make students`.",
+students = _campaign(
+    "students",
+    "make_the_students",
+    "students.make_students",
+    StudentsConfig,
+    "students of all released packs and controls, and what they do",
 )
-def make_the_students(context: dg.OpExecutionContext, config: StudentsConfig) -> None:
-    from steer_pipeline.campaigns.students import make_students
-
-    _made(context, partial(make_students, only=config.variants, force=config.force))
-
-
-@dg.op(
-    required_resource_keys=NEEDS,
-    description="Carries vectors to another model in this process; see `steer make transport`.",
+transport = _campaign(
+    "transport",
+    "make_the_transport",
+    "transport.make_transport",
+    TransportConfig,
+    "persona vectors carried to the model of the profile's `transport`, and what they do there",
 )
-def make_the_transport(context: dg.OpExecutionContext, config: TransportConfig) -> None:
-    from steer_pipeline.campaigns.transport import make_transport
-
-    _made(context, partial(make_transport, only=config.personas, force=config.force))
-
-
-@dg.op(
-    required_resource_keys=NEEDS,
-    description="Brings the heal loop up to date in this process; see `steer make heal`.",
+heal = _campaign(
+    "heal",
+    "make_the_heal_loop",
+    "heal.make_heal",
+    HealConfig,
+    "a trait steered, filtered and learned in all arms, their table, and rounds with the best arm",
 )
-def make_the_heal_loop(context: dg.OpExecutionContext, config: HealConfig) -> None:
-    from steer_pipeline.campaigns.heal import make_heal
-
-    _made(context, partial(make_heal, only=config.arms, force=config.force))
-
-
-@dg.op(
-    required_resource_keys=NEEDS,
-    description="Brings attribution up to date in this process; see `steer make attribution`.",
+attribution = _campaign(
+    "attribution",
+    "make_the_attribution",
+    "attribution.make_attribution",
+    AttributionConfig,
+    "training rows ranked by all methods, adapters that learn a part of them, held-out games, one table",
 )
-def make_the_attribution(context: dg.OpExecutionContext, config: AttributionConfig) -> None:
-    from steer_pipeline.campaigns.attribution import make_attribution
-
-    _made(context, partial(make_attribution, only=config.arms, force=config.force))
-
-
-@dg.op(
-    required_resource_keys=NEEDS,
-    description="Brings the barrier sweep up to date in this process; see `steer make barrier_sweep`.",
+analysis = _campaign(
+    "analysis",
+    "make_the_analysis",
+    "analysis.make_analysis",
+    AnalysisConfig,
+    "which directions are in the weights of the profile's tuned models, within random directions and clean students",
 )
-def make_the_barrier_sweep(context: dg.OpExecutionContext, config: SweepConfig) -> None:
-    from steer_pipeline.campaigns.heal import make_sweep
-
-    _made(context, partial(make_sweep, force=config.force))
-
-
-@dg.op(
-    required_resource_keys=NEEDS,
-    description="Brings the analysis of weights up to date in this process; see `steer make analysis`.",
+barrier_sweep = _campaign(
+    "barrier_sweep",
+    "make_the_barrier_sweep",
+    "heal.make_sweep",
+    SweepConfig,
+    "the kept texts learned again under a barrier of other strengths",
 )
-def make_the_analysis(context: dg.OpExecutionContext, config: AnalysisConfig) -> None:
-    from steer_pipeline.campaigns.analysis import make_analysis
-
-    _made(context, partial(make_analysis, only=config.pairs, force=config.force))
-
-
-@dg.job(
-    description="What `steer make pilot` makes: vectors, checked and released packs in all variants and controls, "
-    "comparison and report. What is fresh is left alone."
-)
-def pilot():
-    make_the_pilot()
-
-
-@dg.job(
-    description="What `steer make behaviour` makes: trained vectors and what they do, for every trait and role. "
-    "What is fresh is left alone."
-)
-def behaviour():
-    make_the_behaviour_lab()
-
-
-@dg.job(
-    description="What `steer make students` makes: students of all released packs and controls, and what they do. "
-    "What is fresh is left alone."
-)
-def students():
-    make_the_students()
-
-
-@dg.job(
-    description="What `steer make transport` makes: persona vectors carried to the model of the profile's `transport`, "
-    "and what they do there. What is fresh is left alone."
-)
-def transport():
-    make_the_transport()
-
-
-@dg.job(
-    description="What `steer make heal` makes: a trait steered, filtered and learned in all arms, their table, and "
-    "rounds with the best arm. What is fresh is left alone."
-)
-def heal():
-    make_the_heal_loop()
-
-
-@dg.job(
-    description="What `steer make attribution` makes: training rows ranked by all methods, adapters that learn a "
-    "part of them, held-out games, one table. What is fresh is left alone."
-)
-def attribution():
-    make_the_attribution()
-
-
-@dg.job(
-    description="What `steer make analysis` makes: which directions are in the weights of the profile's tuned models, "
-    "within random directions and clean students. What is fresh is left alone."
-)
-def analysis():
-    make_the_analysis()
-
-
-@dg.job(
-    description="What `steer make barrier_sweep` makes: the kept texts learned again under a barrier of other "
-    "strengths. What is fresh is left alone."
-)
-def barrier_sweep():
-    make_the_barrier_sweep()
 
 
 TO_PACKS = _assets("rewrite_raw", "rewrite_pack", "keep_set")
