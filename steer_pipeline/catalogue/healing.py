@@ -264,7 +264,8 @@ class HealArmSpec(Strict):
     )
     direction: Literal["persona", "random"] = Field(
         default="persona",
-        description="`random`: a random direction, at the dose with the persona's KL to base.",
+        description="`random`: random directions, each at the dose with the persona's mean KL to base and with a "
+        "student of its own.",
     )
     poles: Literal["positive", "difference"] = Field(
         default="positive",
@@ -417,6 +418,11 @@ class HealSpec(Strict):
     )
     seeds: list[int] = Field(
         default=[71, 72, 73], min_length=1, description="Of start and data order; one student a seed and arm."
+    )
+    n_random: int = Field(
+        default=10,
+        ge=2,
+        description="Random directions of the arms that learn of them: one says little about random directions.",
     )
     selection_rows: int = Field(
         default=8, ge=1, description="Kept texts, at least, that nobody learns: of prompts of their own."

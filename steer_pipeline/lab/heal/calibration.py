@@ -2,8 +2,10 @@
 
 In: a model, a teacher, prompts and a target. Out: the dose, and every dose that was tried, as rows. The divergence of a
 dose is the 95th percentile over the tokens of its own rollouts of KL(steered || base), over the whole vocabulary: a
-mean hides the single token at which a text falls apart. Doses of different vectors, blocks, operators and models are
-alike in it, multiples of a vector are not. It knows nothing of traits.
+mean hides the single token at which a text falls apart. Where another teacher is to be matched, it is the mean: that is
+what students of the texts learn, and teachers that are alike in the percentile may lie far apart in it. Doses of
+different vectors, blocks, operators and models are alike in it, multiples of a vector are not. It knows nothing of
+traits.
 """
 
 import math
@@ -25,6 +27,8 @@ from steer_pipeline.lab.models.sites import SteeringPlan
 from steer_pipeline.lab.verdict import Verdict
 
 PERCENTILE = 95
+P95, MEAN = "kl_p95", "kl_mean"
+_TOLD = {P95: "95th percentile", MEAN: "mean"}
 _EDGE = 0.05  # a step this near an end of the bracket, as a share of it, is replaced by bisection
 
 CURVE_SCHEMA, CURVE_COLUMNS = described(
@@ -68,15 +72,21 @@ class Calibration:
 
 
 def calibrate(
-    model: LoadedModel, teacher: Teacher, prompts: Sequence[PromptRow], spec: HealCalibrationSpec
+    model: LoadedModel,
+    teacher: Teacher,
+    prompts: Sequence[PromptRow],
+    spec: HealCalibrationSpec,
+    *,
+    by: str = P95,
 ) -> Calibration:
-    """The dose whose 95th percentile of KL(steered || base) is the target.
+    """The dose whose KL(steered || base) is the target.
 
     From `spec.start` the bracket grows by factors of two; inside of it regula falsi (Illinois) on logarithms, which
     expects KL to grow like a power of the dose, with bisection where its step is of no use.
 
     Args:
         prompts: the first `spec.n_prompts` are used; see `prompts.spread`.
+        by: of the tokens' divergences, `kl_p95` or `kl_mean`.
 
     Raises:
         HealError: too few prompts, or no dose from `min_dose` to `max_dose` brackets the target: says both ends.
@@ -88,9 +98,9 @@ def calibrate(
             f"model {model.name} is in {model.dtype}, whose rounding is as large as small divergences; load it in "
             "float32"
         )
-    search = _Search(model, teacher, prompts[: spec.n_prompts], spec)
+    search = _Search(model, teacher, prompts[: spec.n_prompts], spec, by)
     search.refine(*search.bracket())
-    best = min(search.rows, key=lambda row: abs(search.distance(row["kl_p95"])))
+    best = min(search.rows, key=lambda row: abs(search.distance(row[by])))
     return Calibration(
         teacher=teacher.name,
         operator=teacher.operator,
@@ -101,7 +111,7 @@ def calibrate(
         alpha=best["alpha"],
         kl_p95=best["kl_p95"],
         kl_mean=best["kl_mean"],
-        converged=search.near(best["kl_p95"]),
+        converged=search.near(best[by]),
         curve=pl.DataFrame(search.rows, schema=CURVE_SCHEMA),
     )
 
@@ -133,9 +143,14 @@ class _Search:
     """The doses that were tried, and what to try next."""
 
     def __init__(
-        self, model: LoadedModel, teacher: Teacher, prompts: Sequence[PromptRow], spec: HealCalibrationSpec
+        self,
+        model: LoadedModel,
+        teacher: Teacher,
+        prompts: Sequence[PromptRow],
+        spec: HealCalibrationSpec,
+        by: str,
     ) -> None:
-        self.model, self.teacher, self.prompts, self.spec = model, teacher, prompts, spec
+        self.model, self.teacher, self.prompts, self.spec, self.by = model, teacher, prompts, spec, by
         self.rows: list[dict] = []
 
     def distance(self, kl: float) -> float:
@@ -153,7 +168,7 @@ class _Search:
         at = dose = min(self.spec.start, ceiling)
         value = first = self._probe(dose, "bracket")
         upwards = value < 0
-        while (value < 0) == upwards and not self.near(self.rows[-1]["kl_p95"]):
+        while (value < 0) == upwards and not self.near(self.rows[-1][self.by]):
             before = (math.log(dose), value)
             further = min(2 * dose, ceiling) if upwards else max(dose / 2, self.spec.min_dose)
             if further == dose:
@@ -168,7 +183,7 @@ class _Search:
         """Regula falsi between a dose below the target and one above it."""
         (a, fa), (b, fb) = low, high
         for _ in range(self.spec.max_probes):
-            if self.near(self.rows[-1]["kl_p95"]) or b - a < 1e-4:
+            if self.near(self.rows[-1][self.by]) or b - a < 1e-4:
                 return
             at = b - fb * (b - a) / (fb - fa) if math.isfinite(fa) and math.isfinite(fb) else math.nan
             edge = _EDGE * (b - a)
@@ -202,16 +217,16 @@ class _Search:
                 **measured,
             }
         )
-        return self.distance(self.rows[-1]["kl_p95"])
+        return self.distance(self.rows[-1][self.by])
 
     def _none(self, start: float, first: float, end: float) -> str:
-        told = sorted((row["dose"], row["kl_p95"]) for row in (self.rows[0], self.rows[-1]))
+        told = sorted((row["dose"], row[self.by]) for row in (self.rows[0], self.rows[-1]))
         (low, low_kl), (high, high_kl) = told[0], told[-1]
         side = "above" if first >= 0 else "below"
         cure = "min_dose" if first >= 0 else "max_dose"
         return (
             f"teacher {self.teacher.name!r} ({self.teacher.operator}): no dose tried has "
-            f"{self.spec.target_nats:g} nats (95th percentile of KL to base a token): {low_kl:.3g} at dose {low:.4g}, "
+            f"{self.spec.target_nats:g} nats ({_TOLD[self.by]} of KL to base a token): {low_kl:.3g} at dose {low:.4g}, "
             f"{high_kl:.3g} at dose {high:.4g}, both {side} the target; set another target, or {cure} further out"
         )
 

@@ -2,7 +2,7 @@
 
 In: a model and a task. Out: folders. `make_dose`: calibration, texts of every dose and of random directions, a verdict
 on each. `make_samples`: what the model says by itself, at the settled dose, and as far as arms need it towards the
-negative pole and along a random direction of the same divergence.
+negative pole and along random directions of the same divergence.
 """
 
 import json
@@ -15,8 +15,9 @@ import polars as pl
 
 from steer_pipeline.catalogue.healing import HealControllerSpec
 from steer_pipeline.catalogue.specs import SamplingSpec
+from steer_pipeline.lab.corpus.identity import digest64
 from steer_pipeline.lab.generation.journal import Journal
-from steer_pipeline.lab.heal.calibration import Calibration, calibrate, divergence
+from steer_pipeline.lab.heal.calibration import MEAN, Calibration, calibrate, divergence
 from steer_pipeline.lab.heal.controller import Settled, collect, settle, settled_claim
 from steer_pipeline.lab.heal.filtering import sieve
 from steer_pipeline.lab.heal.gate import GOOD, gate_rows, gate_table
@@ -33,6 +34,11 @@ SAMPLES, PROBES, TESTED, DOSES = "samples.parquet", "probes.parquet", "tested.pa
 BASE, PERSONA, NEGATIVE, RANDOM = SOURCES = ("base", "persona", "negative", "random")
 
 Open = Callable[[str], Journal]
+
+
+def random_source(number: int) -> str:
+    """The source of the texts of one random direction."""
+    return f"{RANDOM}_{number:02d}"
 
 
 # ------------------------------------------------------------------------------------ heal_dose
@@ -87,8 +93,8 @@ class Sampled:
     """Texts to learn from.
 
     Attributes:
-        rows: `samples.SAMPLE_SCHEMA` with `source` (one of `SOURCES`), `losses` under the original model and, of the
-            persona's, whether the text `survives` the filter.
+        rows: `samples.SAMPLE_SCHEMA` with `source` (`base`, `persona`, `negative`, `random_00`…), `losses` under the
+            original model and, of the persona's, whether the text `survives` the filter.
         settled: the dose of the persona's texts and how it was found.
         doses: source -> dose, kl_p95, kl_mean, teacher, seed (of a random direction).
     """
@@ -111,7 +117,7 @@ def make_samples(
 
     Args:
         gate: table of gate 1: its largest good dose is the controller's ceiling.
-        sources: those that arms need; base and persona always are.
+        sources: those of `SOURCES` that arms need; base and persona always are.
 
     Raises:
         HealError: the smallest dose fails, or a random direction cannot have the divergence.
@@ -129,11 +135,9 @@ def make_samples(
         parts[NEGATIVE] = desk.measured(-settled.dose, NEGATIVE)
         doses[NEGATIVE] = desk.divergence(-settled.dose)
     if RANDOM in sources:
-        other = replace(desk, teacher=teacher.randomised(spec.calibration.seed))
-        wanted = spec.calibration.model_copy(update={"target_nats": doses[PERSONA]["kl_p95"]})
-        matched = calibrate(model, other.teacher, other.first(), wanted)
-        parts[RANDOM] = other.measured(matched.dose, RANDOM)
-        doses[RANDOM] = other.divergence(matched.dose) | {"seed": spec.calibration.seed}
+        for number in range(spec.n_random):
+            name = random_source(number)
+            parts[name], doses[name] = desk.random(number, doses[PERSONA]["kl_mean"])
     rows = pl.concat(
         [part.select(pl.lit(source).alias("source"), pl.all()) for source, part in parts.items()],
         how="diagonal",
@@ -196,6 +200,15 @@ class Desk:
         settled = settle(sample, keep, self.task.pool, search)
         rows = collect(sample, keep, self.task.pool, settled)
         return settled, with_losses(rows.drop("purpose").rename({"kept": "survives"}), self.original)
+
+    def random(self, number: int, nats: float) -> tuple[pl.DataFrame, dict[str, Any]]:
+        """Texts of a random direction at the dose whose mean divergence is `nats`, `measured`, and that dose."""
+        spec = self.task.heal.calibration
+        seed = digest64(f"{spec.seed}\x1f{self.teacher.name}\x1f{number}")
+        other = replace(self, teacher=self.teacher.randomised(seed))
+        wanted = spec.model_copy(update={"target_nats": nats})
+        dose = calibrate(self.model, other.teacher, other.first(), wanted, by=MEAN).dose
+        return other.measured(dose, random_source(number)), other.divergence(dose) | {"seed": seed}
 
     def first(self) -> list[Any]:
         """The prompts that divergences are measured on."""

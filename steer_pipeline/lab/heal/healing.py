@@ -9,14 +9,14 @@ last checkpoint of the student that it was at.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from steer_pipeline.catalogue.healing import HealArmSpec
+from steer_pipeline.catalogue.healing import HealArmSpec, HealSpec
 from steer_pipeline.catalogue.specs import ModelSpec
 from steer_pipeline.lab.columns import described
 from steer_pipeline.lab.finetune.barrier import barrier_works
@@ -28,7 +28,7 @@ from steer_pipeline.lab.finetune.recipe import Recipe
 from steer_pipeline.lab.finetune.resumed import MADE, Training, take, take_adapter, train_once
 from steer_pipeline.lab.finetune.training import HISTORY, RECORD
 from steer_pipeline.lab.heal.arms import recipe_of, references_of, shuffled
-from steer_pipeline.lab.heal.dosing import BASE, NEGATIVE, PERSONA, RANDOM
+from steer_pipeline.lab.heal.dosing import BASE, NEGATIVE, PERSONA, RANDOM, random_source
 from steer_pipeline.lab.heal.keeping import KeepSet
 from steer_pipeline.lab.models.loading import load_tokenizer
 from steer_pipeline.lab.models.prompts import end_of_turn_id
@@ -36,6 +36,7 @@ from steer_pipeline.lab.models.sites import SteeringPlan
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.verdict import Verdict
 
+MIN_DIRECTIONS = 2  # fewer have no spread
 ARM, LESSON, NEGATIVE_POLE = "arm.json", "lesson.json", "negative"
 ADAPTER_SCHEMA, ADAPTER_COLUMNS = described(
     arm=(pl.String(), "how the student was healed"),
@@ -87,6 +88,18 @@ def sources_of(config: HealArmSpec) -> list[str]:
     if config.direction == "random":
         return [RANDOM]
     return [PERSONA, NEGATIVE] if config.poles == "difference" else [PERSONA]
+
+
+def taught_to(config: HealArmSpec, spec: HealSpec) -> dict[int, list[str]]:
+    """Seed of each student of an arm -> whose texts it learns.
+
+    Of random directions each has one student, so that their spread is that of the students; seeds count on from the
+    first.
+    """
+    own = sources_of(config)
+    if own == [RANDOM]:
+        return {spec.seeds[0] + number: [random_source(number)] for number in range(spec.n_random)}
+    return dict.fromkeys(spec.seeds, own)
 
 
 def lesson_of(
@@ -167,6 +180,32 @@ class Teaching:
     min_kept: int
     seed: int
 
+    def lessons(
+        self, config: HealArmSpec, students: Mapping[int, Sequence[str]]
+    ) -> tuple[dict[int, dict[str, Lesson]], dict[int, str]]:
+        """What each student learns of each of its sources; of random directions, why some have too few texts.
+
+        Raises:
+            Refused: too few texts, or fewer than two random directions that have enough.
+        """
+        lessons: dict[int, dict[str, Lesson]] = {}
+        left_out: dict[int, str] = {}
+        shared: dict[str, Lesson] = {}
+        for seed, sources in students.items():
+            try:
+                shared |= {one: self.lesson(config, one) for one in sources if one not in shared}
+            except Refused as error:
+                if config.direction != RANDOM:
+                    raise
+                left_out[seed] = str(error)
+            else:
+                lessons[seed] = {one: shared[one] for one in sources}
+        if left_out and len(lessons) < MIN_DIRECTIONS:
+            raise Refused(
+                f"{len(lessons)} random directions of {len(students)}: {next(iter(left_out.values()))}"
+            )
+        return lessons, left_out
+
     def lesson(self, config: HealArmSpec, source: str) -> Lesson:
         tokenizer = load_tokenizer(self.below.model, self.below.home)
         return lesson_of(
@@ -183,7 +222,7 @@ class Teaching:
 def heal_arm(
     arm: str,
     config: HealArmSpec,
-    seeds: Sequence[int],
+    students: Mapping[int, Sequence[str]],
     teaching: Teaching,
     folder: Path,
     *,
@@ -193,6 +232,7 @@ def heal_arm(
     """Trains the students of one arm, all seeds, into `folder`.
 
     Args:
+        students: seed -> whose texts it learns, see `taught_to`.
         work: where adapters wait until all are done, and checkpoints; the caller empties it when the result is safe.
 
     Raises:
@@ -200,16 +240,17 @@ def heal_arm(
         FinetuneError: a loss that is not finite.
     """
     below = teaching.below
-    lessons = {source: teaching.lesson(config, source) for source in sources_of(config)}
+    taught, left_out = teaching.lessons(config, students)
     references = references_of(config.loss, below.history, below.last_good, below.plan)
     rows, costs = [], {}
-    for seed in seeds:
+    for seed, lessons in taught.items():
         recipe = recipe_of(config.loss, below.heal_round, seed)
         costs[place(seed)] = _student(arm, seed, recipe, lessons, below, references, folder, work, progress)
         rows.append(_row(arm, seed, recipe, next(iter(lessons.values())), below, folder))
     adapters = pl.DataFrame(rows, schema=ADAPTER_SCHEMA)
     adapters.write_parquet(folder / ADAPTERS)
     stored = {"arm": arm, "round": below.heal_round, "config": config.model_dump(mode="json")}
+    stored |= {"left_out": {str(seed): why for seed, why in left_out.items()}}
     (folder / ARM).write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
     told = {
         source: {
@@ -217,6 +258,7 @@ def heal_arm(
             "selection": [one.row_id for one in lesson.selection],
             "supervised_tokens": sum(one.n_supervised for one in lesson.train),
         }
+        for lessons in taught.values()
         for source, lesson in lessons.items()
     }
     (folder / LESSON).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
@@ -276,9 +318,13 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 def adapter_verdicts(folder: Path, seeds: Sequence[int]) -> list[Verdict]:
     """Whether an arm has all its students, whether they can be merged, and whether its barrier did anything (the worst
-    of its seeds)."""
+    of its seeds). Random directions without texts enough to learn from are told, not missed."""
     adapters = pl.read_parquet(folder / ADAPTERS)
-    complete = every_seed_is_trained(adapters, seeds)
+    left_out = json.loads((folder / ARM).read_text())["left_out"]
+    complete = every_seed_is_trained(adapters, [seed for seed in seeds if str(seed) not in left_out])
+    if left_out:
+        told = f"; of {len(left_out)} random directions too few texts were kept to learn from"
+        complete = replace(complete, message=complete.message + told)
     apart = float(adapters["merged_difference"].max())  # type: ignore[arg-type]
     merged = Verdict(
         "merged_is_hooked",

@@ -24,7 +24,7 @@ from steer_pipeline.lab.heal.dosing import BASE, PERSONA, Desk, Sampled, ceiling
 from steer_pipeline.lab.heal.evaluating import ROWS as TEXTS
 from steer_pipeline.lab.heal.evaluating import Arm, Exam
 from steer_pipeline.lab.heal.filtering import enough_kept
-from steer_pipeline.lab.heal.healing import Below, Teaching, heal_arm
+from steer_pipeline.lab.heal.healing import Below, Teaching, heal_arm, sources_of
 from steer_pipeline.lab.heal.keeping import make_keep_set
 from steer_pipeline.lab.heal.stage import Stage, best_arm, divergence_of, readings_of
 from steer_pipeline.lab.heal.table import stage_table
@@ -193,7 +193,15 @@ class Loop:
         teaching = Teaching(kept, below, spec.selection_rows, spec.filter.min_kept, spec.filter.seed)
         config = configure(spec)[state.arm]
         made = folder / STUDENT
-        heal_arm(f"round {state.number}", config, [state.seed], teaching, made, work=work, progress=self.told)
+        heal_arm(
+            f"round {state.number}",
+            config,
+            {state.seed: sources_of(config)},
+            teaching,
+            made,
+            work=work,
+            progress=self.told,
+        )
         return self._judge(state, [*history, made / place(state.seed)], folder)
 
     def _judge(self, state: State, adapters: Sequence[Path], folder: Path) -> State:

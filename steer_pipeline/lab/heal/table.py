@@ -30,6 +30,7 @@ from steer_pipeline.lab.heal.verdicts import (
     CONTROL,
     HEALED,
     KNOWN_STAGES,
+    OF_DIRECTIONS,
     STAGES,
     VERDICTS,
     judge,
@@ -198,7 +199,10 @@ def _control_shifts(
         floor = MAX_NO_EFFECT * abs(float(np.nanmean(steered))) if np.isfinite(steered).any() else 0.0
         for arm in (arm for arm in reading.seeds if stages[arm] == CONTROL):
             cells = reading.of(arm, TARGET)[:, :, None]
-            blocks.append(Controls([(arm, reading.name, TARGET)], cells, row_noise(cells), floor=floor))
+            directions = 1 if arm in OF_DIRECTIONS else None
+            blocks.append(
+                Controls([(arm, reading.name, TARGET)], cells, row_noise(cells), directions, floor=floor)
+            )
     return judge_controls(blocks, seed=seed, n_boot=n_boot)
 
 

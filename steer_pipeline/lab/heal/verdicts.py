@@ -30,6 +30,7 @@ KNOWN_STAGES = {
     "random_direction": CONTROL,
     "base_text_sft": CONTROL,
 }
+OF_DIRECTIONS = ("random_direction",)  # arms whose seeds are random directions
 (
     NOT_FINITE,
     INCOHERENT,

@@ -98,7 +98,9 @@ def heal_dose(
 
 @dg.asset(
     # Which sources arms need stands in it by name, so that another arm of the same ones samples nothing anew.
-    code_version=made_of("1", *PROMPTED, "heal.calibration", "heal.controller", "heal.filter")
+    code_version=made_of(
+        "2", *PROMPTED, "heal.calibration", "heal.controller", "heal.filter", "heal.n_random"
+    )
     + f" heal.sources={'+'.join(SOURCES)}",
     deps=[*TASK, "heal_dose"],
     **BUNDLE,
@@ -107,7 +109,7 @@ def heal_samples(
     context: dg.AssetExecutionContext, store: ArtifactStoreResource, language_model: LanguageModelResource
 ) -> Iterator[dg.Output[Path]]:
     """What students may learn from: texts of the model itself, of the persona at the dose that the controller settled
-    on, and as far as arms need them of the negative pole and of a random direction of the same divergence.
+    on, and as far as arms need them of the negative pole and of random directions of the same divergence.
 
     `samples.parquet`: one row a text with its source, dose, prompt, number, token ids and their losses under the
     unsteered model. `probes.parquet`, `tested.parquet`: the controller's tests. `doses.json`: dose and divergence of
@@ -153,7 +155,7 @@ def heal_keep_set(
 
 
 @dg.asset(
-    code_version=made_of("1", *PROMPTED, *LEARNED, "heal.seeds", "heal.sweep.barriers"),
+    code_version=made_of("2", *PROMPTED, *LEARNED, "heal.seeds", "heal.n_random", "heal.sweep.barriers"),
     deps=[*TASK, "heal_samples", "heal_keep_set"],
     partitions_def=TRAINED_ARM,
     **BUNDLE,
@@ -161,14 +163,14 @@ def heal_keep_set(
 def heal_adapter(
     context: dg.AssetExecutionContext, store: ArtifactStoreResource, language_model: LanguageModelResource
 ) -> Iterator[dg.Output[Path]]:
-    """Students of one arm: LoRAs that learn what the arm's configuration says, one a seed.
+    """Students of one arm: LoRAs that learn what the arm's configuration says, one a seed, or one a random direction.
 
     `seed-71/` and so on: a PEFT directory with `finetune.json` (recipe, model, data, libraries) and `history.parquet`
     (loss curves). `adapters.parquet`: one row a student; `arm.json`: the configuration as it was used; `lesson.json`:
     which texts were learned.
     """
     from steer_pipeline.lab.heal.dosing import read_samples
-    from steer_pipeline.lab.heal.healing import ADAPTER_COLUMNS, Below, Teaching, heal_arm
+    from steer_pipeline.lab.heal.healing import ADAPTER_COLUMNS, Below, Teaching, heal_arm, taught_to
     from steer_pipeline.lab.heal.keeping import read_keep_set
 
     read, arm = reader(context, store), context.partition_key
@@ -178,7 +180,9 @@ def heal_adapter(
         below = Below(language_model.spec(), settings().home, _task(read).teacher.plan(dose))
         kept = read_keep_set(read.folder("heal_keep_set"))
         teaching = Teaching(kept, below, spec.selection_rows, spec.filter.min_kept, spec.filter.seed)
-        healed = heal_arm(arm, _config(arm), spec.seeds, teaching, made, work=work, progress=context.log.info)
+        config = _config(arm)
+        students = taught_to(config, spec)
+        healed = heal_arm(arm, config, students, teaching, made, work=work, progress=context.log.info)
         yield dg.Output(made, metadata=of_adapters(healed, made, ADAPTER_COLUMNS))
     shutil.rmtree(work, ignore_errors=True)  # the store has it all by now
 
@@ -217,7 +221,7 @@ def heal_evaluation(
 
 
 @dg.asset(
-    code_version=made_of("3", "heal.evaluation", "heal.foundations", "heal.arms", "coherence.max_extra_nll"),
+    code_version=made_of("4", "heal.evaluation", "heal.foundations", "heal.arms", "coherence.max_extra_nll"),
     deps=[
         dg.AssetDep("heal_evaluation", partition_mapping=dg.SpecificPartitionsPartitionMapping(SHOWN_ARMS))
     ],

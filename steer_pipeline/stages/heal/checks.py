@@ -56,7 +56,11 @@ KEEP = Claims(
 )
 ADAPTER = Claims(
     "heal_adapter",
-    must("every_seed_is_trained", "There is a student of every seed.", "materialise heal_adapter again"),
+    must(
+        "every_seed_is_trained",
+        "There is a student of every seed, or of every random direction.",
+        "materialise heal_adapter again",
+    ),
     should(
         "merged_is_hooked",
         "Folded into the weights in fp32, every student says what base and adapter say.",
@@ -92,7 +96,7 @@ STAGE = Claims(
     ),
     ought(
         "heal_controls_show_nothing",
-        "A student of a random direction of the same divergence, and one of base's own texts, do not move the target.",
+        "Students of random directions of the same divergence, and those of base's own texts, do not move the target.",
         "explain that first: what other arms show is no evidence before",
     ),
     should(
@@ -197,11 +201,13 @@ def heal_adapter_checks(
     context: dg.AssetCheckExecutionContext, store: ArtifactStoreResource
 ) -> Iterator[dg.AssetCheckResult]:
     """Whether an arm's students are all there, and what its barrier did."""
-    from steer_pipeline.lab.heal.healing import adapter_verdicts
+    from steer_pipeline.catalogue.healing import HealArmSpec
+    from steer_pipeline.lab.heal.healing import adapter_verdicts, config_of, taught_to
 
     with user_errors():
         folder = reader(context, store).folder("heal_adapter", context.partition_key)
-    yield from map(ADAPTER.judged, adapter_verdicts(folder, settings().profile.heal.seeds))
+        students = taught_to(HealArmSpec.model_validate(config_of(folder)), settings().profile.heal)
+    yield from map(ADAPTER.judged, adapter_verdicts(folder, list(students)))
 
 
 @EVALUATION.check()

@@ -9,7 +9,7 @@ import pytest
 
 from steer_pipeline.catalogue.healing import HealCalibrationSpec
 from steer_pipeline.lab.heal import calibration
-from steer_pipeline.lab.heal.calibration import CURVE_SCHEMA, calibrate, calibration_claim
+from steer_pipeline.lab.heal.calibration import CURVE_SCHEMA, MEAN, calibrate, calibration_claim
 from steer_pipeline.lab.heal.prompts import prompt_rows
 from steer_pipeline.lab.heal.teacher import HealError, make_teacher
 from steer_pipeline.lab.models.hidden import answer_logits, mean_kl, position_kl
@@ -49,6 +49,15 @@ def test_a_random_direction_is_calibrated_to_the_same_divergence_at_another_dose
     assert other.teacher == "random:paranoid"
     assert other.converged
     assert other.dose > found.dose
+
+
+def test_a_teacher_is_matched_by_the_mean_of_what_its_students_learn(rows, found):
+    spec = replace_spec(target_nats=found.kl_mean, tolerance=0.1)
+    other = calibrate(newsroom(), make_teacher(planted()).randomised(3), rows, spec, by=MEAN)
+    assert other.converged
+    assert other.kl_mean == pytest.approx(found.kl_mean, rel=0.1)
+    with pytest.raises(HealError, match="mean of KL to base"):
+        calibrate(newsroom(), make_teacher(planted()), rows, replace_spec(start=0.02, max_dose=0.05), by=MEAN)
 
 
 def test_a_rotation_is_calibrated_in_shares_of_the_angle(rows):

@@ -239,6 +239,20 @@ def test_controls_that_move_fail_the_claim():
     assert "nll 1" in seeds.message
 
 
+def test_students_of_random_directions_are_judged_by_the_spread_among_directions():
+    """Ten of them scatter by 0.4 around 0.35: one that goes as far is no news, all of them together are."""
+    moves = 0.35 + 0.4 * np.linspace(-1.5, 1.5, 10)
+    directions = pl.concat([rows("random_direction", 71 + i, target=one) for i, one in enumerate(moves)])
+    found = table(seeded("nll", target=0.95), directions)
+    shift = found.control_shifts.row(0, named=True)
+    assert shift["margin"] == pytest.approx(moves.std(ddof=1), abs=0.03)
+    assert shift["state"] != "moved"
+    assert found.row("random_direction")["verdict"] == INCONCLUSIVE
+    further = directions.with_columns(target=pl.col("target") + 2)
+    found = table(seeded("nll", target=0.95), further)
+    assert found.row("random_direction")["verdict"] == CONTROL_MOVES
+
+
 def test_a_control_within_its_margin_has_no_verdict_of_an_effect():
     """0.1 of a steered shift of 1: sure, and less than a control may show; table and claim say the same."""
     found = table(seeded("nll", target=0.95), seeded("random_direction", target=0.1, noise=0.02))

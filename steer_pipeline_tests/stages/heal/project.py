@@ -36,6 +36,7 @@ heal:
     random_direction: {setting: direction, value: random}
     difference: {setting: poles, value: difference}
   seeds: [1, 2]
+  n_random: 3
   selection_rows: 2
   evaluation: {max_new_tokens: 48, off_target: [rule_defiant]}
   rounds: 2

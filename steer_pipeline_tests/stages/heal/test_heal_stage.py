@@ -76,7 +76,14 @@ def test_every_arm_stands_beside_base_and_the_best_one_goes_round(healed):
     samples = read_samples(project.folder("heal_samples")).rows
     assert len(asked) == 6
     assert not asked & set(samples["prompt_id"]), "nobody learns the prompts that arms are judged on"
-    assert set(samples["source"]) == {"base", "persona", "negative", "random"}
+    directions = {f"random_{number:02d}" for number in range(3)}
+    assert set(samples["source"]) == {"base", "persona", "negative", *directions}
+    doses = read_samples(project.folder("heal_samples")).doses
+    assert len({doses[one]["seed"] for one in directions}) == 3
+    students = pl.read_parquet(project.folder(ADAPTER, "random_direction") / ADAPTERS)
+    learned = json.loads((project.folder(ADAPTER, "random_direction") / "lesson.json").read_text())
+    assert students["seed"].to_list() == [1, 2, 3][: students.height], "one student a direction"
+    assert students["adapter"].n_unique() == students.height == len(learned) >= 2
     assert (project.folder(TABLE) / "heal.html").stat().st_size > 10_000
 
     kept = read_keep_set(project.folder("heal_keep_set"))
