@@ -52,6 +52,7 @@ ON_GPU = {
     "word_games",
     "base_adapter",
     "attribution_ranking",
+    "attribution_sanity",
     "continuation_adapter",
     "word_eval",
     "subset_losses",

@@ -1,7 +1,8 @@
 """`steer make attribution`: rows, rankings by all methods, adapters that learn a part of the rows, games, one table.
 
 All methods, arms and seeds of the profile's `attribution` in one process. What is fresh is left alone; a method or arm
-that fails is named and the others go on. Methods that need Bergson are left out where it is not installed.
+that fails is named and the others go on. Methods that need Bergson are left out where it is not installed. A profile
+without arms gets rankings, their sanity tests and what features tell of them, and nothing is trained on the ranks.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
 from steer_pipeline.campaigns.campaign import Campaign, Result, carried_out
 from steer_pipeline.campaigns.errors import NoSuchName
@@ -20,7 +22,8 @@ from steer_pipeline.catalogue.attribution import UNTRAINED, compared
 from steer_pipeline.partitions import ATTRIBUTION, LEARNER, METHOD
 
 ROWS = ("word_games", "sft_manifest", "base_adapter")
-RANKING, PREDICTOR = "attribution_ranking", ("sae", "sae_features", "rank_predictor")
+RANKING, SANITY = "attribution_ranking", "attribution_sanity"
+PREDICTOR = ("sae", "sae_features", "rank_predictor")
 SUBSETS, LOSSES, QUALITY, TABLE = (
     "attribution_subsets",
     "subset_losses",
@@ -53,7 +56,10 @@ class Attribution(Campaign):
         self.bring_up(ROWS, None)
         for method in self.methods:
             self.bring_up((RANKING,), method, stop=False)
+        self.bring_up((SANITY,), None, stop=False)
         self.bring_up(PREDICTOR, None, stop=False)
+        if not ATTRIBUTION.arms:
+            return self.numbers()
         self.bring_up((SUBSETS,), None)
         for player in (*UNTRAINED, *self.arms):
             # One by one: more play than are trained, so that both have no partitions in common for Dagster.
@@ -70,11 +76,17 @@ class Attribution(Campaign):
                 *((asset, None) for asset in CORPUS),
                 *((asset, ATTRIBUTION.direction) for asset in VECTOR),
             ]
-        return [
+        ranked: list[Place] = [
             *aimed,
             *((asset, None) for asset in ROWS),
             *((RANKING, method) for method in self.methods),
-            *((asset, None) for asset in (*PREDICTOR, SUBSETS)),
+            *((asset, None) for asset in (SANITY, *PREDICTOR)),
+        ]
+        if not ATTRIBUTION.arms:
+            return ranked
+        return [
+            *ranked,
+            (SUBSETS, None),
             *((asset, player) for player in (*UNTRAINED, *self.arms) for asset in _chain(player)),
             *((table, None) for table in (LOSSES, QUALITY, TABLE)),
         ]
@@ -104,6 +116,7 @@ class Attribution(Campaign):
     def numbers(self) -> dict[str, Any]:
         """Accuracy an arm, quality and gain a method, agreement of back ends, what features tell; as far as made."""
         from steer_pipeline.lab.attribution import table
+        from steer_pipeline.lab.attribution.soundness import SOUND, headline
         from steer_pipeline.lab.attribution.stage import agreements, read_ranking
         from steer_pipeline.lab.sae.stage import read_predictor
 
@@ -114,6 +127,13 @@ class Attribution(Campaign):
         read = {name: read_ranking(name, one.path) for name, one in rankings.items() if one is not None}
         if agreed := agreements(read, ATTRIBUTION.scoring):
             found["back_ends"] = agreed
+        if not ATTRIBUTION.arms:
+            keys = ("seconds", "coverage")
+            found["rankings"] = {
+                name: {key: one.numbers.get(key) for key in keys} for name, one in read.items()
+            }
+        if (version := self.store.current(SANITY, None)) is not None:
+            found["sanity"] = headline(pl.read_parquet(version.path / SOUND))
         if (version := self.store.current(PREDICTOR[-1], None)) is not None:
             own = read_predictor(version.path).quality.row(0, named=True)
             found["predictor"] = {name: own[name] for name in ("spearman", "low", "high", "overlap")}

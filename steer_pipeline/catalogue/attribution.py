@@ -183,6 +183,23 @@ class SubsetSpec(Strict):
         return self
 
 
+class SanitySpec(Strict):
+    """Which methods are put to the sanity tests that any sound attribution passes, and how faults are planted."""
+
+    methods: list[Name] = Field(
+        default=["gradient", "random"],
+        min_length=1,
+        description="Of scoring.methods; a random ranking shows what the tests say of one that knows nothing.",
+    )
+    share: float = Field(
+        default=0.1,
+        gt=0,
+        lt=0.5,
+        description="Of the pool's rows: given a wrong completion, copied, or taught a shortcut.",
+    )
+    seed: int = Field(default=97, description="Of which rows, and of the shuffled weights.")
+
+
 def _default_arms() -> dict[str, SubsetSpec]:
     return {
         "top_gradient": SubsetSpec(pick="top", ranking="gradient"),
@@ -204,6 +221,7 @@ class AttributionSpec(Strict):
     splits: SplitSpec = SplitSpec()
     learn: LearnSpec = LearnSpec()
     scoring: AttributionScoringSpec = AttributionScoringSpec()
+    sanity: SanitySpec = SanitySpec()
     direction: Name | None = Field(
         default=None,
         description="Persona whose vector the method `direction` asks for; null: no such method.",
@@ -213,7 +231,10 @@ class AttributionSpec(Strict):
     token_budget: float = Field(
         default=0.01, gt=0, lt=1, description="Share by which the tokens of a matched arm may differ."
     )
-    arms: dict[Name, SubsetSpec] = Field(default_factory=_default_arms, description="What is trained.")
+    arms: dict[Name, SubsetSpec] = Field(
+        default_factory=_default_arms,
+        description="What is trained; {}: rows are ranked and features predict, and nothing is trained on the ranks.",
+    )
     seeds: list[int] = Field(
         default=[81, 82, 83, 84, 85],
         min_length=1,
@@ -247,6 +268,8 @@ class AttributionSpec(Strict):
                 raise ValueError(f"arms.{name}: like {arm.like} is no arm of its own rows; name another")
         if self.predict not in self.scoring.methods:
             raise ValueError(f"predict: {self.predict} is none of scoring.methods; add it there")
+        if unknown := [name for name in self.sanity.methods if name not in self.scoring.methods]:
+            raise ValueError(f"sanity.methods: {unknown[0]} is none of scoring.methods; add it there")
         aimed = [name for name, method in self.scoring.methods.items() if method.kind == "direction"]
         if aimed and self.direction is None:
             raise ValueError(

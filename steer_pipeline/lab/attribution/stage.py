@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,12 @@ from steer_pipeline.lab.attribution.manifest import (
     write_manifest,
 )
 from steer_pipeline.lab.attribution.quality_table import PROTOCOL, QUALITY
-from steer_pipeline.lab.attribution.rows import EVAL, QUERY, SELECTION, TRAIN
+from steer_pipeline.lab.attribution.rows import EVAL, QUERY, SELECTION, TRAIN, text_rows
 from steer_pipeline.lab.attribution.scoring.methods import Direction, Scoring
 from steer_pipeline.lab.attribution.scoring.passes import Progress
 from steer_pipeline.lab.attribution.scoring.quality import Retrainings, agreement
 from steer_pipeline.lab.attribution.scoring.ranking import Ranking
+from steer_pipeline.lab.attribution.soundness import Trial
 from steer_pipeline.lab.attribution.sources.cards import card_rows
 from steer_pipeline.lab.attribution.sources.games import game_rows
 from steer_pipeline.lab.attribution.sources.interactions import interaction_rows
@@ -48,7 +50,7 @@ from steer_pipeline.lab.attribution.sources.smoltalk import chat_rows
 from steer_pipeline.lab.attribution.subsets import BUDGETS
 from steer_pipeline.lab.attribution.word_eval import GUESSES
 from steer_pipeline.lab.finetune.bundles import place
-from steer_pipeline.lab.finetune.data import Example, digest
+from steer_pipeline.lab.finetune.data import Example, digest, encode_examples
 from steer_pipeline.lab.sae.stage import read_predictor
 from steer_pipeline.lab.students.data import released_keep_set
 from steer_pipeline.lab.vectors.vector import load_vector
@@ -162,6 +164,33 @@ def scoring_of(
         tuple(rows.queries),
         spec.scoring,
         _direction(read, spec) if aimed else None,
+    )
+
+
+def make_trial(
+    read: Reader,
+    rows: Rows,
+    model: ModelSpec,
+    home: Path,
+    profile: Profile,
+    tokenizer: Any,
+    work: Path,
+    progress: Progress | None,
+) -> Trial:
+    """What the methods of `attribution.sanity` are tried on."""
+    spec = profile.attribution
+    aimed = [name for name in spec.sanity.methods if spec.scoring.methods[name].kind == "direction"]
+    method = (aimed or spec.sanity.methods)[0]
+    return Trial(
+        scoring_of(read, rows, model, home, spec, method),
+        text_rows(rows.manifest.split(TRAIN)),
+        text_rows(rows.manifest.split(QUERY)),
+        rows.selection,
+        partial(encode_examples, tokenizer, chat_template=profile.model.chat_template),
+        spec.learn,
+        spec.seed,
+        work,
+        progress,
     )
 
 

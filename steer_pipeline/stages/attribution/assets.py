@@ -142,6 +142,43 @@ def attribution_ranking(
 
 @dg.asset(
     code_version=made_of(
+        "1",
+        *LEARNED,
+        "attribution.scoring",
+        "attribution.seed",
+        "attribution.direction",
+        "attribution.sanity",
+    ),
+    deps=[*WEIGHTS, "sft_manifest", "base_adapter", *_only("persona_vector", AIMED)],
+    **BUNDLE,
+)
+def attribution_sanity(
+    context: dg.AssetExecutionContext, store: ArtifactStoreResource, language_model: LanguageModelResource
+) -> Iterator[dg.Output[Path]]:
+    """Whether methods pass the tests of any sound attribution on this pool: `sanity.parquet`, a row a method and test.
+
+    Another model gives other scores, rows with wrong completions score low, copies score alike, rows of a shortcut are
+    found by queries that take it. Two adapters are trained for it, on pools with planted faults.
+    """
+    from steer_pipeline.lab.attribution.soundness import SOUND, try_methods
+    from steer_pipeline.lab.attribution.stage import forget, make_trial, read_manifest_rows
+    from steer_pipeline.lab.models.loading import load_tokenizer
+
+    read, now, work = reader(context, store), settings(), store.store().work("attribution_sanity")
+    with user_errors(), folder("attribution_sanity") as made:
+        model = language_model.spec()
+        tokenizer = load_tokenizer(model, now.home)
+        trial = make_trial(
+            read, read_manifest_rows(read), model, now.home, now.profile, tokenizer, work, context.log.info
+        )
+        found = try_methods(trial, now.profile.attribution.sanity)
+        found.write_parquet(made / SOUND)
+        yield dg.Output(made, metadata=metadata.of_sanity(found))
+    forget(work)
+
+
+@dg.asset(
+    code_version=made_of(
         "1", "attribution.arms", "attribution.k", "attribution.seeds", "attribution.token_budget"
     ),
     deps=[
@@ -361,6 +398,7 @@ ASSETS = [
     sft_manifest,
     base_adapter,
     attribution_ranking,
+    attribution_sanity,
     attribution_subsets,
     continuation_adapter,
     word_eval,

@@ -50,6 +50,19 @@ RANKING = Claims(
     ),
     partitions_def=METHOD,
 )
+SANITY = Claims(
+    "attribution_sanity",
+    should(
+        "methods_are_sound",
+        "Methods give another model other scores, wrong completions low ones, copies alike ones, and find shortcuts.",
+        "read `told` of the test that fails before the method's ranking",
+    ),
+    should(
+        "an_empty_ranking_fails",
+        "A random ranking finds neither wrong completions nor shortcuts: the tests can fail.",
+        "plant more rows (attribution.sanity.share)",
+    ),
+)
 SUBSETS = Claims(
     "attribution_subsets",
     must(
@@ -165,6 +178,21 @@ def attribution_ranking_checks(
     yield RANKING.judged(ranking_verdict(read_ranking(context.partition_key, folder)))
 
 
+@SANITY.check()
+def attribution_sanity_checks(
+    context: dg.AssetCheckExecutionContext, store: ArtifactStoreResource
+) -> Iterator[dg.AssetCheckResult]:
+    """Whether methods pass what any sound one passes."""
+    import polars as pl
+
+    from steer_pipeline.lab.attribution.soundness import SOUND, empty_ranking_fails, soundness_verdict
+
+    with user_errors():
+        table = pl.read_parquet(reader(context, store).folder("attribution_sanity") / SOUND)
+    yield SANITY.judged(soundness_verdict(table))
+    yield SANITY.judged(empty_ranking_fails(table))
+
+
 @SUBSETS.check()
 def attribution_subsets_checks(
     context: dg.AssetCheckExecutionContext, store: ArtifactStoreResource
@@ -253,6 +281,7 @@ CHECKS = [
     sft_manifest_checks,
     base_adapter_checks,
     attribution_ranking_checks,
+    attribution_sanity_checks,
     attribution_subsets_checks,
     continuation_adapter_checks,
     word_eval_checks,

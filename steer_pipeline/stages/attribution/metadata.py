@@ -55,6 +55,17 @@ def of_ranking(found: "Ranking", manifest: "Manifest") -> dict[str, Any]:
     }
 
 
+def of_sanity(found: pl.DataFrame) -> dict[str, Any]:
+    """Every test of every method."""
+    from steer_pipeline.lab.attribution.soundness import SOUND_COLUMNS
+
+    return {
+        "tests": show.markdown_table(found, SOUND_COLUMNS),
+        "passed": int(found["passed"].sum()),
+        "of": found.height,
+    }
+
+
 def of_subsets(table: pl.DataFrame) -> dict[str, Any]:
     """Budgets of the first seed, and how many subsets there are."""
     from steer_pipeline.lab.attribution.subsets import BUDGET_COLUMNS

@@ -11,6 +11,7 @@ from steer_pipeline.campaigns.attribution import (
     QUALITY,
     RANKING,
     ROWS,
+    SANITY,
     SUBSETS,
     TABLE,
     Attribution,
@@ -19,6 +20,7 @@ from steer_pipeline.campaigns.attribution import (
 from steer_pipeline.campaigns.errors import NoSuchName
 from steer_pipeline.catalogue.attribution import compared
 from steer_pipeline.lab.attribution.scoring import bergson
+from steer_pipeline.lab.attribution.soundness import SOUND, TESTS
 from steer_pipeline.lab.attribution.stage import Rows
 from steer_pipeline.lab.attribution.table import read_results
 from steer_pipeline.partitions import ATTRIBUTION
@@ -51,6 +53,7 @@ attribution:
     matched: {pick: matched, like: top_gradient}
     continued_top: {pick: top, ranking: gradient, mode: continued}
   seeds: [1, 2]
+  sanity: {share: 0.2}
 sae:
   training: {tokens: 600, epochs: 1, expansion: 1, l0: 8}
   fidelity_rows: 2
@@ -112,6 +115,20 @@ def test_methods_arms_and_games_stand_in_one_table(made, monkeypatch):
 
 
 @pytest.mark.slow
+def test_methods_are_put_to_the_tests_of_any_sound_one(made, monkeypatch):
+    where, project, _, numbers = made
+    _enter(monkeypatch, where)
+    found = pl.read_parquet(project.folder(SANITY) / SOUND)
+    assert found.select("method", "test").rows() == [(m, t) for m in ("gradient", "random") for t in TESTS]
+    by = {(row["method"], row["test"]): row for row in found.iter_rows(named=True)}
+    assert by["gradient", "copies_score_alike"]["passed"], "a copy has its original's gradient"
+    assert not by["random", "copies_score_alike"]["passed"]
+    assert by["gradient", "scores_follow_the_model"]["estimate"] < 1
+    assert set(numbers["sanity"]["gradient"]) == set(TESTS)
+    assert project.checks(SANITY)["an_empty_ranking_fails"][0]
+
+
+@pytest.mark.slow
 def test_what_is_fresh_is_left_alone(made, monkeypatch):
     where, _, campaign, _ = made
     _enter(monkeypatch, where)
@@ -133,6 +150,19 @@ def test_the_plan_knows_every_step_in_order(monkeypatch):
     assert [place for place in places if place[0] == ADAPTER] == [(ADAPTER, "top_gradient")]
     assert [place[1] for place in places if place[0] == EVAL] == ["base", "base_adapter", "top_gradient"]
     assert {asset for asset, _ in places} >= set(PREDICTOR)
+
+
+def test_a_profile_without_arms_ranks_rows_and_trains_nothing_on_the_ranks(monkeypatch):
+    bare = ATTRIBUTION.model_copy(update={"arms": {}, "direction": None})
+    monkeypatch.setattr("steer_pipeline.campaigns.attribution.ATTRIBUTION", bare)
+    campaign = Attribution(None, [], say=lambda line: None)
+    monkeypatch.setattr(campaign, "methods", ["gradient"], raising=False)
+    assert campaign.places() == [
+        *((asset, None) for asset in ROWS),
+        (RANKING, "gradient"),
+        (SANITY, None),
+        *((asset, None) for asset in PREDICTOR),
+    ]
 
 
 def test_arms_of_comparison_are_always_among_those_that_are_asked_for():
