@@ -109,6 +109,7 @@ _EFFECTS = [
     Column("arm", "arm", code, EFFECT_COLUMNS["arm"]),
     Column("against", "reference", code, EFFECT_COLUMNS["reference"]),
     Column("difference", of("difference", "low", "high"), estimate(), EFFECT_COLUMNS["difference"]),
+    Column("detectable", "detectable", number(), EFFECT_COLUMNS["detectable"]),
     Column("verdict", "verdict", text, EFFECT_COLUMNS["verdict"]),
 ]
 _BUDGETS = [

@@ -21,7 +21,7 @@ from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.models.completions import completion_nll
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import SteeringPlan
-from steer_pipeline.lab.stats import crossed_intervals
+from steer_pipeline.lab.stats import crossed_intervals, minimum_detectable
 from steer_pipeline.lab.verdict import Verdict
 from steer_pipeline.lab.word_games import read_guess
 
@@ -57,6 +57,7 @@ EFFECT_SCHEMA, EFFECT_COLUMNS = described(
     difference=(pl.Float64(), "of the means"),
     low=(pl.Float64(), "lower end of its interval; those of one arm hold together at 95%"),
     high=(pl.Float64(), "upper end"),
+    detectable=(pl.Float64(), "smallest difference that would be found with 80% power, from the spread seen"),
     verdict=(pl.String(), "beats | ties | loses"),
 )
 Journal = Callable[[str], Any]
@@ -164,9 +165,10 @@ def effects(guesses: pl.DataFrame, arm: str, references: Sequence[str], *, seed:
                 "difference": one.estimate,
                 "low": one.low,
                 "high": one.high,
+                "detectable": minimum_detectable(stacked[:, :, place]),
                 "verdict": "ties" if one.includes_zero else ("beats" if one.estimate > 0 else "loses"),
             }
-            for reference, one in zip(references, found, strict=True)
+            for place, (reference, one) in enumerate(zip(references, found, strict=True))
         ],
         schema=EFFECT_SCHEMA,
     )

@@ -92,6 +92,7 @@ SEED_SCHEMA, SEED_COLUMNS = described(
     difference=(pl.Float64(), "mean, arm less base"),
     low=(pl.Float64(), "95% interval over rows"),
     high=(pl.Float64(), "its upper end"),
+    detectable=(pl.Float64(), "smallest difference that would be found with 80% power, from the spread seen"),
     off_target=(pl.Float64(), "largest mean movement beside the target, without its sign"),
     coherence=(pl.Float64(), "1 less the largest loss of all signals"),
     retain=(pl.Float64(), "difference over that of the steered arm, whose seeds are averaged"),
@@ -105,6 +106,7 @@ SIGNAL_SCHEMA, SIGNAL_COLUMNS = described(
     difference=(pl.Float64(), "arm less base, seeds averaged"),
     low=(pl.Float64(), "95% interval over rows"),
     high=(pl.Float64(), "its upper end"),
+    detectable=(pl.Float64(), "smallest difference that would be found with 80% power, from the spread seen"),
     loss=(pl.Float64(), "share that is lost, 0 to 1; null: not judged"),
 )
 
@@ -336,6 +338,7 @@ def _seed_rows(
             one |= {"coherence": 1 - max((loss for loss, _ in _losses(readings, arm, place)), default=0.0)}
             if shift is not None:
                 one |= {"difference": shift.estimate, "low": shift.low, "high": shift.high}
+                one |= {"detectable": minimum_detectable(values[:, None])}
                 clear = steered is not None and row.get("retain") is not None
                 one |= {"retain": shift.estimate / steered if clear else None}
             found.append(one)
@@ -423,6 +426,7 @@ def _signal_rows(reading: Reading) -> list[dict[str, Any]]:
             if len(values):
                 change = mean_interval(values)
                 row |= {"difference": change.estimate, "low": change.low, "high": change.high}
+                row |= {"detectable": minimum_detectable(values[:, None])}
                 row["loss"] = float(SIGNALS[name].loss(np.array(change.estimate), base)) if judged else None
             elif judged:
                 row["loss"] = 1.0

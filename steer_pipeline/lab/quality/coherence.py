@@ -14,7 +14,7 @@ import polars as pl
 from steer_pipeline.catalogue.specs import CoherenceSpec
 from steer_pipeline.lab.quality.loops import find_loop
 from steer_pipeline.lab.quality.text import words
-from steer_pipeline.lab.stats import Interval, mean_interval
+from steer_pipeline.lab.stats import Interval, mean_interval, minimum_detectable
 
 # Cost -> what one row's value is. A positive difference to base is a loss; of two-sided costs either sign is.
 COSTS = {
@@ -34,6 +34,7 @@ class Cost:
     Attributes:
         difference: variant minus base, with a 95% interval over rows; None where no row has both.
         limit: the largest difference allowed, in either direction for two-sided costs; None: not judged.
+        detectable: smallest difference that so many rows would find with 80% power; None: not measured.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Cost:
     base: float | None
     difference: Interval | None
     limit: float | None
+    detectable: float | None = None
 
     @property
     def within(self) -> bool:
@@ -134,8 +136,12 @@ def coherence(costs: pl.DataFrame, base: pl.DataFrame, spec: CoherenceSpec) -> d
 def paired_cost(name: str, own: pl.Series, base: pl.Series, limit: float | None) -> Cost:
     """One cost against base, from values of the same rows in the same order: the rule of sweeps, reports and gates."""
     both = pl.DataFrame({"own": own, "base": base}).drop_nulls()
-    difference = mean_interval((both["own"] - both["base"]).to_numpy()) if both.height else None
-    return Cost(name, _mean(own), _mean(base), difference, limit)
+    if both.is_empty():
+        return Cost(name, _mean(own), _mean(base), None, limit)
+    apart = (both["own"] - both["base"]).to_numpy()
+    least = minimum_detectable(apart[:, None])
+    told = least if np.isfinite(least) else None
+    return Cost(name, _mean(own), _mean(base), mean_interval(apart), limit, told)
 
 
 def _mean(values: pl.Series) -> float | None:

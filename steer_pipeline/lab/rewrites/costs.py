@@ -27,6 +27,10 @@ COSTS_SCHEMA, COSTS_COLUMNS = described(
     difference=(pl.Float64(), "Paired mean difference to base; null where it was not measured."),
     low=(pl.Float64(), "Lower end of the difference's 95% interval."),
     high=(pl.Float64(), "Upper end of it."),
+    detectable=(
+        pl.Float64(),
+        "Smallest difference that would be found with 80% power, from the spread seen.",
+    ),
     limit=(
         pl.Float64(),
         "Largest difference that the profile allows, of length and nll in either direction.",
@@ -72,7 +76,7 @@ def cost_table(rows: pl.DataFrame, base: str, spec: CoherenceSpec) -> pl.DataFra
             judged = cost.limit is not None and cost.difference is not None
             found.append(
                 {"variant": variant, "cost": name, "mean": cost.mean, "base": cost.base, "limit": cost.limit}
-                | {"within": cost.within if judged else None}
+                | {"within": cost.within if judged else None, "detectable": cost.detectable}
                 | _interval(cost.difference, "difference")
             )
     return pl.DataFrame(found, schema=COSTS_SCHEMA)

@@ -19,6 +19,7 @@ OFF_TARGET_SCHEMA, OFF_TARGET_COLUMNS = described(
     shift=(pl.Float64(), "Paired mean difference to base."),
     low=(pl.Float64(), "Lower end of its 95% interval."),
     high=(pl.Float64(), "Upper end of it."),
+    detectable=(pl.Float64(), "Smallest shift that would be found with 80% power, from the spread seen."),
     n=(pl.Int64(), "News items that it stands on."),
     traits=(pl.Int64(), "Traits and scales beside the aims, of which this is the largest movement."),
     aims=(pl.Int64(), "Traits that it aims at."),
@@ -49,7 +50,7 @@ def off_target_table(
             most = max(beside, key=lambda row: abs(row["difference"]))
             persona, scale = _parts(most["metric"])
             entry |= {"persona": persona, "scale": scale, "shift": most["difference"]}
-            entry |= {name: most[name] for name in ("low", "high", "n")}
+            entry |= {name: most[name] for name in ("low", "high", "detectable", "n")}
         found.append(entry | _shown(rows.filter(variant=variant), own))
     return pl.DataFrame(found, schema=OFF_TARGET_SCHEMA)
 

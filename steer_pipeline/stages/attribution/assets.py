@@ -362,7 +362,7 @@ def attribution_quality(
 
 @dg.asset(
     code_version=made_of(
-        "1", "attribution.arms", "attribution.references", "attribution.seed", "attribution.seeds"
+        "2", "attribution.arms", "attribution.references", "attribution.seed", "attribution.seeds"
     ),
     deps=[
         "sft_manifest",

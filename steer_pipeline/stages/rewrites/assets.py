@@ -245,7 +245,7 @@ def keep_set(
         "persona_examples",
         dg.AssetDep("contrast_set", partition_mapping=TARGETED_PERSONAS),
     ],
-    code_version=made_of("6", "coherence", "rewrites.sampling.seed", "vector.seed", "scales"),
+    code_version=made_of("7", "coherence", "rewrites.sampling.seed", "vector.seed", "scales"),
 )
 def rewrite_comparison(
     context: dg.AssetExecutionContext, store: ArtifactStoreResource

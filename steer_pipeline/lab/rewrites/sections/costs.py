@@ -10,6 +10,7 @@ from steer_pipeline.lab.report.document import Block, Bullets, Figure, Heading, 
 from steer_pipeline.lab.report.tables import Column, code, estimate, number, of, p_value, share, table, text
 from steer_pipeline.lab.rewrites import cost_figures
 from steer_pipeline.lab.rewrites.comparison import ComparisonTables
+from steer_pipeline.lab.rewrites.costs import COSTS_COLUMNS
 from steer_pipeline.lab.rewrites.report_inputs import ReportContext
 
 SHARES = ("suspects", "facts_lost", "loops")  # of texts or facts; the others are differences of logarithms
@@ -60,6 +61,7 @@ def _cost_columns() -> list[Column]:
         Column(
             "difference [CI95]", of("difference", "low", "high"), estimate(), "Paired difference to base."
         ),
+        Column("detectable", "detectable", number(), COSTS_COLUMNS["detectable"]),
         Column("limit", "limit", number(), "Largest difference allowed; of length and nll either way."),
         Column("within", lambda row: {True: "yes", False: "**no**", None: None}[row["within"]]),
     ]
