@@ -23,6 +23,14 @@ from steer_pipeline.lab.analysis.activation import (
     unrelated,
 )
 from steer_pipeline.lab.analysis.audit import audit_all, detection, measure
+from steer_pipeline.lab.analysis.audit_report import (
+    AUDIT_PAGE,
+    PREVENTION_PAGE,
+    SCREENING_PAGE,
+    audit_page,
+    prevention_page,
+    screening_page,
+)
 from steer_pipeline.lab.analysis.planting import (
     AGAIN,
     BASE,
@@ -180,7 +188,7 @@ def write_planted(
 
 
 def write_audit(lab: Lab, planted: Path, folder: Path) -> pl.DataFrame:
-    """`audits.parquet`: every planted, mixed and clean adapter; `detection.parquet`, which is returned."""
+    """`audits.parquet`: planted, mixed and clean adapters; `detection.parquet`, which is returned; `audit.html`."""
     spec = lab.profile.auditing
     base, plants = lab.load(None), pl.read_parquet(planted / PLANTS)
     if spec.audit.texts == "unrelated":
@@ -198,10 +206,19 @@ def write_audit(lab: Lab, planted: Path, folder: Path) -> pl.DataFrame:
     table = detection(audits, plants, spec.audit)
     audits.write_parquet(folder / AUDITS)
     table.write_parquet(folder / DETECTION)
-    (folder / "detection.png").write_bytes(audit_figures.detection_curve(table))
-    (folder / "sizes.png").write_bytes(audit_figures.audit_sizes(audits, plants))
-    (folder / "doses.png").write_bytes(audit_figures.doses(audits, plants))
+    drawn = {
+        "detection": audit_figures.detection_curve(table),
+        "sizes": audit_figures.audit_sizes(audits, plants),
+        "doses": audit_figures.doses(audits, plants),
+    }
+    _pictures(drawn, folder)
+    (folder / AUDIT_PAGE).write_text(audit_page(audits, table, plants, drawn), encoding="utf-8")
     return table
+
+
+def _pictures(drawn: Mapping[str, bytes], folder: Path) -> None:
+    for name, picture in drawn.items():
+        (folder / f"{name}.png").write_bytes(picture)
 
 
 def write_screening(lab: Lab, planted: Path, folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -220,7 +237,10 @@ def write_screening(lab: Lab, planted: Path, folder: Path) -> tuple[pl.DataFrame
     gate, flags = gate_quality(rows, known, neutral, spec.screening)
     for name, frame in ((ROWS, rows), (SHIFTS, shifts), (CORRELATIONS, table), (GATE, gate), (FLAGS, flags)):
         frame.write_parquet(folder / name)
-    (folder / "shifts.png").write_bytes(figures.predicted_and_actual(shifts))
+    drawn = {"shifts": figures.predicted_and_actual(shifts)}
+    _pictures(drawn, folder)
+    page = screening_page(shifts, table, gate, flags, drawn)
+    (folder / SCREENING_PAGE).write_text(page, encoding="utf-8")
     return table, gate
 
 
@@ -258,7 +278,9 @@ def write_prevention(
     table = prevention_table(scored(written, scales), losses, spec)
     for name, frame in ((TAUGHT, taught), (ARMS, losses), (WRITTEN, written), (PREVENTION, table)):
         frame.write_parquet(folder / name)
-    (folder / "prevention.png").write_bytes(figures.prevention(table))
+    drawn = {"prevention": figures.prevention(table)}
+    _pictures(drawn, folder)
+    (folder / PREVENTION_PAGE).write_text(prevention_page(table, written, drawn), encoding="utf-8")
     return table
 
 

@@ -407,7 +407,7 @@ def planted_adapters(
     shutil.rmtree(work, ignore_errors=True)  # the store has it all by now
 
 
-@dg.asset(code_version=made_of("1", *TEXTS, "auditing", "analysis.personas"), deps=READ, **BUNDLE)
+@dg.asset(code_version=made_of("2", *TEXTS, "auditing", "analysis.personas"), deps=READ, **BUNDLE)
 def checkpoint_audit(
     context: dg.AssetExecutionContext,
     planted_adapters: Path,
@@ -417,7 +417,7 @@ def checkpoint_audit(
     """Which known directions are in checkpoints, judged by clean adapters of their norm, tried on planted ones.
 
     `audits.parquet`: one row an adapter and direction. `detection.parquet`: AUC, false alarms and dose recovered, by
-    the share of steered rows in the training data.
+    the share of steered rows in the training data. `audit.html` holds figures, what is missed and false alarms.
     """
     from steer_pipeline.lab.analysis.audit_steps import write_audit
 
@@ -427,7 +427,7 @@ def checkpoint_audit(
         yield dg.Output(made, metadata=metadata.of_audit(table, made))
 
 
-@dg.asset(code_version=made_of("1", *TEXTS, "auditing", "analysis.personas"), deps=READ, **BUNDLE)
+@dg.asset(code_version=made_of("2", *TEXTS, "auditing", "analysis.personas"), deps=READ, **BUNDLE)
 def data_screening(
     context: dg.AssetExecutionContext,
     planted_adapters: Path,
@@ -438,7 +438,7 @@ def data_screening(
 
     `shifts.parquet`: predicted and actual, a student and direction. `correlations.parquet`: r with interval over
     students. `gate.parquet`: precision and recall of flags on rows that are known; `flags.parquet`,
-    `projections.parquet`: by row.
+    `projections.parquet`: by row. `screening.html` holds the report.
     """
     from steer_pipeline.lab.analysis.audit_steps import write_screening
 
@@ -449,7 +449,7 @@ def data_screening(
 
 
 @dg.asset(
-    code_version=made_of("1", *TEXTS, "auditing", "analysis.personas"), deps=[*READ, "persona_spec"], **BUNDLE
+    code_version=made_of("2", *TEXTS, "auditing", "analysis.personas"), deps=[*READ, "persona_spec"], **BUNDLE
 )
 def preventative_steering(
     context: dg.AssetExecutionContext, store: ArtifactStoreResource, language_model: LanguageModelResource
@@ -457,7 +457,7 @@ def preventative_steering(
     """One trait kept out while another is learned from the same rows: a vector added in training, and its rivals.
 
     `prevention.parquet`: one row an arm: both traits against the clean arm, loss, verdict. `arms.parquet`: one row a
-    student; `students/`: their adapters; `texts.parquet`, `written.parquet`.
+    student; `students/`: their adapters; `texts.parquet`, `written.parquet`. `prevention.html`: texts side by side.
     """
     from steer_pipeline.lab.analysis.audit_steps import write_prevention
 
