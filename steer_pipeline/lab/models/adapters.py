@@ -64,8 +64,10 @@ class Switch:
         if adapters != self._on:
             self._unload()
             try:
-                for one in adapters:
-                    self._add(one)
+                # Whoever asks may be in inference mode; weights made there could never be differentiated through.
+                with torch.inference_mode(False):
+                    for one in adapters:
+                        self._add(one)
             except BaseException:
                 self._unload()
                 raise

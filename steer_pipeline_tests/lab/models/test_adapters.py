@@ -116,6 +116,17 @@ def test_a_module_that_an_adapter_brings_along_goes_with_it(base, tmp_path):
     assert dict(plain.module.named_modules()) == modules
 
 
+def test_an_adapter_that_comes_on_while_text_is_generated_can_be_differentiated_through_later(base, tmp_path):
+    """Switched lazily in inference mode, its weights were inference tensors, and the next gradient failed."""
+    one, other = load(base, lora(base, tmp_path / "one")), load(base, lora(base, tmp_path / "other", seed=2))
+    logits(other)
+    logits(one)  # the switch happens in here
+    with torch.enable_grad():
+        embedded = one.module.get_input_embeddings()(IDS).requires_grad_()
+        one.module(inputs_embeds=embedded).logits.sum().backward()
+    assert embedded.grad.abs().sum() > 0
+
+
 def test_several_adapters_add_up(base, tmp_path):
     one, other = (lora(base, tmp_path / f"a{seed}", seed, target_modules=["down_proj"]) for seed in range(2))
     merged = AutoModelForCausalLM.from_pretrained(base)
