@@ -56,6 +56,7 @@ heal:
   filter: {min_kept: 2, keep_truncated: true, max_spread: null, min_nll_ratio: null}
   base_arm: {loss: {rank: 2, max_steps: 1, batch_rows: 2}}
   seeds: [1]
+  n_random: 2
   selection_rows: 1
   evaluation: {max_new_tokens: 6, off_target: [rule_defiant]}
 word_games: {n_games: 2, max_turns: 1, guessers: [{max_tokens: 3}]}
@@ -157,7 +158,7 @@ def _make_attribution(make) -> None:
     make("sft_manifest")
     make("base_adapter")
     make("attribution_ranking", "gradient", "direction", "magic", "loss")
-    for asset in ("sae", "sae_features", "rank_predictor", "attribution_subsets"):
+    for asset in ("attribution_sanity", "sae", "sae_features", "rank_predictor", "attribution_subsets"):
         make(asset)
     make("continuation_adapter", "top_gradient", "matched")
     make("word_eval", "base", "base_adapter", "top_gradient", "matched")

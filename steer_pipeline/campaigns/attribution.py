@@ -56,7 +56,8 @@ class Attribution(Campaign):
         self.bring_up(ROWS, None)
         for method in self.methods:
             self.bring_up((RANKING,), method, stop=False)
-        self.bring_up((SANITY,), None, stop=False)
+        for asset in _tests():
+            self.bring_up((asset,), None, stop=False)
         self.bring_up(PREDICTOR, None, stop=False)
         if not ATTRIBUTION.arms:
             return self.numbers()
@@ -80,7 +81,7 @@ class Attribution(Campaign):
             *aimed,
             *((asset, None) for asset in ROWS),
             *((RANKING, method) for method in self.methods),
-            *((asset, None) for asset in (SANITY, *PREDICTOR)),
+            *((asset, None) for asset in (*_tests(), *PREDICTOR)),
         ]
         if not ATTRIBUTION.arms:
             return ranked
@@ -138,6 +139,10 @@ class Attribution(Campaign):
             own = read_predictor(version.path).quality.row(0, named=True)
             found["predictor"] = {name: own[name] for name in ("spearman", "low", "high", "overlap")}
         return found
+
+
+def _tests() -> tuple[str, ...]:
+    return (SANITY,) if ATTRIBUTION.sanity is not None else ()
 
 
 def _chain(player: str) -> tuple[str, ...]:

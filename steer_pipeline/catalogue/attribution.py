@@ -186,10 +186,11 @@ class SubsetSpec(Strict):
 class SanitySpec(Strict):
     """Which methods are put to the sanity tests that any sound attribution passes, and how faults are planted."""
 
-    methods: list[Name] = Field(
-        default=["gradient", "random"],
+    methods: list[Name] | None = Field(
+        default=None,
         min_length=1,
-        description="Of scoring.methods; a random ranking shows what the tests say of one that knows nothing.",
+        description="Of scoring.methods; null: the one that features are to tell (`predict`), and a random ranking: it "
+        "shows what the tests say of scores that know nothing.",
     )
     share: float = Field(
         default=0.1,
@@ -221,7 +222,9 @@ class AttributionSpec(Strict):
     splits: SplitSpec = SplitSpec()
     learn: LearnSpec = LearnSpec()
     scoring: AttributionScoringSpec = AttributionScoringSpec()
-    sanity: SanitySpec = SanitySpec()
+    sanity: SanitySpec | None = Field(
+        default=SanitySpec(), description="null: methods are not tested; of a large model that takes long."
+    )
     direction: Name | None = Field(
         default=None,
         description="Persona whose vector the method `direction` asks for; null: no such method.",
@@ -268,7 +271,9 @@ class AttributionSpec(Strict):
                 raise ValueError(f"arms.{name}: like {arm.like} is no arm of its own rows; name another")
         if self.predict not in self.scoring.methods:
             raise ValueError(f"predict: {self.predict} is none of scoring.methods; add it there")
-        if unknown := [name for name in self.sanity.methods if name not in self.scoring.methods]:
+        if unknown := [
+            name for name in (self.sanity and self.sanity.methods) or () if name not in self.scoring.methods
+        ]:
             raise ValueError(f"sanity.methods: {unknown[0]} is none of scoring.methods; add it there")
         aimed = [name for name, method in self.scoring.methods.items() if method.kind == "direction"]
         if aimed and self.direction is None:
@@ -276,6 +281,16 @@ class AttributionSpec(Strict):
                 f"scoring.methods.{aimed[0]}: name the persona in attribution.direction, or leave it out"
             )
         return self
+
+
+def tried(spec: AttributionSpec) -> list[str]:
+    """Methods that are put to the sanity tests; none where the profile has no tests."""
+    if spec.sanity is None:
+        return []
+    if spec.sanity.methods is not None:
+        return spec.sanity.methods
+    blind = [name for name, method in spec.scoring.methods.items() if method.kind == "random"][:1]
+    return list(dict.fromkeys([spec.predict, *blind]))
 
 
 def compared(spec: AttributionSpec) -> list[str]:

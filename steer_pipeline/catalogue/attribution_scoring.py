@@ -9,7 +9,17 @@ from steer_pipeline.catalogue.basis import Name, Strict
 BackEnd = Literal["native", "bergson"]
 
 
-class GradientMethod(Strict):
+class LearnedMethod(Strict):
+    """A method that reads a model which has learned the pool."""
+
+    model: Literal["adapter", "replay"] = Field(
+        default="adapter",
+        description="`adapter`: base with the base adapter, as it is used; `replay`: the end of `scoring.replay`, the "
+        "training that rankings are judged by, which is another one.",
+    )
+
+
+class GradientMethod(LearnedMethod):
     """Similarity of a row's gradient with that of the queries, as TracIn and LESS have it, randomly projected."""
 
     kind: Literal["gradient"] = "gradient"
@@ -50,7 +60,7 @@ class GradientMethod(Strict):
         return self
 
 
-class TrackstarMethod(Strict):
+class TrackstarMethod(LearnedMethod):
     """TrackStar (Chang et al. 2024), by Bergson: projected, two-sided, its own choice of the mixing."""
 
     kind: Literal["trackstar"] = "trackstar"
@@ -60,7 +70,7 @@ class TrackstarMethod(Strict):
     )
 
 
-class EkfacMethod(Strict):
+class EkfacMethod(LearnedMethod):
     """Influence functions with an EK-FAC Hessian (Grosse et al. 2023), by Bergson; not projected."""
 
     kind: Literal["ekfac"] = "ekfac"
@@ -94,7 +104,7 @@ class DirectionMethod(Strict):
     seed: int = Field(default=0, ge=0, description="Of the projection.")
 
 
-class RdsMethod(Strict):
+class RdsMethod(LearnedMethod):
     """RDS+ (Ivison et al. 2025): cosine of the last block's states, later positions weighing more."""
 
     kind: Literal["rds"] = "rds"
@@ -109,7 +119,7 @@ class Bm25Method(Strict):
     b: float = Field(default=0.75, ge=0, le=1, description="How much a long row is discounted.")
 
 
-class LossMethod(Strict):
+class LossMethod(LearnedMethod):
     """A row's mean loss under the model, the hardest first."""
 
     kind: Literal["loss"] = "loss"

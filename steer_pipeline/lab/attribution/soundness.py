@@ -117,8 +117,8 @@ def _with_adapter(base: ModelSpec, adapter: Path) -> ModelSpec:
     return base.model_copy(update={"adapter": (*base.adapters, str(adapter))})
 
 
-def try_methods(trial: Trial, spec: SanitySpec) -> pl.DataFrame:
-    """`SOUND_SCHEMA`: every method of `spec` in every test.
+def try_methods(trial: Trial, methods: Sequence[str], spec: SanitySpec) -> pl.DataFrame:
+    """`SOUND_SCHEMA`: every method in every test.
 
     Raises:
         SanityError: too few rows to plant a fault in, or a row that has no score.
@@ -134,7 +134,7 @@ def try_methods(trial: Trial, spec: SanitySpec) -> pl.DataFrame:
     marked = [replace(one, prompt=f"{MARK} {one.prompt}", completion=answer) for one in trial.queries]
     taken = trial.encode(marked)
     found: list[dict[str, Any]] = []
-    for method in spec.methods:
+    for method in methods:
         own = trial.scorer(method, f"{method}_own")
         verdicts = [
             sanity.scores_follow_the_model(

@@ -23,6 +23,7 @@ from steer_pipeline.catalogue.attribution import (
     GamesSpec,
     InteractionsSpec,
     PackSpec,
+    tried,
 )
 from steer_pipeline.catalogue.attribution_scoring import AttributionScoringSpec
 from steer_pipeline.catalogue.specs import ModelSpec, Profile
@@ -179,8 +180,9 @@ def make_trial(
 ) -> Trial:
     """What the methods of `attribution.sanity` are tried on."""
     spec = profile.attribution
-    aimed = [name for name in spec.sanity.methods if spec.scoring.methods[name].kind == "direction"]
-    method = (aimed or spec.sanity.methods)[0]
+    methods = tried(spec)
+    aimed = [name for name in methods if spec.scoring.methods[name].kind == "direction"]
+    method = (aimed or methods)[0]
     return Trial(
         scoring_of(read, rows, model, home, spec, method),
         text_rows(rows.manifest.split(TRAIN)),

@@ -135,9 +135,11 @@ def make_samples(
         parts[NEGATIVE] = desk.measured(-settled.dose, NEGATIVE)
         doses[NEGATIVE] = desk.divergence(-settled.dose)
     if RANDOM in sources:
+        start = settled.dose
         for number in range(spec.n_random):
             name = random_source(number)
-            parts[name], doses[name] = desk.random(number, doses[PERSONA]["kl_mean"])
+            parts[name], doses[name] = desk.random(number, doses[PERSONA]["kl_mean"], start)
+            start = doses[name]["dose"]  # directions of one length need doses that are much alike
     rows = pl.concat(
         [part.select(pl.lit(source).alias("source"), pl.all()) for source, part in parts.items()],
         how="diagonal",
@@ -201,12 +203,17 @@ class Desk:
         rows = collect(sample, keep, self.task.pool, settled)
         return settled, with_losses(rows.drop("purpose").rename({"kept": "survives"}), self.original)
 
-    def random(self, number: int, nats: float) -> tuple[pl.DataFrame, dict[str, Any]]:
-        """Texts of a random direction at the dose whose mean divergence is `nats`, `measured`, and that dose."""
+    def random(self, number: int, nats: float, start: float) -> tuple[pl.DataFrame, dict[str, Any]]:
+        """Texts of a random direction at the dose whose mean divergence is `nats`, `measured`, and that dose.
+
+        Args:
+            start: where the search begins.
+        """
         spec = self.task.heal.calibration
         seed = digest64(f"{spec.seed}\x1f{self.teacher.name}\x1f{number}")
         other = replace(self, teacher=self.teacher.randomised(seed))
-        wanted = spec.model_copy(update={"target_nats": nats})
+        start = min(max(start, spec.min_dose), spec.max_dose)
+        wanted = spec.model_copy(update={"target_nats": nats, "start": start})
         dose = calibrate(self.model, other.teacher, other.first(), wanted, by=MEAN).dose
         return other.measured(dose, random_source(number)), other.divergence(dose) | {"seed": seed}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+from steer_pipeline.catalogue.attribution import tried
 from steer_pipeline.io.journals import open_journal
 from steer_pipeline.lineage import MODEL, made_of
 from steer_pipeline.partitions import (
@@ -148,6 +149,7 @@ def attribution_ranking(
         "attribution.seed",
         "attribution.direction",
         "attribution.sanity",
+        "attribution.predict",
     ),
     deps=[*WEIGHTS, "sft_manifest", "base_adapter", *_only("persona_vector", AIMED)],
     **BUNDLE,
@@ -163,15 +165,19 @@ def attribution_sanity(
     from steer_pipeline.lab.attribution.soundness import SOUND, try_methods
     from steer_pipeline.lab.attribution.stage import forget, make_trial, read_manifest_rows
     from steer_pipeline.lab.models.loading import load_tokenizer
+    from steer_pipeline.lab.rewrites import Refused
 
     read, now, work = reader(context, store), settings(), store.store().work("attribution_sanity")
     with user_errors(), folder("attribution_sanity") as made:
+        spec = now.profile.attribution.sanity
+        if spec is None:
+            raise Refused("the profile has no sanity tests; give attribution.sanity a section")
         model = language_model.spec()
         tokenizer = load_tokenizer(model, now.home)
         trial = make_trial(
             read, read_manifest_rows(read), model, now.home, now.profile, tokenizer, work, context.log.info
         )
-        found = try_methods(trial, now.profile.attribution.sanity)
+        found = try_methods(trial, tried(now.profile.attribution), spec)
         found.write_parquet(made / SOUND)
         yield dg.Output(made, metadata=metadata.of_sanity(found))
     forget(work)

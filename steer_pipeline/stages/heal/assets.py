@@ -76,7 +76,7 @@ SWEEP_ARMS = ["base", *(arm for arm in ("steered", "nll", *SWEPT) if arm in ARM.
 
 
 @dg.asset(
-    code_version=made_of("2", *PROMPTED, *SCORED, "heal.calibration", "heal.gate", "coherence"),
+    code_version=made_of("3", *PROMPTED, *SCORED, "heal.calibration", "heal.gate", "coherence"),
     deps=[*TASK, SCALE],
     **BUNDLE,
 )

@@ -380,7 +380,7 @@ def _training(job: Job, replay: Replay, run: Path) -> dict[str, Any]:
     start, recipe = job.folder("start_saved"), replay.recipe
     if not start.is_dir():
         part = start.with_name("start_saved.part")
-        replay.save_start(part)
+        replay.save(part)
         part.rename(start)
     return {
         "run_path": str(run),

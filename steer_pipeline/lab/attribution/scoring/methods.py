@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from steer_pipeline.catalogue.attribution_scoring import (
     DirectionMethod,
     EkfacMethod,
     GradientMethod,
+    LearnedMethod,
     LengthMethod,
     LossMethod,
     MagicMethod,
@@ -96,6 +97,17 @@ class Scoring:
             self.settings.batch_tokens,
         )
 
+    def at_replay(self, folder: Path) -> "Scoring":
+        """The same with the end of the replayed training as the tuned model; its adapter comes into `folder`.
+
+        Raises:
+            ScoringError: as `replay`, or that training diverges.
+        """
+        replay = self.replay()
+        replay.save(folder, replay.trained())
+        adapters = (*self.base.adapters, str(folder))
+        return replace(self, tuned=self.base.model_copy(update={"adapter": adapters}))
+
     def _longest(self) -> int:
         return load_model(self.base, self.home).max_positions
 
@@ -150,6 +162,8 @@ def score(name: str, scoring: Scoring, work: Path, progress: Progress | None = N
     _claim(folder, _made_of(method, scoring))
     if (done := _finished(name, folder)) is not None:
         return done
+    if _replayed(method):
+        scoring = scoring.at_replay(folder / "replay")
     model = load_model(scoring.tuned, scoring.home)
     failed = failures(scoring.pool, model.max_positions)
     _require_readable(scoring.queries, "query", model.max_positions)
@@ -261,6 +275,10 @@ _METHODS: dict[str, Callable[[Any, _Work], Found]] = {
 }
 
 
+def _replayed(method: ScoringMethod) -> bool:
+    return isinstance(method, LearnedMethod) and method.model == "replay"
+
+
 def needs_bergson(method: ScoringMethod) -> bool:
     return isinstance(method, TrackstarMethod | EkfacMethod) or getattr(method, "back_end", "") == "bergson"
 
@@ -280,7 +298,7 @@ def _made_of(method: ScoringMethod, scoring: Scoring) -> str:
         "loss": settings.loss,
         "model": str(model_identity(scoring.tuned, scoring.home)),
     }
-    if isinstance(method, MagicMethod):
+    if isinstance(method, MagicMethod) or _replayed(method):
         parts |= {
             "model": str(model_identity(scoring.base, scoring.home)),
             "replay": settings.replay.model_dump(mode="json"),

@@ -108,8 +108,13 @@ class Replay:
         left = {"constant": 1.0, "linear": 1 - gone, "cosine": 0.5 * (1 + math.cos(math.pi * gone))}
         return recipe.learning_rate * left[recipe.schedule]
 
-    def save_start(self, folder: Path) -> None:
-        """The LoRA as it is before the first step, as PEFT reads it."""
+    def save(self, folder: Path, state: State | None = None) -> None:
+        """The LoRA as PEFT reads it: as it is in `state`, or before the first step."""
+        theta = self.start if state is None else state.theta
+        parts = theta.split([shape.numel() for shape in self._shapes])
+        with torch.no_grad():
+            for name, part, shape in zip(self._names, parts, self._shapes, strict=True):
+                self.model.get_parameter(name).copy_(part.view(shape))
         self.model.save_pretrained(folder, selected_adapters=["default"])
 
     # ------------------------------------------------------------------------------------------ forwards

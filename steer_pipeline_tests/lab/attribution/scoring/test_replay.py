@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from steer_pipeline.catalogue.attribution_scoring import MagicMethod, QualitySpec
+from steer_pipeline.catalogue.attribution_scoring import GradientMethod, MagicMethod, QualitySpec
+from steer_pipeline.lab.attribution.scoring.gradients import row_nll
 from steer_pipeline.lab.attribution.scoring.methods import score
 from steer_pipeline.lab.attribution.scoring.quality import (
     HALVES,
@@ -120,6 +121,26 @@ def test_a_training_that_diverges_says_so(replay, monkeypatch):
     monkeypatch.setattr(replay, "start", replay.start * float("nan"))
     with pytest.raises(ScoringError, match="diverged; lower replay.learning_rate"):
         replay.trained()
+
+
+def test_a_method_may_read_the_end_of_the_training_that_judges_it(scoring, replay, queries, tmp_path):
+    """Products of gradients there, row by row, computed by another way than the method's own."""
+    plain = GradientMethod(projection=0, unit_norm=False, preconditioning="none", model="replay")
+    made = scoring({"it": plain, "adapter": plain.model_copy(update={"model": "adapter"})}, loss="sum")
+    found = score("it", made, tmp_path).scores
+    state = replay.trained()
+
+    def gradient(example):
+        theta = state.theta.detach().requires_grad_()
+        nll, _ = row_nll(replay._at(theta), replay._collated([example]))
+        return torch.autograd.grad(nll.sum(), theta)[0]
+
+    asked = sum(gradient(one) for one in queries) / len(queries)
+    expected = [float(gradient(one) @ asked) for one in replay.train_rows]
+    own = [found[name] for name in ids(replay)]
+    assert own == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    other = score("adapter", made, tmp_path).scores
+    assert [other[name] for name in ids(replay)] != pytest.approx(own, rel=0.1)
 
 
 # ---------------------------------------------------------------------------------------------- quality
