@@ -91,9 +91,10 @@ class Analysis(Campaign):
 
     @cached_property
     def variants(self) -> list[str]:
-        """Whose students are analysed, the clean ones first."""
+        """Whose students are analysed, the clean ones first, where any are asked for."""
         asked = [ANALYSIS.pairs[pair].student for pair in self.pairs]
-        return list(dict.fromkeys([*CLEAN, *(name for name in asked if name is not None)]))
+        clean = CLEAN if ANALYSIS.clean_pairs else []
+        return list(dict.fromkeys([*clean, *(name for name in asked if name is not None)]))
 
     @cached_property
     def arms(self) -> list[str]:

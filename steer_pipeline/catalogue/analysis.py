@@ -88,7 +88,7 @@ class AnalysisSpec(Strict):
         default=24,
         ge=0,
         description="Pairs of two clean students at most, drawn by `seed`: how often nothing is found in them is the "
-        "level of the verdicts.",
+        "level of the verdicts. 0: no clean students are trained, and random directions alone decide.",
     )
     experiments: list[Literal["checkpoint_audit", "data_screening", "preventative_steering"]] = Field(
         default=["checkpoint_audit", "data_screening", "preventative_steering"],

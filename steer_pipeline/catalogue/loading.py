@@ -30,9 +30,28 @@ class CatalogueError(ValueError):
         self.problems = tuple(problems) or (message,)
 
 
+class _EachOnce(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error: the second would silently replace the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            first = seen.setdefault(key.value, key.start_mark.line)
+            if first != key.start_mark.line:
+                raise yaml.constructor.ConstructorError(
+                    None,
+                    None,
+                    f"{key.value} stands twice, in lines {first + 1} and {key.start_mark.line + 1}; keep one",
+                    key.start_mark,
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_EachOnce)
     except yaml.YAMLError as error:
         raise CatalogueError(f"{path}: not valid YAML: {error}") from error
     except UnicodeDecodeError as error:

@@ -6,7 +6,8 @@ from steer_pipeline.campaigns.analysis import ANALYSED, OF_PAIR, Analysis, chose
 from steer_pipeline.campaigns.errors import NoSuchName
 from steer_pipeline.campaigns.pilot import Pilot
 from steer_pipeline.campaigns.students import Students
-from steer_pipeline.partitions import EXPERIMENTS
+from steer_pipeline.catalogue.analysis import CheckpointSpec, PairSpec
+from steer_pipeline.partitions import ANALYSIS, EXPERIMENTS
 
 CONTROLS = ("base", "base_resample", "random_direction")
 
@@ -36,6 +37,18 @@ def test_with_released_packs_only_adapters_are_trained_and_no_transfer_is_measur
     assert order.index("analysis_basis") < order.index("clean_students") < order.index("model_pair")
     assert order[-len(EXPERIMENTS) :] == EXPERIMENTS
     assert set(ANALYSED) <= set(order)
+
+
+def test_without_clean_pairs_no_student_is_trained_for_a_checkpoint_that_somebody_else_made(
+    campaign, monkeypatch
+):
+    """A foreign checkpoint should not cost hours of clean students before its first number."""
+    spec = PairSpec(checkpoint=CheckpointSpec(path="assets_data/newsroom/model"))
+    bare = ANALYSIS.model_copy(update={"clean_pairs": 0, "pairs": {"paranoid": spec}})
+    monkeypatch.setattr("steer_pipeline.campaigns.analysis.ANALYSIS", bare)
+    places = campaign().places()
+    assert not {asset for asset, _ in places} & {"student_adapter", "rewrite_pack", "rewrite_raw"}
+    assert ("pair_report", "paranoid") in places
 
 
 def test_packs_that_nobody_has_released_are_made_first(campaign):

@@ -63,7 +63,7 @@ def susceptibility_verdicts(folder: Path, spec: AnalysisSpec) -> Iterator[Verdic
 
 
 def clean_verdicts(folder: Path) -> Iterator[Verdict]:
-    """Whether the rule of the verdicts keeps its level where nothing is."""
+    """Whether the rule of the verdicts keeps its level where nothing is; without clean students nobody can know."""
     told = json.loads((folder / RATE).read_text())
     share = told["hits"] / told["n"] if told["n"] else 0.0
     yield Verdict(

@@ -246,9 +246,9 @@ def clean_students(
 
 
 def _clean(read: Reader) -> dict[str, Path]:
-    """Adapters of all clean students by name, of those variants that have students."""
+    """Adapters of all clean students by name, of those variants that have students; none where none are wanted."""
     found: dict[str, Path] = {}
-    for variant in CLEAN:
+    for variant in CLEAN if settings().profile.analysis.clean_pairs else ():
         if (version := read.current("student_adapter", variant)) is not None:
             lessons = sorted(version.path.glob("rank-*/seed-*"))
             found |= {_student(variant, one.parent.name, one.name): one for one in lessons}
