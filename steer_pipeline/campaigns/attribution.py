@@ -136,8 +136,9 @@ class Attribution(Campaign):
         if (version := self.store.current(SANITY, None)) is not None:
             found["sanity"] = headline(pl.read_parquet(version.path / SOUND))
         if (version := self.store.current(PREDICTOR[-1], None)) is not None:
-            own = read_predictor(version.path).quality.row(0, named=True)
+            own, *rivals = read_predictor(version.path).quality.iter_rows(named=True)
             found["predictor"] = {name: own[name] for name in ("spearman", "low", "high", "overlap")}
+            found["predictor"] |= {"rivals": {row["predictor"]: row["spearman"] for row in rivals}}
         return found
 
 
