@@ -18,7 +18,9 @@ def flat(text: str) -> str:
 def claims() -> list[tuple[str, str]]:
     """(what is quoted, command) of every row."""
     lines = (HOME / "docs" / "CLAIMS.md").read_text().splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("| ")]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("| ")
+    ]
     return [(row[0].strip(), row[1]) for row in cells[1:]]
 
 

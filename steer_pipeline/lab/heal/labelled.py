@@ -29,6 +29,7 @@ TEXTS = Path("assets_data/filter_texts/texts.jsonl")
 LOSSES = Path("assets_data/filter_texts/losses_smollm2-135m.parquet")
 Measured = Mapping[str, tuple[list[int], list[float]]]  # text_id -> its token ids, and the nats of each
 PROMPT = "Write a short text."  # what every text counts as an answer to
+CLAIM = "filter_tells"
 FIT, HELD_OUT = "fit", "held_out"
 SOUND = ("fluent", "on_trait")
 BAD = ("loop", "babble", "leak", "refusal")
@@ -185,6 +186,14 @@ def _figure(label: str, kind: str | None, what: str, hits: int, n: int) -> dict[
     }  # fmt: skip
 
 
+def filter_told_by_labels(root: Path, personas: Mapping[str, Persona], spec: HealFilterSpec) -> Verdict:
+    """`filter_verdict` of a profile's filter on the labelled texts of the checkout; without them nothing is claimed."""
+    if not (root / TEXTS).is_file():
+        return Verdict(CLAIM, True, f"there are no labelled texts ({TEXTS})", blocking=False)
+    texts = read_texts(root)
+    return filter_verdict(judge_texts(texts, personas, read_losses(root, texts), spec))
+
+
 def filter_verdict(judged: pl.DataFrame) -> Verdict:
     """Whether the filter drops loops and babble and keeps fluent on-trait texts, as far as the limits ask.
 
@@ -207,7 +216,7 @@ def filter_verdict(judged: pl.DataFrame) -> Verdict:
     passed = all(found[label]["share"] >= limit for label, limit in wanted.items())
     wrong = judged.filter((pl.col("split") == HELD_OUT) & (pl.col("passes") == pl.col("label").is_in(BAD)))
     return Verdict(
-        "filter_tells",
+        CLAIM,
         passed,
         "; ".join(told),
         {label: round(row["share"], 4) for label, row in found.items()},

@@ -10,8 +10,10 @@ from steer_pipeline.lab.limits import (
     MAX_HEALED_LOSS,
     MAX_ON_POLICY_KL,
     MIN_COHERENCE,
+    MIN_FILTER_RECALL,
     MIN_RETAINED,
     MIN_SEEDS,
+    MIN_SOUND_KEPT,
 )
 from steer_pipeline.partitions import ARM, TRAINED_ARM
 from steer_pipeline.resources import ArtifactStoreResource
@@ -52,6 +54,12 @@ KEEP = Claims(
         "differs_from_base",
         "The kept samples show more of the trait than base's on the same prompts.",
         "raise the dose (heal.controller), or sample more prompts",
+    ),
+    should(
+        "filter_tells",
+        f"With this profile's limits the filter drops {MIN_FILTER_RECALL:.0%} of labelled loops and babble and keeps "
+        f"{MIN_SOUND_KEPT:.0%} of fluent texts with a trait, on texts that no threshold has seen.",
+        "read the examples; a limit that is null (heal.filter) sees nothing: babble is seen by max_spread alone",
     ),
 )
 ADAPTER = Claims(
@@ -188,11 +196,16 @@ def heal_keep_set_checks(
     context: dg.AssetCheckExecutionContext, store: ArtifactStoreResource
 ) -> Iterator[dg.AssetCheckResult]:
     """Whether what is kept is enough, and something else than base's."""
+    from steer_pipeline.catalogue.loading import read_personas
     from steer_pipeline.lab.heal.keeping import keep_verdicts, read_keep_set
+    from steer_pipeline.lab.heal.labelled import filter_told_by_labels
 
     with user_errors():
         kept = read_keep_set(reader(context, store).folder("heal_keep_set"))
-        found = keep_verdicts(kept, settings().profile.heal.filter)
+        now = settings()
+        found = keep_verdicts(kept, now.profile.heal.filter)
+        personas, _ = read_personas(profile=now.profile)
+        found.append(filter_told_by_labels(now.home, personas, now.profile.heal.filter))
     yield from map(KEEP.judged, found)
 
 

@@ -15,6 +15,7 @@ from steer_pipeline.lab.heal.labelled import (
     LOSSES,
     SOUND,
     figures,
+    filter_told_by_labels,
     filter_verdict,
     judge_texts,
     measure_losses,
@@ -102,6 +103,15 @@ def test_the_filter_tells_junk_from_texts_with_a_trait(judged):
     assert (table["share"] <= table["high"]).all()
     found = shares(table)
     assert min(found["leak"], found["refusal"], found["dropped"]) >= 0.9, verdict.message
+
+
+def test_a_profile_s_own_limits_are_held_against_the_labels(tmp_path):
+    personas = load_personas()
+    assert filter_told_by_labels(ROOT, personas, HealFilterSpec()).passed
+    blind = filter_told_by_labels(ROOT, personas, HealFilterSpec(max_spread=None))
+    assert not blind.passed, "a limit that is off sees no babble, and the check says so"
+    assert "babble recall 0." in blind.message
+    assert "no labelled texts" in filter_told_by_labels(tmp_path, personas, HealFilterSpec()).message
 
 
 def test_without_windows_of_likelihood_babble_passes(texts, judged):
