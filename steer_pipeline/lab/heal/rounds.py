@@ -23,7 +23,7 @@ from steer_pipeline.lab.heal.arms import configure
 from steer_pipeline.lab.heal.dosing import BASE, PERSONA, Desk, Sampled, ceiling
 from steer_pipeline.lab.heal.evaluating import ROWS as TEXTS
 from steer_pipeline.lab.heal.evaluating import Arm, Exam
-from steer_pipeline.lab.heal.filtering import enough_kept
+from steer_pipeline.lab.heal.filtering import require_usable
 from steer_pipeline.lab.heal.healing import Below, Teaching, heal_arm, sources_of
 from steer_pipeline.lab.heal.keeping import make_keep_set
 from steer_pipeline.lab.heal.stage import Stage, best_arm, divergence_of, readings_of
@@ -186,8 +186,10 @@ class Loop:
         kept = make_keep_set(sampled, self.task, special, folder / KEEP_SET)
         filtered = kept.filtered[PERSONA]
         state = replace(state, dose=settled.dose, kept=filtered.kept.height, sampled=filtered.rows.height)
-        if not (enough := enough_kept(filtered, spec.filter)).passed:
-            return replace(state, stopped=enough.message)
+        try:
+            require_usable(filtered, kept.base, spec.filter)
+        except Refused as error:
+            return replace(state, stopped=str(error))
         good = 0 if state.last_good is None else state.last_good + 1
         below = Below(self.spec_of(history), self.home, teacher.plan(settled.dose), history, good)
         teaching = Teaching(kept, below, spec.selection_rows, spec.filter.min_kept, spec.filter.seed)

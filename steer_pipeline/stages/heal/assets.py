@@ -76,7 +76,7 @@ SWEEP_ARMS = ["base", *(arm for arm in ("steered", "nll", *SWEPT) if arm in ARM.
 
 
 @dg.asset(
-    code_version=made_of("3", *PROMPTED, *SCORED, "heal.calibration", "heal.gate", "coherence"),
+    code_version=made_of("2", *PROMPTED, *SCORED, "heal.calibration", "heal.gate", "coherence"),
     deps=[*TASK, SCALE],
     **BUNDLE,
 )
@@ -99,7 +99,7 @@ def heal_dose(
 @dg.asset(
     # Which sources arms need stands in it by name, so that another arm of the same ones samples nothing anew.
     code_version=made_of(
-        "2", *PROMPTED, "heal.calibration", "heal.controller", "heal.filter", "heal.n_random"
+        "3", *PROMPTED, "heal.calibration", "heal.controller", "heal.filter", "heal.n_random"
     )
     + f" heal.sources={'+'.join(SOURCES)}",
     deps=[*TASK, "heal_dose"],
@@ -294,7 +294,7 @@ def _round(number: int) -> dg.AssetsDefinition:
     the last good one. `student/`: the adapter, on top of those of all rounds before; `vector/`, `keep_set/`,
     `rows.parquet` as in the assets of round 0. After a round that stopped there is nothing but the reason.""",
         code_version=made_of(
-            "2",
+            "3",
             *PROMPTED,
             *SCORED,
             *LEARNED,
