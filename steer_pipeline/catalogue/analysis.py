@@ -1,10 +1,10 @@
 """The profile's `analysis`: what tuning changed in weights. Every field is documented here and nowhere else."""
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from steer_pipeline.catalogue.basis import Name, Strict
+from steer_pipeline.catalogue.basis import Name, Strict, each_once
 
 
 class CheckpointSpec(Strict):
@@ -103,9 +103,4 @@ class AnalysisSpec(Strict):
             raise ValueError(f"{value}: different numbers of positions, none below 0")
         return value
 
-    @field_validator("personas", "experiments")
-    @classmethod
-    def _each_once(cls, value: list[Any] | None) -> list[Any] | None:
-        if value is not None and len(set(value)) < len(value):
-            raise ValueError(f"{value}: each may stand there once")
-        return value
+    _different = field_validator("personas", "experiments")(each_once)

@@ -1,11 +1,11 @@
 """The profile's `attribution`: which training rows help. Every field is documented here and nowhere else."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from steer_pipeline.catalogue.attribution_scoring import AttributionScoringSpec
-from steer_pipeline.catalogue.basis import Name, Strict
+from steer_pipeline.catalogue.basis import Name, Strict, each_once
 
 PREDICTED = "predicted"  # ranking that features tell
 UNTRAINED = ("base", "base_adapter")  # players that are no arms
@@ -251,12 +251,7 @@ class AttributionSpec(Strict):
     )
     seed: int = Field(default=96, description="Of the base adapter and of all resampling.")
 
-    @field_validator("seeds", "references")
-    @classmethod
-    def _different(cls, value: list[Any]) -> list[Any]:
-        if len(set(value)) < len(value):
-            raise ValueError(f"{value}: each may stand there once")
-        return value
+    _different = field_validator("seeds", "references")(each_once)
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:

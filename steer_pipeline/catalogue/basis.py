@@ -1,6 +1,6 @@
 """What all parts of the catalogue's schema stand on: strict models, names, and how text is decoded."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,13 @@ class Strict(BaseModel):
     """Frozen, and an unknown field is an error: a typo in YAML must not pass silently."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def each_once(value: Any) -> Any:
+    """For `field_validator`: a list in which nothing stands twice; None passes."""
+    if value is not None and len(set(value)) < len(value):
+        raise ValueError(f"{value}: each may stand there once")
+    return value
 
 
 class SamplingSpec(Strict):

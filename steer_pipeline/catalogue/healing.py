@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from steer_pipeline.catalogue.basis import Name, SamplingSpec, Strict
+from steer_pipeline.catalogue.basis import Name, SamplingSpec, Strict, each_once
 
 
 class HealFilterSpec(Strict):
@@ -447,12 +447,7 @@ class HealSpec(Strict):
             )
         return value
 
-    @field_validator("seeds")
-    @classmethod
-    def _different(cls, value: list[int]) -> list[int]:
-        if len(set(value)) < len(value):
-            raise ValueError(f"{value}: each may stand there once")
-        return value
+    _different = field_validator("seeds")(each_once)
 
 
 def swept_places(spec: HealSpec) -> dict[str, tuple[str, float]]:

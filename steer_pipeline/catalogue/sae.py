@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from steer_pipeline.catalogue.basis import Strict
+from steer_pipeline.catalogue.basis import Strict, each_once
 
 Pooling = Literal["mean", "max", "presence"]
 
@@ -87,12 +87,7 @@ class RankPredictorSpec(Strict):
     )
     seed: int = Field(default=101, description="Of folds, projection, shuffles and resampling.")
 
-    @field_validator("group_by", "metadata", "alphas")
-    @classmethod
-    def _different(cls, value: list[str]) -> list[str]:
-        if len(set(value)) < len(value):
-            raise ValueError(f"{value}: each may stand there once")
-        return value
+    _different = field_validator("group_by", "metadata", "alphas")(each_once)
 
 
 class SaeSpec(Strict):

@@ -23,7 +23,7 @@ from pydantic import (
 from steer_pipeline.catalogue.analysis import AnalysisSpec
 from steer_pipeline.catalogue.attribution import AttributionSpec
 from steer_pipeline.catalogue.auditing import AuditingSpec
-from steer_pipeline.catalogue.basis import Name, SamplingSpec, Strict
+from steer_pipeline.catalogue.basis import Name, SamplingSpec, Strict, each_once
 from steer_pipeline.catalogue.healing import HealSpec
 from steer_pipeline.catalogue.sae import SaeSpec
 from steer_pipeline.catalogue.scale import SCALES, ScoreScale
@@ -328,17 +328,11 @@ def _several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-def _each_once(value: tuple[Choice, ...]) -> tuple[Choice, ...]:
-    if len(set(value)) < len(value):
-        raise ValueError(f"name each once; got {', '.join(value)}")
-    return value
-
-
 Sources = Annotated[
-    tuple[Source, ...], Field(min_length=1), BeforeValidator(_several), AfterValidator(_each_once)
+    tuple[Source, ...], Field(min_length=1), BeforeValidator(_several), AfterValidator(each_once)
 ]
 Readouts = Annotated[
-    tuple[Readout, ...], Field(min_length=1), BeforeValidator(_several), AfterValidator(_each_once)
+    tuple[Readout, ...], Field(min_length=1), BeforeValidator(_several), AfterValidator(each_once)
 ]
 
 
@@ -718,12 +712,7 @@ class StudentSpec(Strict):
         description="Keys, beside a student's own seed, which rows are learned; which are held out; all resampling.",
     )
 
-    @field_validator("ranks", "seeds", "arm_variants", "arms")
-    @classmethod
-    def _different(cls, value: list[Any]) -> list[Any]:
-        if len(set(value)) < len(value):
-            raise ValueError(f"{value}: each may stand there once")
-        return value
+    _different = field_validator("ranks", "seeds", "arm_variants", "arms")(each_once)
 
 
 class TransportSpec(Strict):
@@ -766,12 +755,7 @@ class TransportSpec(Strict):
     )
     seed: int = Field(default=70, description="Keys texts, rows, rotations and all resampling.")
 
-    @field_validator("personas", "ways", "texts")
-    @classmethod
-    def _each_once(cls, value: list[str]) -> list[str]:
-        if len(set(value)) < len(value):
-            raise ValueError(f"{value}: each may stand there once")
-        return value
+    _different = field_validator("personas", "ways", "texts")(each_once)
 
 
 class JudgeSpec(Strict):
