@@ -346,6 +346,7 @@ def _lab(read: Reader, language_model: LanguageModelResource) -> "Lab":
 @dg.asset(
     code_version=made_of(
         "1",
+        "analysis.clean_pairs",
         *TEXTS,
         "auditing.activation",
         "auditing.screening",

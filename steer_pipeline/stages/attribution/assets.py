@@ -149,6 +149,7 @@ def attribution_ranking(
         "attribution.seed",
         "attribution.direction",
         "attribution.sanity",
+        "model.chat_template",
         "attribution.predict",
     ),
     deps=[*WEIGHTS, "sft_manifest", "base_adapter", *_only("persona_vector", AIMED)],
