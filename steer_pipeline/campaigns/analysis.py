@@ -7,7 +7,7 @@ the others go on.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import dagster as dg
@@ -83,11 +83,14 @@ class Analysis(Campaign):
             *((asset, None) for asset in EXPERIMENTS),
         ]
 
+    def forced(self, asset: str) -> bool:
+        """It analyses again and makes no vector and no student anew."""
+        return asset in ANALYSED
+
     def why(self, asset: str, partition: str | None) -> list[str]:
-        """Force analyses again and makes no vector and no student anew."""
         if self.students.pilot is not None and (asset, partition) in self.students.pilot.places():
             return self.students.pilot.why(asset, partition)
-        return (super() if asset in ANALYSED else Campaign(self.driver)).why(asset, partition)
+        return super().why(asset, partition)
 
     @cached_property
     def variants(self) -> list[str]:
@@ -164,7 +167,5 @@ def make_analysis(
     Args: as `make_pilot`, `only` being pairs; `force` analyses again and leaves vectors and students alone.
     """
     pairs = chosen(only)
-    instance = how.pop("instance", None)
-    return carried_out(
-        defs, lambda driver: Analysis(driver, pairs, force=force, **how), dry_run=dry_run, instance=instance
-    )
+    begin = partial(Analysis, pairs=pairs, force=force)
+    return carried_out(defs, begin, dry_run=dry_run, **how)

@@ -7,7 +7,7 @@ without arms gets rankings, their sanity tests and what features tell of them, a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import dagster as dg
@@ -92,12 +92,9 @@ class Attribution(Campaign):
             *((table, None) for table in (LOSSES, QUALITY, TABLE)),
         ]
 
-    def why(self, asset: str, partition: str | None) -> list[str]:
-        """Force trains arms and plays again, and leaves rows, rankings and trainings without rows alone."""
-        forced = (ADAPTER, EVAL, TABLE)
-        return (
-            super().why(asset, partition) if asset in forced else Campaign(self.driver).why(asset, partition)
-        )
+    def forced(self, asset: str) -> bool:
+        """It trains arms and plays again, and leaves rows, rankings and trainings without rows alone."""
+        return asset in (ADAPTER, EVAL, TABLE)
 
     @cached_property
     def methods(self) -> list[str]:
@@ -170,7 +167,5 @@ def make_attribution(
     Args: as `make_pilot`, `only` being arms; `force` trains arms again and leaves rows and rankings alone.
     """
     arms = chosen(only)
-    instance = how.pop("instance", None)
-    return carried_out(
-        defs, lambda driver: Attribution(driver, arms, force=force, **how), dry_run=dry_run, instance=instance
-    )
+    begin = partial(Attribution, arms=arms, force=force)
+    return carried_out(defs, begin, dry_run=dry_run, **how)

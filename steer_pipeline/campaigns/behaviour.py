@@ -6,6 +6,7 @@ them speak and scores it. What is fresh is left alone. A persona that fails is n
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -82,10 +83,5 @@ def make_behaviour(
     Args: as `make_pilot`, `only` being personas.
     """
     personas = chosen(only)
-    instance = how.pop("instance", None)
-    return carried_out(
-        defs,
-        lambda driver: Behaviour(driver, personas, force=force, **how),
-        dry_run=dry_run,
-        instance=instance,
-    )
+    begin = partial(Behaviour, personas=personas, force=force)
+    return carried_out(defs, begin, dry_run=dry_run, **how)

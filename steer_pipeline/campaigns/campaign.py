@@ -6,6 +6,7 @@ its checks, is left alone.
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class Result:
 
 
 @dataclass
-class Campaign:
+class Campaign(ABC):
     """One pass over a part of the graph.
 
     `problems` gathers what must make the command fail without stopping it.
@@ -46,13 +47,17 @@ class Campaign:
     say: Callable[[str], None] = field(default=say, kw_only=True)
     progress: Progress = field(default_factory=lambda: Progress({}), kw_only=True)
 
+    @abstractmethod
     def run(self) -> dict[str, Any]:
         """Makes what is missing or out of date; the numbers that the last line shows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def places(self) -> list[Place]:
         """All that this pass looks at, upstream first."""
-        raise NotImplementedError
+
+    def forced(self, asset: str) -> bool:
+        """Whether `force` makes it again, fresh or not."""
+        return True
 
     def gates(self, selected: Sequence[str]) -> list[tuple[str, str]]:
         """Checks (asset, name) of assets that are not made now, to run before these."""
@@ -124,7 +129,7 @@ class Campaign:
 
     def why(self, asset: str, partition: str | None) -> list[str]:
         """Not in this store; changed in code or inputs (Dagster's answer); or stopped by its checks last time."""
-        if self.force:
+        if self.force and self.forced(asset):
             return ["--force"]
         stale = self.driver.stale(asset, [partition])
         if stale:
@@ -182,16 +187,21 @@ class Campaign:
 
 def carried_out(
     defs: dg.Definitions,
-    begin: Callable[[Driver], Campaign],
+    begin: Callable[..., Campaign],
     *,
     dry_run: bool,
     instance: dg.DagsterInstance | None = None,
+    **how: Any,
 ) -> Result:
-    """Runs the campaign that `begin` makes, or plans it; what stopped it is one more problem beside those gathered."""
+    """Runs the campaign that `begin` makes, or plans it; what stopped it is one more problem beside those gathered.
+
+    Args:
+        begin: makes it of a driver and `how`.
+    """
     problems: list[str] = []
     try:
         with open_driver(defs, settings().home, instance) as driver:
-            campaign = begin(driver)
+            campaign = begin(driver, **how)
             problems = campaign.problems
             if dry_run:
                 return Result(plan=campaign.plan(), problems=problems)

@@ -7,6 +7,7 @@ made first where they are missing. The sweep trains on the kept texts that there
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -73,10 +74,9 @@ class Heal(Campaign):
             *((table, None) for table in self.tables),
         ]
 
-    def why(self, asset: str, partition: str | None) -> list[str]:
-        """Force heals again and makes neither vector nor samples anew."""
-        forced = (ADAPTER, EVALUATION, *self.tables)
-        return (super() if asset in forced else Campaign(self.driver)).why(asset, partition)
+    def forced(self, asset: str) -> bool:
+        """It heals again and makes neither vector nor samples anew."""
+        return asset in (ADAPTER, EVALUATION, *self.tables)
 
     def numbers(self) -> dict[str, Any]:
         """Stage table, rounds and sweep, as far as this pass makes and the store has them."""
@@ -129,27 +129,23 @@ def make_heal(
 
     Args: as `make_pilot`, `only` being arms; `force` heals again and leaves vectors and samples alone.
     """
-    return _made(defs, chosen(only), TABLES, force, dry_run, how)
+    return _made(defs, chosen(only), TABLES, force=force, dry_run=dry_run, **how)
 
 
 def make_sweep(defs: dg.Definitions, *, force: bool = False, dry_run: bool = False, **how: Any) -> Result:
     """Brings the barrier sweep up to date: numbers by strength, and whether they are monotone. Args: as `make_heal`."""
     arms = [arm for arm in chosen(()) if arm in NEEDED]
-    return _made(defs, [*arms, *SWEPT], (SWEEP,), force, dry_run, how)
+    return _made(defs, [*arms, *SWEPT], (SWEEP,), force=force, dry_run=dry_run, **how)
 
 
 def _made(
     defs: dg.Definitions,
     arms: Sequence[str],
     tables: Sequence[str],
+    *,
     force: bool,
     dry_run: bool,
-    how: dict[str, Any],
+    **how: Any,
 ) -> Result:
-    instance = how.pop("instance", None)
-    return carried_out(
-        defs,
-        lambda driver: Heal(driver, arms, tables, force=force, **how),
-        dry_run=dry_run,
-        instance=instance,
-    )
+    begin = partial(Heal, arms=arms, tables=tables, force=force)
+    return carried_out(defs, begin, dry_run=dry_run, **how)

@@ -5,7 +5,7 @@ What is fresh is left alone. A persona or a variant that fails is named, and the
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import dagster as dg
@@ -185,10 +185,5 @@ def make_pilot(
     asked = [name for name in broken if not only or name in (*only, *REFERENCES)]
     problems = [str(broken[name]) for name in asked]
     variants = chosen(catalogue.variants, only, broken)
-    instance = how.pop("instance", None)
-    return carried_out(
-        defs,
-        lambda driver: Pilot(driver, variants, size, force=force, problems=problems, **how),
-        dry_run=dry_run,
-        instance=instance,
-    )
+    begin = partial(Pilot, variants=variants, size=size, force=force, problems=problems)
+    return carried_out(defs, begin, dry_run=dry_run, **how)

@@ -7,7 +7,7 @@ stop, a person may release all the same (`steer release promote VARIANT --despit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import dagster as dg
@@ -101,10 +101,5 @@ def make_students(
     catalogue = settings()
     controls = ("base", *catalogue.profile.students.controls)
     variants = chosen(catalogue.variants, only, catalogue.broken_variants, controls)
-    instance = how.pop("instance", None)
-    return carried_out(
-        defs,
-        lambda driver: Students(driver, variants, force=force, **how),
-        dry_run=dry_run,
-        instance=instance,
-    )
+    begin = partial(Students, variants=variants, force=force)
+    return carried_out(defs, begin, dry_run=dry_run, **how)

@@ -6,6 +6,7 @@ and the others go on.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -49,9 +50,9 @@ class Transport(Campaign):
             *((CARRY, persona) for persona in self.personas),
         ]
 
-    def why(self, asset: str, partition: str | None) -> list[str]:
-        """Force carries again and makes no vector anew."""
-        return (super() if asset == CARRY else Campaign(self.driver)).why(asset, partition)
+    def forced(self, asset: str) -> bool:
+        """It carries again and makes no vector anew."""
+        return asset == CARRY
 
     def numbers(self) -> dict[str, Any]:
         """What the last line shows of the personas that were asked for."""
@@ -87,10 +88,5 @@ def make_transport(
     Args: as `make_pilot`, `only` being personas; `force` carries again and leaves vectors alone.
     """
     personas = chosen(only)
-    instance = how.pop("instance", None)
-    return carried_out(
-        defs,
-        lambda driver: Transport(driver, personas, force=force, **how),
-        dry_run=dry_run,
-        instance=instance,
-    )
+    begin = partial(Transport, personas=personas, force=force)
+    return carried_out(defs, begin, dry_run=dry_run, **how)

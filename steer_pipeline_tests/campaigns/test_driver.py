@@ -206,6 +206,9 @@ def test_what_a_campaign_has_gathered_is_told_when_something_stops_it():
             self.problems.append("coach failed before")
             raise Stopped("there are no news")
 
+        def places(self):
+            return []
+
     told = carried_out(DEFS, Stops, dry_run=False, instance=dg.DagsterInstance.ephemeral())
     assert told.problems == ["coach failed before", "there are no news"]
     assert told.numbers == {}
