@@ -21,8 +21,14 @@ from steer_pipeline.lab.heal.dosing import PERSONA
 from steer_pipeline.lab.heal.evaluating import SHOWN, Evaluation, intent_of
 from steer_pipeline.lab.heal.healing import sources_of
 from steer_pipeline.lab.heal.pairs import OFF_TARGET
-from steer_pipeline.lab.heal.table import StageTable, read_stage_table, stage_table, write_stage_table
-from steer_pipeline.lab.heal.verdicts import BASE, GOOD, claims
+from steer_pipeline.lab.heal.table import (
+    StageTable,
+    read_stage_table,
+    stage_table,
+    stages_of,
+    write_stage_table,
+)
+from steer_pipeline.lab.heal.verdicts import BASE, GOOD, claims, learns_directions, stage_of
 from steer_pipeline.lab.limits import MAX_ON_POLICY_KL, MIN_COHERENCE
 from steer_pipeline.lab.rewrites import Refused
 from steer_pipeline.lab.verdict import Verdict
@@ -120,8 +126,10 @@ def make_stage(
     if spec.foundations is not None and len(asked) == len(evaluations):
         read = readings(pl.concat(asked))
         frames[FORCED_CHOICE] = metric_rows(read, intent_of(spec.foundations))
-    tables = stage_table(frames, seed=spec.evaluation.seed)
     configs = {arm: one.config for arm, one in evaluations.items() if one.config is not None}
+    stages = stages_of(list(evaluations)) | {arm: stage_of(config) for arm, config in configs.items()}
+    directions = [arm for arm, config in configs.items() if learns_directions(config)]
+    tables = stage_table(frames, stages, directions=directions, seed=spec.evaluation.seed)
     return Stage(tables, texts, divergence_of(texts), configs, evaluations[BASE].choices, left_out, unjudged)
 
 

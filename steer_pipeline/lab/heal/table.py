@@ -148,6 +148,7 @@ def stage_table(
     frames: Mapping[str, pl.DataFrame],
     stages: Mapping[str, str] | None = None,
     *,
+    directions: Collection[str] = OF_DIRECTIONS,
     base: str = "base",
     reference: str = "steered",
     seed: int,
@@ -160,6 +161,7 @@ def stage_table(
             more of the trait), `off_target…`, and the signals of `lab.heal.signals`. Those without `target` only
             count for coherence.
         stages: arm -> stage; default: `stages_of`.
+        directions: arms whose seeds are random directions, so that their spread is part of a control's margin.
         reference: the steered arm whose movement healed arms are to retain, at the dose that made their data.
 
     Raises:
@@ -181,7 +183,7 @@ def stage_table(
             table += rows
             seeds += _seed_rows(reading, readings.values(), rows, reference)
     signals = [row for reading in readings.values() for row in _signal_rows(reading)]
-    controls = _control_shifts(readings.values(), stages, reference, seed, n_boot)
+    controls = _control_shifts(readings.values(), stages, directions, reference, seed, n_boot)
     table = [with_control_verdict(row, controls) for row in table]
     frames_of = ((table, STAGE_SCHEMA), (seeds, SEED_SCHEMA), (signals, SIGNAL_SCHEMA))
     made, by_seed, of_signals = (
@@ -192,7 +194,12 @@ def stage_table(
 
 
 def _control_shifts(
-    readings: Collection[Reading], stages: Mapping[str, str], reference: str, seed: int, n_boot: int
+    readings: Collection[Reading],
+    stages: Mapping[str, str],
+    directions: Collection[str],
+    reference: str,
+    seed: int,
+    n_boot: int,
 ) -> pl.DataFrame:
     """`CONTROL_SCHEMA` of the control arms in every reading; less than `MAX_NO_EFFECT` of the steered shift is none."""
     blocks = []
@@ -201,10 +208,8 @@ def _control_shifts(
         floor = MAX_NO_EFFECT * abs(float(np.nanmean(steered))) if np.isfinite(steered).any() else 0.0
         for arm in (arm for arm in reading.seeds if stages[arm] == CONTROL):
             cells = reading.of(arm, TARGET)[:, :, None]
-            directions = 1 if arm in OF_DIRECTIONS else None
-            blocks.append(
-                Controls([(arm, reading.name, TARGET)], cells, row_noise(cells), directions, floor=floor)
-            )
+            axis = 1 if arm in directions else None
+            blocks.append(Controls([(arm, reading.name, TARGET)], cells, row_noise(cells), axis, floor=floor))
     return judge_controls(blocks, seed=seed, n_boot=n_boot)
 
 

@@ -30,7 +30,9 @@ KNOWN_STAGES = {
     "random_direction": CONTROL,
     "base_text_sft": CONTROL,
 }
-OF_DIRECTIONS = ("random_direction",)  # arms whose seeds are random directions
+OF_DIRECTIONS = (
+    "random_direction",
+)  # arms whose seeds are random directions, where no configuration says so
 (
     NOT_FINITE,
     INCOHERENT,
@@ -54,6 +56,25 @@ OF_DIRECTIONS = ("random_direction",)  # arms whose seeds are random directions
     "costs coherence",
     "good",
 )
+
+
+def stage_of(config: Mapping[str, Any]) -> str:
+    """Stage of an arm by what it does, whatever its name: a student of random directions or of base's texts is a
+    control.
+
+    Args:
+        config: as it was stored (`HealArmSpec`).
+    """
+    if config["intervention"] != "train":
+        return STEERED if config["intervention"] == "steer" else PROMPTED
+    return CONTROL if learns_directions(config) or config["texts"] == "base" else HEALED
+
+
+def learns_directions(config: Mapping[str, Any]) -> bool:
+    """Whether an arm's seeds are random directions."""
+    return bool(
+        config["intervention"] == "train" and config["texts"] != "base" and config["direction"] == "random"
+    )
 
 
 def judge(row: Mapping[str, Any], steered: Interval | None) -> tuple[str, str]:

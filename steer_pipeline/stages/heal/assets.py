@@ -221,7 +221,7 @@ def heal_evaluation(
 
 
 @dg.asset(
-    code_version=made_of("5", "heal.evaluation", "heal.foundations", "heal.arms", "coherence.max_extra_nll"),
+    code_version=made_of("6", "heal.evaluation", "heal.foundations", "heal.arms", "coherence.max_extra_nll"),
     deps=[
         dg.AssetDep("heal_evaluation", partition_mapping=dg.SpecificPartitionsPartitionMapping(SHOWN_ARMS))
     ],
@@ -249,7 +249,7 @@ def heal_stage_table(
 
 
 @dg.asset(
-    code_version=made_of("4", "heal.evaluation", "heal.foundations", "heal.sweep", "coherence.max_extra_nll"),
+    code_version=made_of("5", "heal.evaluation", "heal.foundations", "heal.sweep", "coherence.max_extra_nll"),
     deps=[
         dg.AssetDep("heal_evaluation", partition_mapping=dg.SpecificPartitionsPartitionMapping(SWEEP_ARMS))
     ],
