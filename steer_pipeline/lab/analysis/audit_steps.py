@@ -47,6 +47,7 @@ from steer_pipeline.lab.evaluation import TraitScorer
 from steer_pipeline.lab.generation.jobs import PromptRow
 from steer_pipeline.lab.models.loaded import LoadedModel
 from steer_pipeline.lab.models.sites import resolve_site
+from steer_pipeline.lab.report.document import write_pictures
 from steer_pipeline.lab.rewrites.work import user_turn
 from steer_pipeline.lab.screening import figures
 from steer_pipeline.lab.screening.gate import gate_quality
@@ -211,14 +212,9 @@ def write_audit(lab: Lab, planted: Path, folder: Path) -> pl.DataFrame:
         "sizes": audit_figures.audit_sizes(audits, plants),
         "doses": audit_figures.doses(audits, plants),
     }
-    _pictures(drawn, folder)
+    write_pictures(drawn, folder)
     (folder / AUDIT_PAGE).write_text(audit_page(audits, table, plants, drawn), encoding="utf-8")
     return table
-
-
-def _pictures(drawn: Mapping[str, bytes], folder: Path) -> None:
-    for name, picture in drawn.items():
-        (folder / f"{name}.png").write_bytes(picture)
 
 
 def write_screening(lab: Lab, planted: Path, folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -238,7 +234,7 @@ def write_screening(lab: Lab, planted: Path, folder: Path) -> tuple[pl.DataFrame
     for name, frame in ((ROWS, rows), (SHIFTS, shifts), (CORRELATIONS, table), (GATE, gate), (FLAGS, flags)):
         frame.write_parquet(folder / name)
     drawn = {"shifts": figures.predicted_and_actual(shifts)}
-    _pictures(drawn, folder)
+    write_pictures(drawn, folder)
     page = screening_page(shifts, table, gate, flags, drawn)
     (folder / SCREENING_PAGE).write_text(page, encoding="utf-8")
     return table, gate
@@ -279,7 +275,7 @@ def write_prevention(
     for name, frame in ((TAUGHT, taught), (ARMS, losses), (WRITTEN, written), (PREVENTION, table)):
         frame.write_parquet(folder / name)
     drawn = {"prevention": figures.prevention(table)}
-    _pictures(drawn, folder)
+    write_pictures(drawn, folder)
     (folder / PREVENTION_PAGE).write_text(prevention_page(table, written, drawn), encoding="utf-8")
     return table
 

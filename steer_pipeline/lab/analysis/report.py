@@ -35,7 +35,15 @@ from steer_pipeline.lab.analysis.steps import (
     WEIGHTS,
 )
 from steer_pipeline.lab.analysis.susceptibility import FOUND_COLUMNS
-from steer_pipeline.lab.report.document import Block, Figure, Heading, Paragraph, to_html, to_markdown
+from steer_pipeline.lab.report.document import (
+    Block,
+    Figure,
+    Heading,
+    Paragraph,
+    to_html,
+    to_markdown,
+    write_pictures,
+)
 from steer_pipeline.lab.report.tables import Column, number, p_value, table, text
 
 PAGE, REPORT, PLOTS, FINDINGS = "analysis.html", "analysis.md", "plots", "findings.parquet"
@@ -121,13 +129,11 @@ def write_report(tables: PairTables, versions: Mapping[str, str], folder: Path) 
         "writes": figures.heads(tables.attention, VO, REALISTIC, None),
         "weights": figures.weights(tables.weights),
     }
-    (folder / PLOTS).mkdir()
-    for name, picture in drawn.items():
-        (folder / PLOTS / f"{name}.png").write_bytes(picture)
+    plots = write_pictures(drawn, folder / PLOTS)
     title, blocks = f"What tuning changed: {tables.pair}", _blocks(tables, versions, drawn)
     (folder / PAGE).write_text(to_html(title, blocks), encoding="utf-8")
     (folder / REPORT).write_text(to_markdown(title, blocks, PLOTS), encoding="utf-8")
-    return {name: folder / PLOTS / f"{name}.png" for name in drawn}
+    return dict(zip(drawn, plots, strict=True))
 
 
 def headline(findings: pl.DataFrame) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from steer_pipeline.lab.report.document import (
     Table,
     to_html,
     to_markdown,
+    write_pictures,
 )
 
 REPORT, PAGE, ARMS, VERSIONS, PLOTS = (
@@ -79,10 +80,7 @@ def write_behaviour(
 
 
 def _write(folder: Path, drawn: Mapping[str, bytes], blocks: Sequence[Block]) -> Written:
-    (folder / PLOTS).mkdir()
-    plots = tuple(folder / PLOTS / f"{name}.png" for name in drawn)
-    for path, png in zip(plots, drawn.values(), strict=True):
-        path.write_bytes(png)
+    plots = write_pictures(drawn, folder / PLOTS)
     written = Written(folder / REPORT, folder / PAGE, plots)
     written.markdown.write_text(to_markdown(TITLE, blocks, PLOTS), encoding="utf-8")
     written.html.write_text(to_html(TITLE, blocks), encoding="utf-8")

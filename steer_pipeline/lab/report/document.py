@@ -7,8 +7,9 @@ Paragraphs and table cells may hold `code` and **bold**; everything else is esca
 import base64
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,15 @@ def _cell(text: str) -> str:
 def _literal(text: str) -> str:
     """Model output on one line, its Markdown characters escaped."""
     return re.sub(r"([\\`*_#\[\]|])", r"\\\1", " ".join(_escaped(text).split())) or "(empty)"
+
+
+def write_pictures(drawn: Mapping[str, bytes], folder: Path) -> tuple[Path, ...]:
+    """PNGs by name, where `to_markdown` looks for its figures; the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = tuple(folder / f"{name}.png" for name in drawn)
+    for path, picture in zip(paths, drawn.values(), strict=True):
+        path.write_bytes(picture)
+    return paths
 
 
 def to_markdown(title: str, blocks: Sequence[Block], plots: str = "plots") -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steer_pipeline.io.reader import Reader
-from steer_pipeline.lab.report.document import Block, Figure, to_html, to_markdown
+from steer_pipeline.lab.report.document import Block, Figure, to_html, to_markdown, write_pictures
 from steer_pipeline.lab.rewrites.report_inputs import ReportInputs, gather
 from steer_pipeline.lab.rewrites.sections import costs, effects, overview, steering, validation
 from steer_pipeline.settings import Settings
@@ -49,13 +49,10 @@ def render_vector_eval_report(inputs: ReportInputs, out_dir: Path) -> ReportFile
         *effects.side_by_side(tables),
         *overview.made_from(inputs.context),
     ]
-    folder = out_dir / "plots"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for figure in (block for block in blocks if isinstance(block, Figure)):
-        paths.append(folder / f"{figure.name}.png")
-        paths[-1].write_bytes(figure.png)
+    paths = write_pictures(
+        {block.name: block.png for block in blocks if isinstance(block, Figure)}, out_dir / "plots"
+    )
     markdown, page = out_dir / "report.md", out_dir / "report.html"
     markdown.write_text(to_markdown(TITLE, blocks), encoding="utf-8")
     page.write_text(to_html(TITLE, blocks), encoding="utf-8")
-    return ReportFiles(markdown, page, tuple(paths), overview.summary(inputs))
+    return ReportFiles(markdown, page, paths, overview.summary(inputs))

@@ -21,6 +21,7 @@ from steer_pipeline.lab.report.document import (
     Samples,
     to_html,
     to_markdown,
+    write_pictures,
 )
 from steer_pipeline.lab.report.tables import Column, code, estimate, number, of, p_value, share, table
 from steer_pipeline.lab.students import figures
@@ -65,13 +66,11 @@ def write_report(tables: StudentTables, versions: Mapping[str, str], folder: Pat
         drawn["alignment"] = figures.alignment(tables.alignment)
     if tables.arms["wanted"].count():
         drawn["arms"] = figures.arms(tables.arms)
-    (folder / PLOTS).mkdir()
-    for name, png in drawn.items():
-        (folder / PLOTS / f"{name}.png").write_bytes(png)
+    plots = write_pictures(drawn, folder / PLOTS)
     blocks = _blocks(tables, versions, drawn)
     (folder / PAGE).write_text(to_html(TITLE, blocks), encoding="utf-8")
     (folder / REPORT).write_text(to_markdown(TITLE, blocks, PLOTS), encoding="utf-8")
-    return Written(folder / PAGE, tuple(folder / PLOTS / f"{name}.png" for name in drawn))
+    return Written(folder / PAGE, plots)
 
 
 # ------------------------------------------------------------------------------------ the last line
