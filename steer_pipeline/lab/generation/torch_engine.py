@@ -689,16 +689,20 @@ def _prefill(decoder: _Decoder, jobs: list[Job]) -> tuple[_Cohort, Tensor]:
     return _Cohort(lanes, prefixes, history, decoder), logits
 
 
-def _prefill_chunk(decoder: _Decoder, lanes: list[_Lane], length: int) -> _Chunk:
-    blocks, device = decoder.blocks, decoder.device
-    numbers: dict[tuple[str, tuple[int, ...]], int] = {}  # a row's distinct prompts
-    stream_of_lane = np.array(
-        [numbers.setdefault((lane.row_id, tuple(lane.prompt)), len(numbers)) for lane in lanes]
-    )
+def _distinct_prompts(lanes: list[_Lane], length: int) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Rows' distinct prompts: token ids [s, length], zeros behind, and lengths [s]; which one each lane has [n]."""
+    numbers: dict[tuple[str, tuple[int, ...]], int] = {}
+    of_lane = [numbers.setdefault((lane.row_id, tuple(lane.prompt)), len(numbers)) for lane in lanes]
     ids = torch.zeros(len(numbers), length, dtype=torch.int64)
     for (_, prompt), i in numbers.items():
         ids[i, : len(prompt)] = torch.tensor(prompt)
-    lengths = torch.tensor([len(prompt) for _, prompt in numbers], device=device)  # [s]
+    return ids, torch.tensor([len(prompt) for _, prompt in numbers]), np.array(of_lane)
+
+
+def _prefill_chunk(decoder: _Decoder, lanes: list[_Lane], length: int) -> _Chunk:
+    blocks, device = decoder.blocks, decoder.device
+    ids, of_prompts, stream_of_lane = _distinct_prompts(lanes, length)
+    lengths = of_prompts.to(device)  # [s]
     plans = np.array([lane.plan for lane in lanes])
     positions = torch.arange(length, device=device)[None]
 
